@@ -1,0 +1,181 @@
+"""Every setting of TinyLittleGPT, once. Edit the values here, or give any of them as a flag for one run.
+
+A field `n_layer` is the flag `--n-layer` of every script that uses it, and the comment behind it is that flag's help.
+`CHAR` holds the settings of the character pipeline (train.py, generate.py), `BPE` those of the byte-pair pipeline
+(trainv2.py, generatev2.py): the same fields, a few other values. Relative paths on the command line count from where
+you stand; the defaults lie in the project, wherever you run from.
+
+The second half of the file is how a script takes settings from its command line and how it reports what goes wrong.
+Nothing here imports torch, so `--help` answers at once.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+DATA = ROOT / "data"
+
+
+@dataclass(frozen=True)
+class Settings:
+    # --- files -------------------------------------------------------------------------------------------------------
+    parquet_dir: Path = DATA / "parquet"  # folder of parquet files: ingestion writes it, extraction reads it
+    corpus: Path = DATA / "corpus.txt"  # the text to learn from, documents separated by a line <|endoftext|>
+    tokenizer_file: Path = DATA / "tokenizer_char.json"  # a file of the tokenizers library
+    train_file: Path = DATA / "train.bin"  # token ids to train on, uint16
+    val_file: Path = DATA / "val.bin"  # token ids to validate on, uint16
+    checkpoint_dir: Path = ROOT / "checkpoints" / "char"  # folder of step_*.pt and log.jsonl; a run resumes from here
+    model_file: Path = ROOT / "gpt_model.pt"  # the trained model, all that generation needs
+
+    # --- data --------------------------------------------------------------------------------------------------------
+    val_fraction: float = 0.1  # share of the documents kept for validation, 0 to 1
+    vocab_size: int = 4096  # number of BPE ids; more ids mean fewer tokens, but a larger model
+    tokenizer_megabytes: float = 100.0  # BPE merges are learned from a sample of at most this much text, in MB
+
+    # --- model -------------------------------------------------------------------------------------------------------
+    block_size: int = 128  # tokens the model sees at once; try 256 with more time
+    n_layer: int = 4  # transformer blocks; 6 to 12 on a GPU
+    n_head: int = 4  # attention heads in each block; n_embd / n_head is even, usually 32 to 128
+    n_embd: int = 128  # width of the residual stream, in channels; 384 to 768 on a GPU
+    dropout: float = 0.0  # share of activations dropped in training; 0.1 to 0.2 when the model sees its data many times
+    tie_embeddings: bool = False  # use one matrix for the token embedding and the head: fewer parameters
+
+    # --- training ----------------------------------------------------------------------------------------------------
+    batch_size: int = 16  # sequences of block_size tokens in each step
+    max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end
+    minutes: float = 0.0  # length of the run in minutes instead: steps are timed, then their number is fixed
+    learning_rate: float = 3e-3  # the peak; a wider model or a smaller batch wants a lower one
+    warmup_steps: int = 50  # steps over which the learning rate climbs to its peak
+    decay_fraction: float = 0.6  # share of the run, at its end, over which the learning rate falls linearly to zero
+    weight_decay: float = 0.1  # AdamW's pull of the weight matrices towards zero
+    beta1: float = 0.9  # AdamW: memory of the mean gradient
+    beta2: float = 0.99  # AdamW: memory of the mean squared gradient; lower it for large batches
+    grad_clip: float = 1.0  # gradients are scaled down to at most this norm (0: off)
+    seed: int = 1337  # initial weights and order of the data; the same seed gives the same run on the same CPU
+    eval_every: int = 500  # steps between passes over the whole validation file
+    sample_tokens: int = 120  # tokens of generated text to print at each evaluation (0: none)
+    checkpoint_every: int = 250  # steps between checkpoints
+    keep_checkpoints: int = 3  # newest checkpoints to keep, at least 2
+    log_every: int = 50  # steps between lines of output
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes the fastest that is there
+    dtype: str = "auto"  # auto, float32 or bfloat16; auto takes bfloat16 where a short timing shows that it is faster
+
+    # --- generating --------------------------------------------------------------------------------------------------
+    tokens: int = 200  # tokens to generate
+    temperature: float = 0.8  # below 1: safer; above 1: wilder; 0: always the likeliest token
+    top_k: int = 50  # sample only from the k likeliest tokens (0: all)
+    top_p: float = 1.0  # sample only from the likeliest tokens that together reach this probability (1: all)
+    show: int = 5  # candidates to print at each step
+
+    # --- everywhere --------------------------------------------------------------------------------------------------
+    debug: bool = True  # show the work as it is done; --quiet turns it off
+
+
+CHAR = Settings()
+
+BPE = replace(
+    CHAR,
+    tokenizer_file=DATA / "tokenizer_bpe.json",
+    train_file=DATA / "train_bpe.bin",
+    val_file=DATA / "val_bpe.bin",
+    checkpoint_dir=ROOT / "checkpoints" / "bpe",
+)
+
+
+# === from the command line to settings, and from errors to plain sentences ============================================
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can put right: its text says what is wrong and the way out."""
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: Settings, names: str) -> None:
+    """Add a typed flag for each field in `names` (separated by spaces), its value in `settings` as the default."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.MULTILINE))
+    for field in fields(Settings):
+        if field.name not in names.split():
+            continue
+        default, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        text = comments[field.name].replace("%", "%%")
+        if field.name == "debug":
+            parser.add_argument("--quiet", dest="debug", action="store_false", default=default, help="show no work")
+        elif field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            shown = shown_path(default) if isinstance(default, Path) else default
+            parser.add_argument(
+                flag, type=field.type, default=default, metavar=flag[2:].upper(), help=f"{text} [{shown}]"
+            )
+
+
+def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None = None):
+    """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
+    args = parser.parse_args(argv)
+    own = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+    return replace(settings, **own), args
+
+
+TRAINING_FLAGS = """
+    train_file val_file tokenizer_file checkpoint_dir model_file block_size n_layer n_head n_embd dropout tie_embeddings
+    batch_size max_steps minutes learning_rate warmup_steps decay_fraction weight_decay beta1 beta2 grad_clip seed
+    eval_every sample_tokens checkpoint_every keep_checkpoints log_every device dtype debug"""
+
+
+def training_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
+    """The command line of train.py and trainv2.py. Here, so that both answer --help before they import torch."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is moved aside, not deleted")
+    add_flags(parser, settings, TRAINING_FLAGS)
+    return parse(parser, settings, argv)
+
+
+GENERATION_FLAGS = "tokens temperature top_k top_p seed show device debug"
+
+
+def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
+    """The command line of generate.py and generatev2.py. Here, so that both answer --help before they import torch."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default="", help="text to go on from; without one, the beginning of a document")
+    parser.add_argument(
+        "--model", dest="model_file", type=Path, default=settings.model_file, help="the model [gpt_model.pt]"
+    )
+    parser.add_argument("--readable", action="store_true", help="show tokens as text, not as the tokenizer's pieces")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
+    parser.add_argument("--stop-at-newline", action="store_true", help="stop before the first line end")
+    parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
+    add_flags(parser, settings, GENERATION_FLAGS)
+    return parse(parser, settings, argv)
+
+
+def shown_path(path: Path) -> str:
+    """The path as short as it can be shown: relative to where the user stands if it lies below, else whole."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's main(). A UserError becomes a line on stderr and exit code 1, Ctrl-C exit code 130."""
+    for stream in (sys.stdout, sys.stderr):  # one that is not UTF-8 must not stop a run at some character
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has left (`... | head`): nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:  # no permission, disk full, a folder where a file should be
+        print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+        code = 1
+    sys.exit(code)

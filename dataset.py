@@ -1,0 +1,297 @@
+"""What the steps hand to each other: the documents of a corpus file, their split, and token files.
+
+Corpus   UTF-8 text. A line of its own that is exactly <|endoftext|> separates two documents; a file without one is a
+         single document, so any text file works.
+Tokens   train.bin, val.bin: raw little-endian uint16 ids without a header, the end-of-text id after every document.
+         np.memmap("data/train.bin", dtype=np.uint16) opens one. Beside it lies train.bin.json, the sidecar: how many
+         tokens, documents and bytes, and which tokenizer made them.
+
+Every file is written under a temporary name and renamed when it is whole. This is the only place that knows the
+formats; it takes plain values and imports no script.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import UserError, shown_path
+
+END_OF_TEXT = "<|endoftext|>"
+MARKER = END_OF_TEXT.encode()
+SEPARATOR = b"\n" + MARKER + b"\n"
+CHUNK = 1 << 20  # bytes read at once
+
+FORMAT_VERSION = 1
+MAX_VOCAB_SIZE = 1 << 16  # what uint16 can count
+
+
+# --- files that are whole or not there ------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path: Path):
+    """Open a binary file that appears under `path` only when the block ends without an error.
+
+    It is written as `path`.tmp in the same folder, flushed to the disk, then renamed: a run that is killed, or a disk
+    that fills up, leaves the earlier file as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the bytes before the name: a rename can reach the disk first
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # and then the name itself; Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Yield the documents of a corpus file, one at a time, in order; empty ones are passed over.
+
+    Memory: about one chunk and the longest document. Raises UserError for a missing file and for bytes that are not
+    UTF-8, with their offset.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"There is no corpus {shown_path(path)}. Make one with scripts/extract_parquets_to_text.py, "
+            "or name any text file with --corpus."
+        )
+    with open(path, "rb") as file:
+        rest, offset = b"", 0  # what is read but not yet cut; where it starts in the file, in bytes
+        while True:
+            chunk = file.read(max(CHUNK, len(rest)))  # growing with a long document, so that it is scanned O(1) times
+            *complete, rest = (rest + chunk).split(SEPARATOR)
+            if not chunk:
+                complete, rest = [*complete, rest], b""
+            for document in complete:
+                text = _decode(document, path, offset)
+                offset += len(document) + len(SEPARATOR)
+                # A marker line at the very start or end of the file, or right behind another one, has no text before
+                # or after it, so the separator above does not match it.
+                text = text.removeprefix(END_OF_TEXT + "\n").removesuffix("\n" + END_OF_TEXT)
+                if text and text != END_OF_TEXT:
+                    yield text
+            if not chunk:
+                return
+
+
+def _decode(document: bytes, path: Path, offset: int) -> str:
+    try:
+        return document.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{shown_path(path)} is not UTF-8 at byte {offset + error.start:,} (0x{document[error.start]:02x}). "
+            "Convert it, for example with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def split_at_marker(text: str) -> list[str]:
+    """Cut a text at lines that are exactly <|endoftext|>: "a\\n<|endoftext|>\\nb" gives ["a", "b"]."""
+    if END_OF_TEXT not in text:
+        return [text]
+    documents: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if line == END_OF_TEXT:
+            documents.append([])
+        else:
+            documents[-1].append(line)
+    return ["\n".join(lines) for lines in documents]
+
+
+def write_documents(path: Path, documents: Iterable[str]) -> tuple[int, int]:
+    """Write documents to a corpus file. Returns (documents, bytes of the file).
+
+    Empty documents are left out, and one that holds a line <|endoftext|> becomes two. Refuses to write an empty file.
+    """
+    count = size = 0
+    with whole_file(path) as file:
+        for document in documents:
+            for part in filter(None, split_at_marker(document)):
+                size += file.write((SEPARATOR if count else b"") + part.encode())
+                count += 1
+        if not count:
+            raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")
+    return count, size
+
+
+def sample_documents(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[str]:
+    """Yield a random subset of a corpus: whole documents, in their order, the same ones for the same seed.
+
+    Give one of: megabytes (of 1,000,000 bytes, at most), documents (their number), fraction (of the documents, 0 to 1).
+    Two passes, constant memory: the first counts, the second takes each document with the probability (still wanted) /
+    (still to come), which is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2,
+    algorithm S), with bytes in place of documents where a size is asked for.
+    """
+    by_size = megabytes is not None
+    to_come = sum(len(text.encode()) if by_size else 1 for text in read_documents(path))
+    if by_size:
+        wanted = int(megabytes * 1e6)
+    else:
+        wanted = documents if documents is not None else round(fraction * to_come)
+    rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
+    for text in read_documents(path):
+        cost = len(text.encode()) if by_size else 1
+        if rng.random() * to_come < wanted and cost <= wanted:
+            wanted -= cost
+            yield text
+        to_come -= cost
+
+
+def split_documents(path: Path, val_fraction: float) -> Iterator[tuple[str, str]]:
+    """Yield ("train" or "val", text) for each document of a corpus.
+
+    A document's part follows from a hash of its text alone: it stays when the corpus grows or is shuffled, and the same
+    text is never in both parts. A corpus of one document is cut in two at int((1 - val_fraction) * characters), as
+    nanoGPT cuts tiny Shakespeare.
+    """
+    documents = read_documents(path)
+    first = list(itertools.islice(documents, 2))
+    if len(first) == 1:
+        cut = int((1 - val_fraction) * len(first[0]))
+        yield "train", first[0][:cut]
+        yield "val", first[0][cut:]
+        return
+    for text in itertools.chain(first, documents):
+        yield ("val" if hash_fraction(text) < val_fraction else "train"), text
+
+
+def hash_fraction(text: str) -> float:
+    """A number in [0, 1) that follows from the text alone and is evenly spread over texts."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
+
+
+# --- token files ------------------------------------------------------------------------------------------------------
+
+
+def sidecar(path: Path) -> Path:
+    """The description that lies beside a token file: data/train.bin.json for data/train.bin."""
+    return path.with_name(path.name + ".json")
+
+
+class TokenWriter:
+    """Write a token file and its sidecar, document by document.
+
+    `facts` goes into the sidecar as it is; vocab_size and end_of_text_id in it are used here. Use it in a `with` block:
+    both files appear when the block ends without an error, the sidecar last, so a token file without one is unfinished.
+    """
+
+    def __init__(self, path: Path, facts: dict):
+        if facts["vocab_size"] > MAX_VOCAB_SIZE:
+            raise UserError(
+                f"The vocabulary has {facts['vocab_size']:,} ids, and token files (uint16) hold {MAX_VOCAB_SIZE:,}. "
+                "Train a smaller tokenizer."
+            )
+        self.path, self.facts = Path(path), facts
+        self.tokens = self.documents = self.utf8_bytes = self.unknown_characters = 0
+        self.hash = hashlib.sha256()
+
+    def __enter__(self) -> "TokenWriter":
+        self.whole = whole_file(self.path)
+        self.file = self.whole.__enter__()
+        return self
+
+    def add(self, ids: np.ndarray, utf8_bytes: int, unknown_characters: int = 0) -> None:
+        """Append the ids (uint16) of one document, which came from so many bytes of text, and the end-of-text id."""
+        if len(ids) and int(ids.max()) >= self.facts["vocab_size"]:
+            raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.facts['vocab_size']}")
+        data = np.append(ids, self.facts["end_of_text_id"]).astype("<u2").tobytes()
+        self.file.write(data)
+        self.hash.update(data)
+        self.tokens += len(ids) + 1
+        self.documents += 1
+        self.utf8_bytes += utf8_bytes
+        self.unknown_characters += unknown_characters
+
+    def __exit__(self, *error) -> None:
+        if error[0] is None:
+            sidecar(self.path).unlink(missing_ok=True)  # it describes the file that is about to be replaced
+        self.whole.__exit__(*error)
+        if error[0] is None:
+            counts = {name: getattr(self, name) for name in ("tokens", "documents", "utf8_bytes", "unknown_characters")}
+            facts = {"format_version": FORMAT_VERSION, **self.facts, **counts, "sha256": self.hash.hexdigest()}
+            with whole_file(sidecar(self.path)) as file:
+                file.write(json.dumps(facts, indent=2).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """An opened token file: its ids, mapped and not read, and what its sidecar says."""
+
+    path: Path
+    tokens: np.ndarray  # uint16, read only
+    facts: dict
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Turns bits a token into bits a byte. End-of-text ids count as tokens and stand for no bytes."""
+        return self.facts["tokens"] / self.facts["utf8_bytes"]
+
+
+def open_tokens(path: Path) -> TokenFile:
+    """Open a token file after checking it against its sidecar. Raises UserError where they disagree or are missing."""
+    path = Path(path)
+    again = "Run scripts/prepare_dataset.py (characters) or scripts/prepare_dataset_bpe.py (BPE)"
+    if not path.is_file():
+        raise UserError(f"There is no token file {shown_path(path)}. {again}.")
+    try:
+        facts = json.loads(sidecar(path).read_text("utf-8"))
+        if facts["format_version"] != FORMAT_VERSION:
+            raise UserError(f"{shown_path(sidecar(path))} has format version {facts['format_version']}. {again} again.")
+        if missing := {"tokenizer_sha256", "vocab_size", "tokens", "documents", "utf8_bytes", "sha256"} - facts.keys():
+            raise KeyError(*missing)
+    except FileNotFoundError:
+        raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {again} again.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{shown_path(sidecar(path))} is damaged ({error!r}). {again} again.") from None
+    if path.stat().st_size != 2 * facts["tokens"]:
+        raise UserError(
+            f"{shown_path(path)} has {path.stat().st_size:,} bytes and should have {2 * facts['tokens']:,}, "
+            f"two for each of its {facts['tokens']:,} tokens. {again} again."
+        )
+    return TokenFile(path, np.memmap(path, dtype="<u2", mode="r"), facts)
+
+
+def draw_batch(
+    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the training batch of a step: random windows of the token file.
+
+    Returns (idx, targets), both (B, T) int64, targets being idx one token later. A pure function of (seed, step), so a
+    resumed run sees the very batches that it would have seen, with no state to save. Needs more than T tokens.
+    """
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - block_size, size=(batch_size, 1))
+    window = tokens[starts + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1), one indexing operation
+    return window[:, :-1], window[:, 1:]
+
+
+def blocks_in_order(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (idx, targets) batches that cover a file once in non-overlapping blocks: each token but the first is a
+    target exactly once. The last block is as short as what is left, in a batch of its own.
+    """
+    whole = (len(tokens) - 1) // block_size  # blocks of full length
+    for first in range(0, whole, batch_size):
+        start, end = first * block_size, min(first + batch_size, whole) * block_size
+        window = np.asarray(tokens[start : end + 1], dtype=np.int64)
+        yield window[:-1].reshape(-1, block_size), window[1:].reshape(-1, block_size)
+    if whole * block_size < len(tokens) - 1:
+        window = np.asarray(tokens[whole * block_size :], dtype=np.int64)
+        yield window[None, :-1], window[None, 1:]

@@ -1,0 +1,20 @@
+"""Let a BPE model write. All as in generate.py, which does the work; tokens are pieces of words instead of characters.
+
+    python generatev2.py --prompt "def " --readable
+    python generatev2.py --prompt "class " --stop-at-newline --quiet
+
+Reads   gpt_model.pt (trainv2.py)
+Writes  the text to stdout, everything else to stderr; with --output-file the text to a file as well
+
+Without --readable, tokens are shown as the tokenizer's file has them, a letter for each byte: "Ġdef" is " def".
+"""
+
+from config import BPE, generation_flags, run
+
+if __name__ == "__main__":
+    settings, args = generation_flags(BPE, __doc__)  # before generate, which imports torch
+
+from generate import main
+
+if __name__ == "__main__":
+    run(lambda: main(settings, args, kind="bpe"))

@@ -1,0 +1,1 @@
+"""The transformer and what belongs to a trained one. Reading order: layers, gpt, sampling, then the rest."""

@@ -1,0 +1,110 @@
+"""The whole model: token embedding, blocks, final norm, head. Shapes use the notation of layers.py.
+
+The shape is the one that Hugging Face calls Qwen3 (without grouped queries), so a trained model can leave for other
+tools without custom code; tests/test_model.py compares the two number by number.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import Block, KeyValueCache, RMSNorm, rotary_table
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. `architecture` holds the arguments it was made with, so that a file can rebuild it.
+
+    n_embd must be a multiple of n_head, with an even quotient (rotary positions turn pairs of channels).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int,
+        n_layer: int,
+        n_head: int,
+        n_embd: int,
+        dropout: float = 0.0,
+        tie_embeddings: bool = False,
+    ):
+        if n_embd % n_head or (n_embd // n_head) % 2:
+            raise ValueError(f"n_embd / n_head must be an even whole number, and {n_embd} / {n_head} is not.")
+        super().__init__()
+        self.architecture = {
+            "vocab_size": vocab_size,
+            "block_size": block_size,
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "dropout": dropout,
+            "tie_embeddings": tie_embeddings,
+        }
+        self.vocab_size, self.block_size = vocab_size, block_size
+        self.embedding = nn.Embedding(vocab_size, n_embd)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
+        self.norm = RMSNorm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        if tie_embeddings:
+            self.head.weight = self.embedding.weight
+        cos, sin = rotary_table(block_size, n_embd // n_head)
+        self.register_buffer("cos", cos, persistent=False)  # (block_size, D), computed anew instead of saved
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw the initial weights from torch's generator.
+
+        Output projections start at zero, so every block starts as the identity. The head starts small: its logits,
+        whose deviation is 0.05 after a norm that makes each channel about 1, say next to nothing, and the loss of an
+        untrained model is ln(vocab_size). A tied head is the embedding, which meets itself in the logit of its own
+        token; at the deviation 1 / n_embd that logit is 1, little against all the others together.
+        """
+        n_embd, tied = self.architecture["n_embd"], self.architecture["tie_embeddings"]
+        for block in self.blocks:
+            for weight in (block.attention.qkv.weight, block.mlp.gate_up.weight):
+                nn.init.normal_(weight, std=n_embd**-0.5)  # keeps the scale of its input
+            nn.init.zeros_(block.attention.output.weight)
+            nn.init.zeros_(block.mlp.down.weight)
+        nn.init.normal_(self.embedding.weight, std=1 / n_embd if tied else 1.0)
+        if not tied:
+            nn.init.normal_(self.head.weight, std=0.05 * n_embd**-0.5)
+
+    def forward(self, idx: Tensor, cache: KeyValueCache | None = None, weights: list | None = None) -> Tensor:
+        """Logits (B, T, vocab_size) of the token after each of idx (B, T).
+
+        With a cache, idx continues the tokens that it holds, and it takes them up. Given a list as `weights`, every
+        layer appends its attention weights (B, H, T, S) to it.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + idx.size(1)
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit a block of {self.block_size}.")
+        cos, sin = self.cos[start:end], self.sin[start:end]
+        x = self.embedding(idx)  # (B, T, C)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, cache, layer, weights)
+        if cache is not None:
+            cache.length = end
+        return self.head(self.norm(x))  # (B, T, vocab_size)
+
+    def new_cache(self, batch: int = 1) -> KeyValueCache:
+        """An empty cache for `batch` sequences, on the model's device and in its precision."""
+        a = self.architecture
+        head_size = a["n_embd"] // a["n_head"]
+        return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, self.head.weight)
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Number of weights in each part, in the order a token meets them. A tied head counts as none of its own."""
+        blocks = list(self.blocks)
+        tied = self.head.weight is self.embedding.weight
+
+        def count(*modules: nn.Module) -> int:
+            return sum(p.numel() for module in modules for p in module.parameters())
+
+        return {
+            "embedding": count(self.embedding),
+            "attention": count(*(b.attention for b in blocks)),
+            "mlp": count(*(b.mlp for b in blocks)),
+            "norms": count(self.norm, *(b.attention_norm for b in blocks), *(b.mlp_norm for b in blocks)),
+            "head": 0 if tied else count(self.head),
+        }

@@ -1,0 +1,166 @@
+"""The parts of a transformer block: RMSNorm, rotary positions, causal self-attention, SwiGLU.
+
+Notation, here and in gpt.py:
+    B  sequences in a batch          C  channels of the residual stream, n_embd
+    T  tokens fed in this call       H  attention heads, n_head
+    S  tokens attended to, S >= T    D  head size, C / H
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10_000.0
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to a root mean square of 1, then each channel by a learned weight.
+
+    y = x / sqrt(mean(x^2) + eps) * weight, Zhang and Sennrich 2019 (arXiv:1910.07467). Computed in fp32: the mean of
+    squares needs the precision that bf16 lacks. (..., C) -> (..., C)
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
+
+
+def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle position * base^(-2i / D), for each position and pair of channels i.
+
+    Su et al. 2021, RoFormer (arXiv:2104.09864), section 3.4. Returns two (length, D) fp32 tensors; the D / 2 angles
+    stand twice, because channel i is paired with channel i + D / 2.
+    """
+    frequency = ROTARY_BASE ** (-torch.arange(0, head_size, 2).float() / head_size)  # (D / 2)
+    angle = torch.arange(length).float()[:, None] * frequency  # (length, D / 2)
+    angle = torch.cat([angle, angle], dim=-1)  # (length, D)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels (i, i + D / 2) by its position's angle. x (B, H, T, D); cos, sin (T, D).
+
+    The dot product of a query and a key turned like this depends on their distance, not on where they are.
+    """
+    half = x.size(-1) // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return (x * cos + turned * sin).type_as(x)
+
+
+class KeyValueCache:
+    """The keys and values of all tokens seen so far, so that the next token needs only its own.
+
+    One tensor for all layers, allocated once: (n_layer, 2, B, H, block_size, D).
+    """
+
+    def __init__(self, n_layer: int, batch: int, n_head: int, block_size: int, head_size: int, like: Tensor):
+        self.store = like.new_empty(n_layer, 2, batch, n_head, block_size, head_size)
+        self.length = 0  # tokens held; GPT.forward moves it on when all layers have written theirs
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B, H, T, D) of new tokens. Returns those of all tokens so far, (B, H, S, D)."""
+        end = self.length + key.size(2)
+        keys, values = self.store[layer]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def causal_mask(T: int, S: int, device) -> Tensor:
+    """(T, S), True where the token may look: the T last of S positions, each at itself and at what came before."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """How much each token takes from each earlier one: softmax(Q K^T / sqrt(D)), rows summing to 1.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), equation 1. query (B, H, T, D), key (B, H, S, D) -> (B, H, T, S)
+    """
+    T, S, D = query.size(2), key.size(2), query.size(3)
+    scores = query @ key.transpose(2, 3) / D**0.5  # (B, H, T, S)
+    scores = scores.masked_fill(~causal_mask(T, S, query.device), float("-inf"))
+    return scores.float().softmax(dim=-1).type_as(query)
+
+
+class Attention(nn.Module):
+    """Causal self-attention: every token gathers from itself and the tokens before it. (B, T, C) -> (B, T, C)
+
+    Queries and keys are RMS-normalised in each head before they are turned (QK-norm, Henry et al. 2020,
+    arXiv:2010.04245): their dot products stay bounded, and training stands higher learning rates.
+    """
+
+    def __init__(self, n_embd: int, n_head: int, dropout: float):
+        super().__init__()
+        self.n_head, self.dropout = n_head, dropout
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)  # query, key and value in one product
+        self.query_norm = RMSNorm(n_embd // n_head)
+        self.key_norm = RMSNorm(n_embd // n_head)
+        self.output = nn.Linear(n_embd, n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache=None, layer=0, weights: list | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+            for part in self.qkv(x).split(C, dim=2)
+        )
+        q = rotate(self.query_norm(q), cos, sin)
+        k = rotate(self.key_norm(k), cos, sin)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # (B, H, S, D)
+        S = k.size(2)
+
+        if weights is not None:  # the explicit path, to look inside
+            weights.append(attention_weights(q, k))
+            y = weights[-1] @ v  # (B, H, T, D)
+        else:  # the same arithmetic in one fused kernel, which never holds all the weights
+            mask = causal_mask(T, S, x.device) if 1 < T < S else None
+            p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=T == S)
+        return self.output(y.transpose(1, 2).reshape(B, T, C))
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward part: W_down (silu(W_gate x) * (W_up x)). (B, T, C) -> (B, T, C)
+
+    Shazeer 2020, GLU Variants Improve Transformer (arXiv:2002.05202), equation 6.
+    """
+
+    def __init__(self, n_embd: int):
+        super().__init__()
+        hidden = mlp_size(n_embd)
+        self.gate_up = nn.Linear(n_embd, 2 * hidden, bias=False)  # both in one product
+        self.down = nn.Linear(hidden, n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, hidden) each
+        return self.down(F.silu(gate) * up)
+
+
+def mlp_size(n_embd: int) -> int:
+    """Hidden width of SwiGLU: 8/3 of n_embd, so that its three matrices hold as many weights as the two of a classic
+    MLP of four times n_embd; rounded up to a multiple of 32, which matrix kernels like."""
+    return -(-8 * n_embd // 3 // 32) * 32
+
+
+class Block(nn.Module):
+    """One transformer block, pre-norm: the residual stream x flows through, and each part adds to it.
+
+    x ──┬── norm ── attention ── + ──┬── norm ── SwiGLU ── + ── x
+        └────────────────────────┘   └──────────────────┘
+    """
+
+    def __init__(self, n_embd: int, n_head: int, dropout: float):
+        super().__init__()
+        self.attention_norm = RMSNorm(n_embd)
+        self.attention = Attention(n_embd, n_head, dropout)
+        self.mlp_norm = RMSNorm(n_embd)
+        self.mlp = SwiGLU(n_embd)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache=None, layer=0, weights=None) -> Tensor:
+        x = x + self.drop(self.attention(self.attention_norm(x), cos, sin, cache, layer, weights))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))

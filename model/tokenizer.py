@@ -1,0 +1,182 @@
+"""Text to token ids and back, for both kinds of tokenizer, from one file of the `tokenizers` library.
+
+A character tokenizer gives every character an id of its own. A BPE tokenizer works on bytes: it starts from the 256
+bytes and merges the commonest neighbours into longer pieces, so it can write any text. Which kind a file holds stands
+in the file itself (its model is called WordLevel or BPE).
+
+    >>> tokenizer.encode("hi\\n")          # characters: three ids
+    array([75, 76, 2], dtype=uint16)
+    >>> tokenizer.decode([75, 76, 2])
+    'hi\\n'
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from config import UserError, shown_path
+from dataset import END_OF_TEXT, MAX_VOCAB_SIZE, whole_file
+
+UNKNOWN = "<|unk|>"
+KINDS = {"WordLevel": "char", "BPE": "bpe"}  # how the file's model is called -> what we call it
+
+
+class Tokenizer:
+    """A tokenizer read from its JSON text. Raises UserError for one that this project cannot use.
+
+    kind "char" or "bpe"; sha256 of the JSON text; vocab_size; end_of_text_id; unknown_id (None for BPE, which knows
+    every byte).
+    """
+
+    def __init__(self, json_text: str, name: str = "the tokenizer"):
+        try:
+            self.library = tokenizers.Tokenizer.from_str(json_text)
+            self.kind = KINDS[json.loads(json_text)["model"]["type"]]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library's Rust code panics on some files, which is no Exception
+            raise UserError(f"{name} is not a tokenizer of this project: {error!r}"[:300]) from None
+        # Text that reads <|endoftext|> is text. The library does not save this setting, so it has its place here.
+        self.library.encode_special_tokens = True
+        self.json_text = json_text
+        self.sha256 = hashlib.sha256(json_text.encode()).hexdigest()
+        self.vocab_size = self.library.get_vocab_size()
+        self.end_of_text_id = self.library.token_to_id(END_OF_TEXT)
+        self.unknown_id = self.library.token_to_id(UNKNOWN) if self.kind == "char" else None
+        if self.end_of_text_id is None or (self.kind == "char" and self.unknown_id is None):
+            raise UserError(f"{name} lacks the special token {END_OF_TEXT} or {UNKNOWN}. Train it again.")
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise UserError(f"{name} has {self.vocab_size:,} ids, more than uint16 can hold. Train a smaller one.")
+        if self.kind == "char":
+            self.character_to_id = character_table(self.library.get_vocab(), self.unknown_id)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, (tokens,) uint16. Special tokens never come out of text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text. For BPE, the library spreads a batch over the cores."""
+        if self.kind == "bpe":
+            return [np.array(e.ids, np.uint16) for e in self.library.encode_batch_fast(texts, add_special_tokens=False)]
+        return [self.character_to_id[code_points(text)] for text in texts]
+
+    def unknown(self, text: str, ids: np.ndarray) -> list[str]:
+        """The characters of a text that became <|unk|>, in order; empty for BPE."""
+        return [text[i] for i in np.flatnonzero(ids == self.unknown_id)] if self.kind == "char" else []
+
+    def decode(self, ids) -> str:
+        """The text of ids, special tokens written out. Bytes that are not UTF-8 (half a character) become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def piece(self, token: int) -> str:
+        """A token as the tokenizer's file writes it: for BPE, bytes stand as visible letters ("Ġdef" for " def")."""
+        return self.library.id_to_token(int(token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of text that a token stands for. A BPE token can hold half a character."""
+        piece = self.piece(token)
+        if self.kind == "char" or token == self.end_of_text_id:
+            return piece.encode()
+        return bytes(LETTER_TO_BYTE[letter] for letter in piece)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer file. Raises UserError where it is missing, unreadable, or not of this project."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"There is no tokenizer {shown_path(path)}. Train one with scripts/train_tokenizer_character_level.py "
+            "or scripts/train_tokenizer_bpe.py."
+        )
+    try:
+        return Tokenizer(path.read_bytes().decode("utf-8"), shown_path(path))
+    except UnicodeDecodeError:
+        raise UserError(f"{shown_path(path)} is not a tokenizer file: it is not UTF-8.") from None
+
+
+def save_tokenizer(library: tokenizers.Tokenizer, path: Path) -> None:
+    """Write a tokenizer of the library to its JSON file."""
+    with whole_file(path) as file:
+        file.write(library.to_str(pretty=True).encode())
+
+
+# --- making one -------------------------------------------------------------------------------------------------------
+
+
+def make_character_tokenizer(characters: Iterable[str]) -> tokenizers.Tokenizer:
+    """A tokenizer that gives each of the characters an id, in the order of their Unicode numbers, after the special ids
+    0 (<|endoftext|>) and 1 (<|unk|>): "ab" gives {"<|endoftext|>": 0, "<|unk|>": 1, "a": 2, "b": 3}.
+    """
+    vocab = {token: i for i, token in enumerate([END_OF_TEXT, UNKNOWN, *sorted(set(characters))])}
+    library = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
+    library.add_special_tokens([END_OF_TEXT, UNKNOWN])
+    library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")  # every character is a word
+    library.decoder = decoders.Fuse()  # and words follow each other without a space
+    return library
+
+
+def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
+    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and a merge each.
+
+    Byte-level BPE as in GPT-2 (Radford et al. 2019; Sennrich et al. 2015, arXiv:1508.07909): a pattern first cuts the
+    text into words, numbers, punctuation and white space, and merges stay within these. A little text has fewer merges
+    to offer, and the vocabulary stays smaller.
+    """
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # a space of its own would change code
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte has an id, seen in training or not
+        show_progress=progress,
+    )
+    library.train_from_iterator(documents, trainer)
+    return library
+
+
+def check_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:
+    """Encode and decode each text and compare. Returns (tokens, UTF-8 bytes); raises UserError where they differ."""
+    tokens = utf8_bytes = 0
+    for text in texts:
+        ids = tokenizer.encode(text)
+        if tokenizer.decode(ids) != text:
+            raise UserError(f"The tokenizer does not give back the text that begins {text[:60]!r}. Train it again.")
+        tokens, utf8_bytes = tokens + len(ids), utf8_bytes + len(text.encode())
+    return tokens, utf8_bytes
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def code_points(text: str) -> np.ndarray:
+    """The Unicode numbers of a text's characters, (characters,) uint32."""
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
+def character_table(vocab: dict[str, int], unknown_id: int) -> np.ndarray:
+    """(1,114,112,) uint16: the id of every character that Unicode can name, so that encoding is one look-up."""
+    table = np.full(0x110000, unknown_id, np.uint16)
+    for character, token in vocab.items():
+        if len(character) == 1:  # the special tokens are longer and never match a character
+            table[ord(character)] = token
+    return table
+
+
+def byte_letters() -> dict[int, str]:
+    """The letter that byte-level BPE writes for each byte, so that its file is readable text (as GPT-2 does).
+
+    Bytes that print as one Latin-1 character stand for themselves; the other 68, white space and control characters
+    among them, take the letters from U+0100 on, in order: a space is "Ġ", a newline "Ċ".
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+LETTER_TO_BYTE = {letter: byte for byte, letter in byte_letters().items()}

@@ -1,0 +1,60 @@
+"""Step 3: a smaller corpus, for a first training or a slow machine.
+
+    python scripts/sample_corpus_subset.py --megabytes 20
+    python scripts/sample_corpus_subset.py --fraction 0.1 --seed 7
+
+Reads   data/corpus.txt, twice: it counts, then takes
+Writes  data/corpus_sample.txt: whole documents, never pieces of one, in their order; the same seed gives the same file
+Next    python scripts/train_tokenizer_character_level.py --corpus data/corpus_sample.txt
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from config import CHAR, DATA, UserError, add_flags, parse, run, shown_path
+from dataset import sample_documents, write_documents
+from model.insight import visible
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--megabytes", type=float, help="take at most this much text, in MB")
+    size.add_argument("--documents", type=int, help="take so many documents")
+    size.add_argument("--fraction", type=float, help="take this share of the documents, 0 to 1")
+    parser.add_argument("--output", type=Path, default=DATA / "corpus_sample.txt", help="file to write")
+    add_flags(parser, CHAR, "corpus seed debug")
+    settings, args = parse(parser, CHAR)
+
+    wanted = {name: getattr(args, name) for name in ("megabytes", "documents", "fraction")}
+    if any(value is not None and value <= 0 for value in wanted.values()) or (args.fraction or 0) > 1:
+        raise UserError("The size of a sample must be above 0, and a --fraction at most 1.")
+    if args.output.resolve() == settings.corpus.resolve():
+        raise UserError("The sample would replace the corpus that it is taken from. Name another --output.")
+
+    def shown() -> Iterator[str]:
+        documents = sample_documents(settings.corpus, settings.seed, **wanted)
+        for i, text in enumerate(tqdm(documents, desc="taken", unit=" documents", delay=2)):
+            if settings.debug and i < 3:
+                print(f"  takes a document of {len(text):,} characters: {visible(text[:70])}")
+            yield text
+
+    start = time.perf_counter()
+    count, written = write_documents(args.output, shown())
+    seconds, whole = time.perf_counter() - start, settings.corpus.stat().st_size
+    print(
+        f"{count:,} documents, {written / 1e6:.1f} of {whole / 1e6:.1f} MB, in {shown_path(args.output)} "
+        f"({whole / 1e6 / seconds:.0f} MB/s)"
+    )
+    print(f"Next: python scripts/train_tokenizer_character_level.py --corpus {shown_path(args.output)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,19 @@
+"""Train a GPT on byte-pair tokens. All as in train.py, which holds the loop: only the settings (config.BPE) differ.
+
+    python trainv2.py
+    python trainv2.py --minutes 10
+
+Reads   data/train_bpe.bin, data/val_bpe.bin (scripts/prepare_dataset_bpe.py) and data/tokenizer_bpe.json
+Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs, gpt_model.pt at the end
+Next    python generatev2.py --prompt "def "
+"""
+
+from config import BPE, run, training_flags
+
+if __name__ == "__main__":
+    settings, args = training_flags(BPE, __doc__)  # before train, which imports torch
+
+from train import main
+
+if __name__ == "__main__":
+    run(lambda: main(settings, args.fresh, kind="bpe"))
