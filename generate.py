@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 import statistics
 import sys
-from functools import partial
 
 from dataset import whole_file
 from model import insight
@@ -30,7 +29,10 @@ from model.device import pick_device
 from model.sampling import Step, generate, read
 from model.tokenizer import Tokenizer
 
-say = partial(print, file=sys.stderr)  # stdout is for the text alone
+
+def say(line: str) -> None:
+    """Print to stderr: stdout is for the text alone."""
+    print(line, file=sys.stderr)
 
 
 def check_settings(settings: Settings) -> None:

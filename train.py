@@ -41,20 +41,10 @@ from model.sampling import generate, read
 from model.tokenizer import Tokenizer, load_tokenizer
 
 # A run that is resumed must be the run that was started. Of these settings the result depends, so they must not change:
-ARCHITECTURE = ["block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_embeddings"]
-RECIPE = [
-    "batch_size",
-    "learning_rate",
-    "warmup_steps",
-    "decay_fraction",
-    "weight_decay",
-    "beta1",
-    "beta2",
-    "grad_clip",
-]
-FIXED = [*ARCHITECTURE, *RECIPE, "seed"]
+ARCHITECTURE = "block_size n_layer n_head n_embd dropout tie_embeddings".split()
+RECIPE = "batch_size learning_rate warmup_steps decay_fraction weight_decay beta1 beta2 grad_clip seed".split()
 # These may, and a change is named:
-FREE = ["max_steps", "minutes", "eval_every", "sample_tokens", "checkpoint_every", "keep_checkpoints", "log_every"]
+FREE = "max_steps minutes eval_every sample_tokens checkpoint_every keep_checkpoints log_every".split()
 
 
 class Stopped(Exception):
@@ -177,14 +167,14 @@ def check_settings(settings: Settings) -> None:
 
 def plain(settings: Settings) -> dict:
     """The settings that a checkpoint records, as plain values."""
-    return {name: value for name, value in asdict(settings).items() if name in FIXED + FREE}
+    return {name: value for name, value in asdict(settings).items() if name in ARCHITECTURE + RECIPE + FREE}
 
 
 def compare(saved: dict, settings: Settings, sources: dict) -> None:
     """Refuse to go on with a run whose settings or data have changed; name the changes that do no harm."""
     then, now = saved["settings"], plain(settings)
-    changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in FIXED + FREE if then[name] != now[name]}
-    harmful = [changed[name] for name in FIXED if name in changed]
+    changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
+    harmful = [changed[name] for name in changed if name not in FREE]
     harmful += [f"the {name} is another one" for name in sources if saved["sources"][name] != sources[name]]
     if harmful:
         raise UserError(
@@ -199,14 +189,14 @@ def steps_that_fit(model: GPT, settings: Settings, data, seconds: float, eval_se
     """How many steps fit into so many seconds, with their evaluations: times a few on a copy of the model."""
     model = copy.deepcopy(model)
     optimizer = make_optimizer(model, settings.weight_decay, settings.beta1, settings.beta2)
-    times = []
-    begin = time.perf_counter()
-    while len(times) < 5 or (len(times) < 30 and time.perf_counter() - begin < 0.02 * seconds):
-        stop.check()
-        start = time.perf_counter()
-        batch = draw_batch(data.tokens, settings.block_size, settings.batch_size, settings.seed, len(times))
-        train_step(model, optimizer, *to_device(*batch, model.cos.device), settings.learning_rate, 1.0, autocast)
-        times.append(time.perf_counter() - start)
+    times, begin = [], time.perf_counter()
+    with torch.random.fork_rng():  # these steps leave no trace, in dropout's random numbers neither
+        while len(times) < 5 or (len(times) < 30 and time.perf_counter() - begin < 0.02 * seconds):
+            stop.check()
+            start = time.perf_counter()
+            batch = draw_batch(data.tokens, settings.block_size, settings.batch_size, settings.seed, len(times))
+            train_step(model, optimizer, *to_device(*batch, model.cos.device), settings.learning_rate, 1.0, autocast)
+            times.append(time.perf_counter() - start)
     seconds -= time.perf_counter() - begin + eval_seconds  # the evaluation at the end
     return max(1, int(seconds / (statistics.median(times[2:]) + eval_seconds / settings.eval_every)))
 

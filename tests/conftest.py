@@ -1,0 +1,92 @@
+"""What several test files share: a small corpus with tokenizers and token files, as settings that lie in tmp_path."""
+
+import os
+import signal
+from dataclasses import replace
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # for torch, here and in subprocesses: models this small lose by waiting for threads
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; tests/test_ingest.py starts its own server
+
+import pytest
+
+from config import BPE, CHAR
+from dataset import TokenWriter, split_documents, write_documents
+from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer, train_bpe_tokenizer
+
+DOCUMENT = '''"""Module {i}."""
+
+import os
+
+
+def add_{i}(first, second):
+    # café {rest}
+    return first + {i} * second
+'''
+DOCUMENTS = [DOCUMENT.format(i=i, rest=i % 7) for i in range(60)]
+
+# A model that trains in milliseconds, every setting that matters away from its default.
+SMALL = {
+    "block_size": 24,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "dropout": 0.1,
+    "batch_size": 4,
+    "max_steps": 10,
+    "warmup_steps": 2,
+    "eval_every": 5,
+    "checkpoint_every": 5,
+    "log_every": 2,
+    "sample_tokens": 6,
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+def make_pipeline(folder, settings, kind):
+    """Write corpus, tokenizer and token files of a kind below `folder`. Returns the settings that name them."""
+    settings = replace(
+        settings,
+        corpus=folder / "corpus.txt",
+        tokenizer_file=folder / settings.tokenizer_file.name,
+        train_file=folder / settings.train_file.name,
+        val_file=folder / settings.val_file.name,
+        checkpoint_dir=folder / "checkpoints" / kind,
+        model_file=folder / f"{kind}.pt",
+        **SMALL,
+    )
+    write_documents(settings.corpus, DOCUMENTS)
+    library = make_character_tokenizer("".join(DOCUMENTS)) if kind == "char" else train_bpe_tokenizer(DOCUMENTS, 300)
+    save_tokenizer(library, settings.tokenizer_file)
+    tokenizer = load_tokenizer(settings.tokenizer_file)
+    facts = {
+        "tokenizer_kind": kind,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text_id": tokenizer.end_of_text_id,
+    }
+    with TokenWriter(settings.train_file, facts) as train, TokenWriter(settings.val_file, facts) as val:
+        for part, text in split_documents(settings.corpus, 0.2):
+            {"train": train, "val": val}[part].add(tokenizer.encode(text), len(text.encode()))
+    return settings
+
+
+@pytest.fixture
+def char(tmp_path):
+    return make_pipeline(tmp_path, CHAR, "char")
+
+
+@pytest.fixture
+def bpe(tmp_path):
+    return make_pipeline(tmp_path, BPE, "bpe")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Training takes over Ctrl-C and SIGTERM; the test run wants them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

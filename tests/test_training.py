@@ -1,0 +1,418 @@
+"""Training runs: what they write, how they resume, what they refuse, how they stop."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_pipeline
+
+import train
+from config import BPE, CHAR, ROOT, UserError, training_flags
+from dataset import open_tokens
+from model import checkpoint, insight
+from model.checkpoint import load, load_model, newest_checkpoint
+
+
+def same(a, b):
+    """Whether two nested structures of tensors and plain values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def log_of(settings):
+    return [json.loads(line) for line in (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def steps_of(settings):
+    return sorted(path.name for path in settings.checkpoint_dir.glob("step_*.pt"))
+
+
+def interrupt_after(settings, step):
+    """Leave the files as a run leaves them that is killed right after the checkpoint of `step`, later output included."""
+    for path in settings.checkpoint_dir.glob("step_*.pt"):
+        if int(path.stem[5:]) > step:
+            path.unlink()
+    settings.model_file.unlink(missing_ok=True)
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
+def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
+    settings = replace(make_pipeline(tmp_path, base, kind), max_steps=60, eval_every=60, dropout=0.0)
+    assert train.main(settings, fresh=False, kind=kind) == 0
+    out = capsys.readouterr().out
+
+    model, tokenizer, training = load_model(settings.model_file)
+    evaluations = {entry["step"]: entry for entry in log_of(settings) if "val_loss" in entry}
+    assert sorted(evaluations) == [0, 60]
+    assert evaluations[0]["val_loss"] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.01)
+    assert evaluations[60]["val_loss"] < 0.8 * evaluations[0]["val_loss"]
+    assert training["val_loss"] == evaluations[60]["val_loss"]
+    assert training["steps"] == 60
+    assert training["tokens_seen"] == 60 * 4 * 24
+    assert training["settings"]["n_embd"] == 16
+    # The loss in the file is the loss of the weights in the file.
+    val = open_tokens(settings.val_file)
+    stop = train.StopFlag()
+    assert train.evaluate(model, val, 4, torch.autocast("cpu", enabled=False), stop) == pytest.approx(
+        training["val_loss"], rel=1e-6
+    )
+    assert f"ln({tokenizer.vocab_size})" in out
+    assert "One training example" in out
+    assert "it writes:" in out
+
+
+def test_quiet_says_less(char, capsys):
+    train.main(char, fresh=False)
+    loud = capsys.readouterr().out
+    train.main(replace(char, debug=False), fresh=True)
+    quiet = capsys.readouterr().out
+    assert len(quiet) < len(loud) / 2
+    assert "validation at step 10" in quiet  # the figures that a run is made for stay
+
+
+def test_evaluation_scores_every_token_but_the_first_once(char):
+    """Against a plain loop: one block after the other, one token after the other."""
+    torch.manual_seed(0)
+    val = open_tokens(char.val_file)
+    model = train.GPT(val.facts["vocab_size"], 24, 2, 2, 16)
+    for p in model.parameters():  # away from the uniform predictions of an untrained model
+        torch.nn.init.normal_(p, std=0.5)
+    tokens = torch.from_numpy(val.tokens.astype(np.int64))
+    assert (len(tokens) - 1) % 24  # the last block is a short one
+    total, scored = 0.0, 0
+    for start in range(0, len(tokens) - 1, 24):
+        block = tokens[start : start + 25]
+        log_p = F.log_softmax(model(block[None, :-1])[0], dim=-1)
+        for position, target in enumerate(block[1:]):
+            total -= log_p[position, target].item()
+            scored += 1
+    assert scored == len(tokens) - 1
+    loss = train.evaluate(model, val, 5, torch.autocast("cpu", enabled=False), train.StopFlag())
+    assert loss == pytest.approx(total / scored, rel=1e-5)
+    assert model.training  # and training goes on as it was
+
+
+def test_the_log_holds_the_figures_of_each_line(char):
+    train.main(char, fresh=False)
+    tokens_per_byte = open_tokens(char.train_file).tokens_per_byte
+    lines = [entry for entry in log_of(char) if "loss" in entry]
+    assert [entry["step"] for entry in lines] == [1, 2, 4, 6, 8, 10]
+    for entry in lines:
+        assert entry["surprise_bits"] == pytest.approx(entry["loss"] / math.log(2))
+        assert entry["bits_per_byte"] == pytest.approx(entry["surprise_bits"] * tokens_per_byte)
+        assert entry["gradient_norm"] > 0
+        assert entry["tokens_per_second"] > 0
+    rates = [entry["learning_rate"] for entry in lines]
+    assert rates[1] == char.learning_rate * 2 / 3  # the second of two warm-up steps, towards the full rate in the third
+    assert rates[-1] < rates[-2] < max(rates) == char.learning_rate
+
+
+def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
+    train.main(replace(char, dropout=0.0, max_steps=1), fresh=False)
+    first = log_of(char)[1]
+    torch.manual_seed(char.seed)
+    data = open_tokens(char.train_file)
+    model = train.GPT(data.facts["vocab_size"], 24, 2, 2, 16)
+    starts = np.random.default_rng((char.seed, 0)).integers(0, len(data.tokens) - 24, size=4)
+    rows = torch.tensor([[int(data.tokens[s + t]) for t in range(25)] for s in starts])
+    loss = -F.log_softmax(model(rows[:, :-1]), dim=-1).gather(2, rows[:, 1:, None]).mean()
+    loss.backward()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_minutes_become_a_number_of_steps_that_stays(char, capsys):
+    timed = replace(char, minutes=0.02, eval_every=1000)
+    train.main(timed, fresh=False)
+    planned = newest_checkpoint(char.checkpoint_dir)[1]["settings"]["max_steps"]
+    assert f"max_steps = {planned}" in capsys.readouterr().out
+    interrupt_after(char, 5)
+    train.main(timed, fresh=False)  # the resumed run times nothing and ends at the same step
+    content = newest_checkpoint(char.checkpoint_dir)[1]
+    assert content["step"] == content["settings"]["max_steps"] == planned
+    assert "fit into" not in capsys.readouterr().out
+
+
+def test_only_the_newest_checkpoints_are_kept(char):
+    train.main(replace(char, checkpoint_every=2, keep_checkpoints=2), fresh=False)
+    assert steps_of(char) == ["step_00000008.pt", "step_00000010.pt"]
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_is_the_same_run(char):
+    """10 steps, and 5 + resume + 5, with dropout: weights, optimizer and random numbers equal to the bit."""
+    train.main(char, fresh=False)
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    model, log = load(char.model_file), log_of(char)
+    interrupt_after(char, 5)
+    train.main(char, fresh=False)
+    resumed = newest_checkpoint(char.checkpoint_dir)[1]
+    assert whole["step"] == 10
+    assert same(whole, resumed)
+    assert same(model, load(char.model_file))
+    without_speed = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log]
+    assert without_speed == [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log_of(char)]
+
+
+@pytest.mark.parametrize("lost", ["rng", "optimizer"])
+def test_a_checkpoint_without_a_part_would_not_resume_exactly(char, lost):
+    """The control of the test above: it notices when dropout's random numbers or the optimizer are not restored."""
+    train.main(char, fresh=False)
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    interrupt_after(char, 5)
+    path, content, _ = newest_checkpoint(char.checkpoint_dir)
+    if lost == "rng":
+        content["rng"] = torch.Generator().manual_seed(0).get_state()
+    else:
+        for state in content["optimizer"]["state"].values():
+            state["exp_avg"].zero_()
+    checkpoint.save(path, content)
+    train.main(char, fresh=False)
+    assert not same(whole["model"], newest_checkpoint(char.checkpoint_dir)[1]["model"])
+
+
+def test_training_goes_on_from_the_newest_whole_checkpoint(char, capsys):
+    train.main(char, fresh=False)
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    newest = char.checkpoint_dir / "step_00000010.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit of a weight: torch alone would load it
+    newest.write_bytes(data)
+    capsys.readouterr()
+    train.main(char, fresh=False)
+    out = capsys.readouterr().out
+    assert "step_00000010.pt cannot be used" in out
+    assert "Resuming from" in out and "step_00000005.pt" in out
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+
+
+def test_damaged_checkpoints_alone_are_no_fresh_start(char):
+    train.main(char, fresh=False)
+    for path in char.checkpoint_dir.glob("step_*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is whole.*--fresh"):
+        train.main(char, fresh=False)
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(char, capsys):
+    train.main(char, fresh=False)
+    model = load(char.model_file)
+    char.model_file.unlink()
+    capsys.readouterr()
+    train.main(char, fresh=False)
+    out = capsys.readouterr().out
+    assert "finished: step 10 of 10" in out and "--max-steps" in out and "--fresh" in out
+    assert same(model, load(char.model_file))  # and makes the model file again
+
+    train.main(replace(char, max_steps=14), fresh=False)
+    out = capsys.readouterr().out
+    assert "max_steps was 10, is 14" in out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["step"] == 14
+
+
+def test_fresh_moves_the_earlier_run_aside(char, capsys):
+    train.main(char, fresh=False)
+    before = newest_checkpoint(char.checkpoint_dir)[1]
+    train.main(replace(char, seed=2), fresh=True)
+    assert "char-1" in capsys.readouterr().out
+    assert same(before, newest_checkpoint(char.checkpoint_dir.with_name("char-1"))[1])
+    assert newest_checkpoint(char.checkpoint_dir)[1]["settings"]["seed"] == 2
+    assert log_of(char)[0]["step"] == 0
+
+
+CHANGES = {
+    "block_size": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_embd": 32,
+    "dropout": 0.2,
+    "tie_embeddings": True,
+    "batch_size": 5,
+    "learning_rate": 1e-3,
+    "warmup_steps": 3,
+    "decay_fraction": 0.5,
+    "weight_decay": 0.2,
+    "beta1": 0.8,
+    "beta2": 0.9,
+    "grad_clip": 2.0,
+    "seed": 7,
+}
+
+
+def test_what_the_result_depends_on_must_not_change(char):
+    train.main(char, fresh=False)
+    assert CHANGES.keys() == set(train.ARCHITECTURE + train.RECIPE)
+    for name, value in CHANGES.items():
+        with pytest.raises(UserError, match=f"{name} was {getattr(char, name)}, is {value}"):
+            train.main(replace(char, **{name: value}), fresh=False)
+    with pytest.raises(UserError, match="n_layer was 2, is 3; .*seed was 1337, is 7"):
+        train.main(replace(char, n_layer=3, seed=7), fresh=False)
+
+
+def test_other_data_is_not_the_same_run(char, tmp_path):
+    train.main(char, fresh=False)
+    data = char.val_file.read_bytes()
+    tokens = np.frombuffer(data, "<u2").copy()
+    tokens[0] = 2
+    char.val_file.write_bytes(tokens.tobytes())
+    facts = json.loads((tmp_path / "val.bin.json").read_text())
+    (tmp_path / "val.bin.json").write_text(json.dumps(facts | {"sha256": "0" * 64}))
+    with pytest.raises(UserError, match="the validation data is another one"):
+        train.main(char, fresh=False)
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+def flags(settings):
+    """The command line that gives train.py these settings."""
+    fields = [*train.ARCHITECTURE, *train.RECIPE, *train.FREE, "device", "dtype"]
+    fields += ["train_file", "val_file", "tokenizer_file", "checkpoint_dir", "model_file"]
+    line = []
+    for name in fields:
+        value, flag = getattr(settings, name), "--" + name.replace("_", "-")
+        line += (
+            [flag, str(value)] if not isinstance(value, bool) else [flag if value else flag.replace("--", "--no-", 1)]
+        )
+    return line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process without asking it")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(char, tmp_path, number, code):
+    settings = replace(char, max_steps=400, checkpoint_every=400, eval_every=400)
+    command = [sys.executable, str(ROOT / "train.py"), *flags(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    for line in process.stdout:
+        if line.startswith("step  20"):
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "The same command goes on" in rest
+    assert "Traceback" not in errors
+    content = newest_checkpoint(char.checkpoint_dir)[1]
+    assert 20 <= content["step"] < 400
+
+    train.main(settings, fresh=False)
+    whole = replace(settings, checkpoint_dir=tmp_path / "whole", model_file=tmp_path / "whole.pt")
+    train.main(whole, fresh=False)
+    assert same(load(settings.model_file), load(whole.model_file))
+
+
+def test_a_stop_in_evaluation_or_sampling_is_not_lost(char, monkeypatch, capsys):
+    real = train.evaluate
+
+    def stopped_evaluation(model, data, batch_size, autocast, stop):
+        if newest_checkpoint(char.checkpoint_dir)[0] is not None:
+            stop.note(signal.SIGTERM, None)
+        return real(model, data, batch_size, autocast, stop)
+
+    monkeypatch.setattr(train, "evaluate", stopped_evaluation)
+    assert train.main(replace(char, checkpoint_every=4), fresh=False) == 143  # stopped in the evaluation of step 5
+    assert steps_of(char) == ["step_00000004.pt", "step_00000005.pt"]
+    assert "Stopped at step 5" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train.main(replace(char, checkpoint_every=4), fresh=False) == 0
+    assert [entry["step"] for entry in log_of(char) if "val_loss" in entry] == [0, 5, 10]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(char):
+    wild = replace(char, learning_rate=1e30, grad_clip=0.0, warmup_steps=0, checkpoint_every=1, dropout=0.0)
+    with pytest.raises(UserError, match=r"Step \d+ went wrong.*--learning-rate.*last good checkpoint"):
+        train.main(wild, fresh=False)
+    _, content, problems = newest_checkpoint(char.checkpoint_dir)
+    assert problems == []
+    assert all(torch.isfinite(weight).all() for weight in content["model"].values())
+    assert not char.model_file.exists()
+
+
+def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
+    model = train.GPT(10, 8, 1, 1, 8)
+    optimizer = train.make_optimizer(model, 0.1, 0.9, 0.99)
+    with torch.no_grad():
+        model.norm.weight[0] = math.inf
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    idx = torch.arange(8)[None]
+    with pytest.raises(FloatingPointError):
+        train.train_step(model, optimizer, idx, idx, 1e-3, 1.0, torch.autocast("cpu", enabled=False))
+    assert same(before, model.state_dict())
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_head": 3}, "n_embd / n_head"),
+        ({"n_layer": 0}, "--n-layer must be above 0"),
+        ({"batch_size": -1}, "--batch-size must be above 0"),
+        ({"block_size": 100_000}, "too few for blocks"),
+        ({"max_steps": 0}, "--max-steps or --minutes"),
+        ({"keep_checkpoints": 1}, "at least 2"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"device": "abacus"}, "'abacus' cannot be used"),
+        ({"dtype": "float64"}, "not 'float64'"),
+        ({"tokenizer_file": Path("nowhere.json")}, "no tokenizer nowhere.json"),
+        ({"train_file": Path("nowhere.bin")}, "no token file nowhere.bin.*prepare_dataset"),
+    ],
+)
+def test_settings_that_no_run_can_use(char, change, message):
+    with pytest.raises(UserError, match=message):
+        train.main(replace(char, **change), fresh=False)
+
+
+def test_the_kinds_do_not_mix(tmp_path):
+    char = make_pipeline(tmp_path / "a", CHAR, "char")
+    bpe = make_pipeline(tmp_path / "b", BPE, "bpe")
+    with pytest.raises(UserError, match="bpe tokenizer; trainv2.py trains on it"):
+        train.main(bpe, fresh=False, kind="char")
+    with pytest.raises(UserError, match="char tokenizer; train.py trains on it"):
+        train.main(char, fresh=False, kind="bpe")
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        train.main(replace(char, train_file=bpe.train_file), fresh=False)
+
+
+def test_flags_become_settings(capsys):
+    settings, args = training_flags(CHAR, "", ["--n-layer", "7", "--tie-embeddings", "--quiet", "--fresh"])
+    assert (settings.n_layer, settings.tie_embeddings, settings.debug, args.fresh) == (7, True, False, True)
+    with pytest.raises(SystemExit) as error:
+        training_flags(CHAR, "", ["--n-layers", "many"])
+    assert error.value.code == 2
+
+
+def test_planned_steps_fill_the_time(char):
+    """steps_that_fit against the time that so many steps then take, generously: machines are noisy."""
+    data = open_tokens(char.train_file)
+    model = train.GPT(data.facts["vocab_size"], 24, 2, 2, 16)
+    autocast, stop = torch.autocast("cpu", enabled=False), train.StopFlag()
+    steps = train.steps_that_fit(model, char, data, 1.0, 0.0, autocast, stop)
+    optimizer = train.make_optimizer(model, 0.1, 0.9, 0.99)
+    start = time.perf_counter()
+    for step in range(steps):
+        batch = train.draw_batch(data.tokens, 24, 4, 0, step)
+        train.train_step(model, optimizer, *train.to_device(*batch, torch.device("cpu")), 1e-3, 1.0, autocast)
+    assert 0.3 < time.perf_counter() - start < 3
+    assert insight.time_left(50, 100, 30) == 30
