@@ -46,7 +46,7 @@ class Settings:
     tie_embeddings: bool = False  # use one matrix for the token embedding and the head: fewer parameters
 
     # --- training ----------------------------------------------------------------------------------------------------
-    batch_size: int = 16  # sequences of block_size tokens in each step
+    batch_size: int = 8  # sequences of block_size tokens in each step; 32 to 64 on a GPU
     max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end
     minutes: float = 0.0  # length of the run in minutes instead: steps are timed, then their number is fixed
     learning_rate: float = 3e-3  # the peak; a wider model or a smaller batch wants a lower one

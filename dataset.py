@@ -49,8 +49,7 @@ def whole_file(path: Path):
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # the bytes before the name: a rename can reach the disk first
+            flush_to_disk(file)  # the bytes before the name: a rename can reach the disk first
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -58,6 +57,12 @@ def whole_file(path: Path):
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def flush_to_disk(file) -> None:
+    """Hand what is buffered to the system, and have the system write it."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -223,6 +228,7 @@ class TokenWriter:
 
     def __exit__(self, *error) -> None:
         if error[0] is None:
+            flush_to_disk(self.file)  # a full disk shows here, while the earlier pair is still whole
             sidecar(self.path).unlink(missing_ok=True)  # it describes the file that is about to be replaced
         self.whole.__exit__(*error)
         if error[0] is None:
@@ -256,8 +262,10 @@ def open_tokens(path: Path) -> TokenFile:
         facts = json.loads(sidecar(path).read_text("utf-8"))
         if facts["format_version"] != FORMAT_VERSION:
             raise UserError(f"{shown_path(sidecar(path))} has format version {facts['format_version']}. {again} again.")
-        if missing := {"tokenizer_sha256", "vocab_size", "tokens", "documents", "utf8_bytes", "sha256"} - facts.keys():
+        if missing := {"tokenizer_sha256", "vocab_size", "documents", "sha256"} - facts.keys():
             raise KeyError(*missing)
+        if not all(isinstance(facts[name], int) and facts[name] > 0 for name in ("tokens", "utf8_bytes")):
+            raise ValueError("tokens and utf8_bytes must be counts above 0")
     except FileNotFoundError:
         raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {again} again.") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -159,6 +159,8 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
         raise UserError("Give the run a length: --max-steps or --minutes above 0.")
+    if settings.seed < 0:
+        raise UserError(f"--seed must be 0 or above, and it is {settings.seed}.")
     if settings.keep_checkpoints < 2:
         raise UserError("--keep-checkpoints must be at least 2: one to fall back to where the newest is damaged.")
     if not 0 <= settings.dropout < 1:
@@ -175,6 +177,8 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
     then, now = saved["settings"], plain(settings)
     changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
     harmful = [changed[name] for name in changed if name not in FREE]
+    if settings.dtype not in ("auto", saved["dtype"]):
+        harmful.append(f"dtype was {saved['dtype']}, is {settings.dtype}")
     harmful += [f"the {name} is another one" for name in sources if saved["sources"][name] != sources[name]]
     if harmful:
         raise UserError(
@@ -280,7 +284,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         if device.type == "cuda" and "cuda_rng" in saved:
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
     model.train()
-    log = Log(folder, step)
+    log = Log(folder, step if saved is not None else None)
     if settings.debug:
         print(f"Computing on {device} in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
         show_plan(settings, model, train, val, tokenizer)
@@ -316,7 +320,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         return time.perf_counter() - start
 
     # --- the loop ----------------------------------------------------------------------------------------------------
-    resumed_at, begin = step, time.perf_counter()
+    resumed_at = step
     steps_timed, seconds_timed = 0, 0.0  # training steps since the last line of output
     progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug, delay=2)
     try:
@@ -332,6 +336,8 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
             if step >= settings.max_steps:
                 break
             stop.check()
+            if step == resumed_at:
+                begin = time.perf_counter()
 
             start = time.perf_counter()
             rate = learning_rate_at(
@@ -343,7 +349,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
             progress.update()
             steps_timed, seconds_timed = steps_timed + 1, seconds_timed + time.perf_counter() - start
 
-            if step == 1 or step % settings.log_every == 0:
+            if step % settings.log_every == 0:
                 tokens_per_second = steps_timed * settings.batch_size * settings.block_size / seconds_timed
                 elapsed = time.perf_counter() - begin
                 left = insight.time_left(step - resumed_at, settings.max_steps - resumed_at, elapsed)

@@ -71,12 +71,12 @@ def read_source(path: Path, max_bytes: int, seen: set[bytes]) -> tuple[str | Non
         data = path.read_bytes()
     except OSError:
         return None, "unreadable"
-    if not data.strip():
-        return None, "empty"
     if b"\0" in data:
         return None, "binary"
     try:
         text = decode_source(data)
+        if not text.strip():  # a byte order mark alone
+            return None, "empty"
         digest = hashlib.sha256(text.encode()).digest()
     except (SyntaxError, LookupError, ValueError):  # an encoding that is unknown, or not the one declared
         return None, "undecodable"
@@ -112,10 +112,8 @@ def main() -> None:
             writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=SCHEMA))
             rows.clear()
 
-        progress = tqdm(unit=" files", delay=2)
         for folder in folders:
-            for path in source_files(folder, args.pattern, skipped):
-                progress.update()
+            for path in tqdm(source_files(folder, args.pattern, skipped), unit=" files", delay=2):
                 text, reason = read_source(path, args.max_bytes, seen)
                 if text is None:
                     left_out[reason] += 1
@@ -129,7 +127,6 @@ def main() -> None:
                 if pending >= ROW_GROUP_BYTES:
                     flush()
                     pending = 0
-        progress.close()
         if rows:
             flush()
         if not files:

@@ -97,13 +97,15 @@ def move_aside(folder: Path) -> None:
 
 
 class Log:
-    """log.jsonl: one JSON object a line. A run resumed at `step` takes out what was written after that."""
+    """log.jsonl: one JSON object a line. A run resumed at `step` takes out what came after that; a new run, whose
+    step is None, takes out everything.
+    """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int | None):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         self.val_losses, kept = {}, []  # by step
-        if self.path.exists():
+        if step is not None and self.path.exists():
             for line in self.path.read_text("utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # a line that a kill cut short
                     entry = json.loads(line)

@@ -50,8 +50,8 @@ class Tokenizer:
         self.unknown_id = self.library.token_to_id(UNKNOWN) if self.kind == "char" else None
         if self.end_of_text_id is None or (self.kind == "char" and self.unknown_id is None):
             raise UserError(f"{name} lacks the special token {END_OF_TEXT} or {UNKNOWN}. Train it again.")
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise UserError(f"{name} has {self.vocab_size:,} ids, more than uint16 can hold. Train a smaller one.")
+        if (largest := max(self.library.get_vocab().values())) >= MAX_VOCAB_SIZE:
+            raise UserError(f"{name} has the id {largest:,}, more than uint16 can hold. Train a smaller one.")
         if self.kind == "char":
             self.character_to_id = character_table(self.library.get_vocab(), self.unknown_id)
 
@@ -80,7 +80,7 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes of text that a token stands for. A BPE token can hold half a character."""
         piece = self.piece(token)
-        if self.kind == "char" or token == self.end_of_text_id:
+        if self.kind == "char":
             return piece.encode()
         return bytes(LETTER_TO_BYTE[letter] for letter in piece)
 

@@ -62,12 +62,15 @@ def read_rows(path: Path, column: str, counts: Counter) -> Iterator[str]:
     """Yield the texts of a parquet file. Raises ValueError where it is damaged, UserError where it lacks the column."""
     try:
         with pq.ParquetFile(path) as parquet:
-            if column not in parquet.schema_arrow.names:
+            columns = parquet.schema_arrow.names
+            if columns.count(column) != 1:
                 raise UserError(
-                    f"{shown_path(path)} has no column {column!r}. It has: {', '.join(parquet.schema_arrow.names)}. "
+                    f"{shown_path(path)} has no column {column!r}, or more than one. It has: {', '.join(columns)}. "
                     "Name the one that holds the text with --column."
                 )
-            if not pa.types.is_string(kind := parquet.schema_arrow.field(column).type) and kind != pa.large_string():
+            kind = parquet.schema_arrow.field(column).type
+            text_kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a pandas categorical, say
+            if text_kind not in (pa.string(), pa.large_string(), pa.string_view()):
                 raise UserError(f"The column {column!r} of {shown_path(path)} holds {kind}, not text.")
             for batch in parquet.iter_batches(batch_size=ROWS, columns=[column]):
                 for text in batch.column(0).to_pylist():
@@ -90,34 +93,33 @@ def main() -> int:
     files = find_inputs(args.inputs, settings)
     print(f"Extracting the column {args.column!r} of {len(files)} parquet file{'s'[: len(files) > 1]}")
     counts: Counter[str] = Counter()
-    bad: list[str] = []
+    bad: list[Path] = []
     start = time.perf_counter()
 
     def documents() -> Iterator[str]:
-        progress = tqdm(total=sum(path.stat().st_size for path in files), unit="B", unit_scale=True, delay=2)
-        for path in files:
-            try:
-                for text in read_rows(path, args.column, counts):
-                    parts = len(split_at_marker(text))
-                    counts["files with a line <|endoftext|>, which cuts them in parts"] += parts > 1
-                    if settings.debug and counts["rows"] < 3:
-                        print(f"  a document of {len(text):,} characters begins: {visible(text[:70])}")
-                    counts["rows"] += 1
-                    yield text
-            except ValueError as error:
-                if not args.skip_bad:
-                    raise UserError(f"{error}. Leave out such files with --skip-bad.") from None
-                bad.append(str(error))
-            progress.update(path.stat().st_size)
-        progress.close()
+        sizes = [path.stat().st_size if path.exists() else 0 for path in files]  # a link can lead nowhere
+        with tqdm(total=sum(sizes), unit="B", unit_scale=True, delay=2) as progress:
+            for path, size in zip(files, sizes, strict=True):
+                try:
+                    for text in read_rows(path, args.column, counts):
+                        parts = len(split_at_marker(text))
+                        counts["files with a line <|endoftext|>, which cuts them in parts"] += parts > 1
+                        if settings.debug and counts["rows"] < 3:
+                            print(f"  a document of {len(text):,} characters begins: {visible(text[:70])}")
+                        counts["rows"] += 1
+                        yield text
+                except ValueError as error:
+                    if not args.skip_bad:
+                        raise UserError(f"{error}. Leave out such files with --skip-bad.") from None
+                    bad.append(path)
+                    tqdm.write(f"left out from where it broke off: {error}", file=sys.stderr)
+                progress.update(size)
 
     written, size = write_documents(settings.corpus, documents())
     seconds = time.perf_counter() - start
     for reason, count in counts.items():
         if count and reason != "rows":
             print(f"  {reason}: {count:,}")
-    for problem in bad:
-        print(f"left out from where it broke off: {problem}", file=sys.stderr)
     megabytes, where = size / 1e6, shown_path(settings.corpus)
     print(f"{written:,} documents, {megabytes:.1f} MB, in {where} ({megabytes / seconds:.0f} MB/s)")
     print("Next: python scripts/sample_corpus_subset.py --megabytes 20")

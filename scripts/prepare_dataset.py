@@ -68,6 +68,9 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     if not 0 < settings.val_fraction < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
 
+    if len({path.resolve() for path in (settings.corpus, settings.train_file, settings.val_file)}) < 3:
+        raise UserError("--corpus, --train-file and --val-file must be three different files.")
+
     tokenizer = load_tokenizer(settings.tokenizer_file)
     if tokenizer.kind != kind:
         other = {"char": "scripts/prepare_dataset_bpe.py", "bpe": "scripts/prepare_dataset.py"}[kind]
@@ -87,18 +90,18 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     documents = split_documents(settings.corpus, settings.val_fraction)
     with TokenWriter(settings.train_file, facts) as train, TokenWriter(settings.val_file, facts) as val:
         writers = {"train": train, "val": val}
-        progress = tqdm(desc="encoding", unit="B", unit_scale=True, delay=2)
-        for batch in in_batches(documents):
-            for (part, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-                missing = tokenizer.unknown(text, ids)
-                unknown.update(missing)
-                utf8_bytes = len(text.encode())
-                if settings.debug and writers["train"].documents + writers["val"].documents < 3:
-                    print(f"{utf8_bytes:,} bytes for {part}, {len(ids):,} tokens: {cut_line(tokenizer, ids[:28])}|...")
-                firsts.setdefault(part, text)
-                writers[part].add(ids, utf8_bytes, len(missing))
-                progress.update(utf8_bytes)
-        progress.close()
+        with tqdm(desc="encoding", unit="B", unit_scale=True, delay=2) as progress:
+            for batch in in_batches(documents):
+                for (part, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
+                    missing = tokenizer.unknown(text, ids)
+                    unknown.update(missing)
+                    utf8_bytes = len(text.encode())
+                    if settings.debug and train.documents + val.documents < 3:
+                        cut = cut_line(tokenizer, ids[:28]) + "|..." * (len(ids) > 28)
+                        print(f"{utf8_bytes:,} bytes for {part}, {len(ids):,} tokens: {cut}")
+                    firsts.setdefault(part, text)
+                    writers[part].add(ids, utf8_bytes, len(missing))
+                    progress.update(utf8_bytes)
         for part in writers:
             if not writers[part].utf8_bytes:  # raised inside `with`, so that neither file is replaced
                 raise UserError(

@@ -9,6 +9,7 @@ Next    python scripts/train_tokenizer_character_level.py --corpus data/corpus_s
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -34,17 +35,20 @@ def main() -> None:
     settings, args = parse(parser, CHAR)
 
     wanted = {name: getattr(args, name) for name in ("megabytes", "documents", "fraction")}
-    if any(value is not None and value <= 0 for value in wanted.values()) or (args.fraction or 0) > 1:
-        raise UserError("The size of a sample must be above 0, and a --fraction at most 1.")
+    if any(value is not None and not 0 < value < math.inf for value in wanted.values()) or (args.fraction or 0) > 1:
+        raise UserError("The size of a sample must be a number above 0, and a --fraction at most 1.")
     if args.output.resolve() == settings.corpus.resolve():
         raise UserError("The sample would replace the corpus that it is taken from. Name another --output.")
 
     def shown() -> Iterator[str]:
-        documents = sample_documents(settings.corpus, settings.seed, **wanted)
-        for i, text in enumerate(tqdm(documents, desc="taken", unit=" documents", delay=2)):
-            if settings.debug and i < 3:
+        documents, taken = sample_documents(settings.corpus, settings.seed, **wanted), 0
+        for text in tqdm(documents, desc="taken", unit=" documents", delay=2):
+            if settings.debug and taken < 3:
                 print(f"  takes a document of {len(text):,} characters: {visible(text[:70])}")
+            taken += 1
             yield text
+        if not taken:
+            raise UserError(f"No document of {shown_path(settings.corpus)} fits into so small a sample. Ask for more.")
 
     start = time.perf_counter()
     count, written = write_documents(args.output, shown())

@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,6 +45,8 @@ def main() -> None:
     settings, _ = parse(parser, BPE)
     if not SMALLEST <= settings.vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"--vocab-size must be from {SMALLEST} to {MAX_VOCAB_SIZE:,}, and is {settings.vocab_size:,}.")
+    if not settings.tokenizer_megabytes > 0:
+        raise UserError(f"--tokenizer-megabytes must be above 0, and is {settings.tokenizer_megabytes}.")
     if next(read_documents(settings.corpus), None) is None:
         raise UserError(f"{shown_path(settings.corpus)} is empty: there is nothing to learn.")
 
@@ -52,7 +54,13 @@ def main() -> None:
     documents = read_documents(settings.corpus)
     if settings.corpus.stat().st_size > settings.tokenizer_megabytes * 1e6:
         print(f"The corpus is large: learning from a random {settings.tokenizer_megabytes:g} MB of it.")
-        documents = sample_documents(settings.corpus, settings.seed, megabytes=settings.tokenizer_megabytes)
+        sample = sample_documents(settings.corpus, settings.seed, megabytes=settings.tokenizer_megabytes)
+        if (first := next(sample, None)) is None:
+            raise UserError(
+                f"No document of {shown_path(settings.corpus)} is as short as {settings.tokenizer_megabytes:g} MB. "
+                "Give a larger --tokenizer-megabytes."
+            )
+        documents = chain([first], sample)
     start = time.perf_counter()
     save_tokenizer(train_bpe_tokenizer(documents, settings.vocab_size, settings.debug), settings.tokenizer_file)
     seconds = time.perf_counter() - start
@@ -66,7 +74,7 @@ def main() -> None:
         show_merges(tokenizer.json_text)
         print("A line of the corpus cut into tokens, with their ids:")
         lines = (line for text in read_documents(settings.corpus) for line in text.split("\n"))
-        example = max(islice(filter(str.strip, lines), 50), key=len)
+        example = max(islice(filter(str.strip, lines), 50), key=len, default="")
         for row in token_rows(tokenizer, tokenizer.encode(example[:120])):
             print(f"  {row}")
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back as they were, {utf8_bytes / tokens:.3f} bytes a token")

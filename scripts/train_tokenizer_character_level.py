@@ -61,9 +61,11 @@ def main() -> None:
     save_tokenizer(make_character_tokenizer(counts), settings.tokenizer_file)
     tokenizer = load_tokenizer(settings.tokenizer_file)
     tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
+    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # and a text that the corpus does not hold
     if settings.debug:
         print("A line of it cut into tokens, with their ids:")
-        example = next(line for text in read_documents(settings.corpus) for line in text.split("\n") if line.strip())
+        lines = (line for text in read_documents(settings.corpus) for line in text.split("\n"))
+        example = next(filter(str.strip, lines), "")
         for row in token_rows(tokenizer, tokenizer.encode(example[:60]), per_row=20):
             print(f"  {row}")
         unseen = next(c for c in map(chr, range(0x3B1, 0x110000)) if c not in counts)  # from the Greek alpha on

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import sys
 from dataclasses import replace
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # for torch, here and in subprocesses: models this small lose by waiting for threads
-)
+# Where this is set, each of the many processes started here would compile all that it imports once more.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# One thread for torch, here and in subprocesses: models this small lose more by waiting for threads than they gain.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; tests/test_ingest.py starts its own server
 
 import pytest
+from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
 from dataset import TokenWriter, split_documents, write_documents

@@ -1,0 +1,235 @@
+"""The project as a whole: nothing stands twice, who imports whom, and dependencies that agree."""
+
+import argparse
+import ast
+import importlib.metadata
+import re
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import config
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path
+    for pattern in ("*.py", "model/**/*.py", "ingestion/**/*.py", "scripts/**/*.py")
+    for path in ROOT.glob(pattern)
+    if "__pycache__" not in path.parts
+)
+NAMES = [path.relative_to(ROOT).as_posix() for path in SOURCES]
+SCRIPTS = {"train", "trainv2", "generate", "generatev2", "scripts", "ingestion"}  # what can be run
+
+
+# === machinery once ==================================================================================================
+
+
+def bodies(source: str) -> Iterator[tuple[str, int, str]]:
+    """Yield (name, lines, syntax tree as text) of each function's body, its docstring aside. Comments and line breaks
+    do not count, names do."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+            if body:
+                lines = body[-1].end_lineno - body[0].lineno + 1
+                yield node.name, lines, "\n".join(ast.dump(statement) for statement in body)
+
+
+def copies(sources: dict[str, str]) -> list[list[str]]:
+    """Groups of functions whose bodies of four lines or more are the same."""
+    places = defaultdict(list)
+    for name, source in sources.items():
+        for function, lines, body in bodies(source):
+            if lines >= 4:
+                places[body].append(f"{name}: {function}")
+    return [group for group in places.values() if len(group) > 1]
+
+
+def test_no_function_body_stands_twice():
+    assert len(SOURCES) > 20
+    assert copies({path.name: path.read_text("utf-8") for path in SOURCES}) == []
+
+
+def test_a_copy_would_be_found():
+    one = 'def f(a):\n    """One."""\n    b = a\n    x = b\n    d = x\n    return d\n'
+    two = "class C:\n  async def g(self, a):\n    b = a  # comment\n\n    x = b\n    d = (\n      x)\n    return d\n"
+    assert copies({"x.py": one, "y.py": two}) == [["x.py: f", "y.py: g"]]
+    assert copies({"x.py": one, "y.py": two.replace("x", "z")}) == []  # another name
+    assert copies({"x.py": "def f(a):\n    b = a\n    return b\n" * 2}) == []  # short
+
+
+# === who imports whom ================================================================================================
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports anywhere, functions included: "import a.b" and "from a.b import c" give "a.b"."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports do not work in a script"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_only_ingestion_imports_datasets(path):
+    assert path.parent.name == "ingestion" or "datasets" not in top_level(path)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "model"], ids=lambda path: path.name)
+def test_the_model_imports_no_script(path):
+    assert not SCRIPTS & top_level(path)
+
+
+def test_config_and_dataset_are_leaves():
+    assert not (SCRIPTS | {"torch", "dataset", "model"}) & top_level(ROOT / "config.py")
+    assert not (SCRIPTS | {"torch", "model"}) & top_level(ROOT / "dataset.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_only_the_second_versions_import_scripts(path):
+    """They say what differs from the first ones, and nothing else is shared between scripts."""
+    allowed = {
+        "trainv2.py": {"train"},
+        "generatev2.py": {"generate"},
+        "prepare_dataset_bpe.py": {"scripts"},
+    }.get(path.name, set())
+    assert SCRIPTS & top_level(path) <= allowed
+
+
+# === settings ========================================================================================================
+
+
+def test_every_setting_has_a_comment_that_becomes_its_help():
+    source = (ROOT / "config.py").read_text("utf-8")
+    for field in fields(config.Settings):
+        (comment,) = re.findall(rf"^    {field.name}: [^#\n]+  # (.+)$", source, re.MULTILINE)
+        parser = argparse.ArgumentParser()
+        config.add_flags(parser, config.CHAR, field.name)
+        text = " ".join(parser.format_help().split())
+        if field.name == "debug":
+            assert "--quiet" in text
+        else:
+            assert "--" + field.name.replace("_", "-") in text
+            # argparse breaks long lines at hyphens as well
+            assert comment.replace(" ", "") in text.replace(" ", "")
+
+
+@pytest.mark.parametrize("settings", [config.CHAR, config.BPE])
+def test_every_setting_but_debug_can_be_given_as_a_flag(settings):
+    """Flags are typed as their fields are, and what is not given stays as it is."""
+    for field in fields(config.Settings):
+        parser = argparse.ArgumentParser()
+        config.add_flags(parser, settings, field.name)
+        assert config.parse(parser, settings, [])[0] == settings
+        flag = "--" + field.name.replace("_", "-")
+        value = {bool: None, int: "7", float: "0.7", str: "text", Path: "some/path"}[field.type]
+        argv = ["--quiet"] if field.name == "debug" else [flag] if value is None else [flag, value]
+        changed, _ = config.parse(parser, settings, argv)
+        expected = field.name != "debug" if value is None else field.type(value)
+        assert getattr(changed, field.name) == expected
+        assert type(getattr(changed, field.name)) is type(getattr(settings, field.name))
+        rest = [f.name for f in fields(config.Settings) if f.name != field.name]
+        assert all(getattr(changed, name) == getattr(settings, name) for name in rest)
+
+
+def test_default_paths_lie_in_the_project():
+    for settings in (config.CHAR, config.BPE):
+        for field in fields(settings):
+            if field.type is Path:
+                assert getattr(settings, field.name).is_relative_to(ROOT)
+
+
+# === dependencies ====================================================================================================
+
+
+def pins() -> dict[str, list[Requirement]]:
+    """requirements.txt by name: the lines of a name, which differ in their markers."""
+    found = defaultdict(list)
+    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            requirement = Requirement(line)
+            found[canonicalize_name(requirement.name)].append(requirement)
+    return found
+
+
+def applies(requirement: Requirement, extra: str = "") -> bool:
+    """Whether a requirement's marker holds on this machine."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def test_requirements_are_exact_pins_without_an_address():
+    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+        if not line.strip().startswith("#"):
+            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+( ; .+)?", line), line
+            assert "+" not in line.partition(";")[0], f"{line}: a version of one index only"
+        assert "://" not in line and "index-url" not in line and "find-links" not in line
+
+
+def test_every_dependency_is_pinned_inside_its_range():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = []
+    for text in project["dependencies"]:
+        dependency = Requirement(text)
+        names.append(dependency.name)
+        lines = pins()[canonicalize_name(dependency.name)]
+        assert any(map(applies, lines)), f"{dependency.name} is not pinned for this machine"
+        for pin in lines:
+            assert dependency.specifier.contains(str(pin.specifier).removeprefix("=="), prereleases=True), str(pin)
+    assert sorted(names) == sorted("torch datasets pyarrow tokenizers numpy tqdm".split())
+
+
+def test_pins_cover_what_the_dependencies_depend_on():
+    """The closure as the installed packages state it. One that is installed in another version than the pinned one says
+    nothing about that one, so the walk does not go on through it."""
+    pinned, seen, walked = pins(), set(), 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    to_visit = [("pyproject.toml", Requirement(text)) for text in project["dependencies"]]
+    while to_visit:
+        parent, requirement = to_visit.pop()
+        name = canonicalize_name(requirement.name)
+        lines = [pin for pin in pinned.get(name, []) if applies(pin)]
+        assert len(lines) == 1, f"{parent} needs {requirement}, which has {len(lines)} pins for this machine"
+        version = str(lines[0].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version, prereleases=True), f"{parent} needs {requirement}, not {version}"
+        if (name, *sorted(requirement.extras)) in seen:
+            continue
+        seen.add((name, *sorted(requirement.extras)))
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a training machine without datasets, say
+        if Version(distribution.version) != Version(version):
+            continue
+        walked += 1
+        for text in distribution.requires or []:
+            child = Requirement(text)
+            if any(applies(child, extra) for extra in ("", *requirement.extras)):
+                to_visit.append((name, child))
+    if walked < 6:
+        pytest.skip("other versions than the pinned ones are installed, so there is little to compare with")
+
+
+def test_uv_lock_is_ignored_with_the_reason_beside_it():
+    lines = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    at = lines.index("uv.lock")
+    assert lines[at - 1].startswith("#")
+
+
+def test_what_the_scripts_write_is_ignored():
+    lines = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    for written in ("/data/*", "/checkpoints/*", "/gpt_model.pt", ".venv/", "__pycache__/"):
+        assert written in lines
