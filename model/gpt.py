@@ -57,7 +57,8 @@ class GPT(nn.Module):
         Output projections start at zero, so every block starts as the identity. The head starts small: its logits,
         whose deviation is 0.05 after a norm that makes each channel about 1, say next to nothing, and the loss of an
         untrained model is ln(vocab_size). A tied head is the embedding, which meets itself in the logit of its own
-        token; at the deviation 1 / n_embd that logit is 1, little against all the others together.
+        token, and text repeats itself: in indentation, one character in four is the one before it. There the final
+        norm starts small instead, so that this logit is 0.05 too.
         """
         n_embd, tied = self.architecture["n_embd"], self.architecture["tie_embeddings"]
         for block in self.blocks:
@@ -65,8 +66,10 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, std=n_embd**-0.5)  # keeps the scale of its input
             nn.init.zeros_(block.attention.output.weight)
             nn.init.zeros_(block.mlp.down.weight)
-        nn.init.normal_(self.embedding.weight, std=1 / n_embd if tied else 1.0)
-        if not tied:
+        nn.init.normal_(self.embedding.weight)
+        if tied:
+            nn.init.constant_(self.norm.weight, 0.05 / n_embd)
+        else:
             nn.init.normal_(self.head.weight, std=0.05 * n_embd**-0.5)
 
     def forward(self, idx: Tensor, cache: KeyValueCache | None = None, weights: list | None = None) -> Tensor:

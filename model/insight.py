@@ -14,7 +14,7 @@ LN2 = math.log(2)
 
 def surprise(p: float) -> float:
     """-log2 p, in bits. Shannon 1948, A Mathematical Theory of Communication, section 6. p = 0.25 gives 2.0"""
-    return -math.log2(p) if p > 0 else math.inf
+    return max(0.0, -math.log2(p)) if p > 0 else math.inf  # max: no "-0.00" where p is 1, or 1 by rounding
 
 
 def bits(nats: float) -> float:

@@ -64,7 +64,7 @@ class KeyValueCache:
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values (B, H, T, D) of new tokens. Returns those of all tokens so far, (B, H, S, D)."""
         end = self.length + key.size(2)
-        keys, values = self.store[layer]
+        keys, values = self.store[layer, 0], self.store[layer, 1]
         keys[:, :, self.length : end] = key
         values[:, :, self.length : end] = value
         return keys[:, :, :end], values[:, :, :end]

@@ -44,7 +44,7 @@ def sampling_probabilities(
     """
     if temperature == 0:
         return torch.zeros_like(sorted_logits).index_fill_(0, torch.tensor(0), 1.0)
-    p = torch.softmax(sorted_logits / temperature, dim=0)
+    p = torch.softmax((sorted_logits - sorted_logits[0]) / temperature, dim=0)  # the first stays finite
     if 0 < top_k < len(p):
         p[top_k:] = 0
         p /= p.sum()

@@ -20,6 +20,7 @@ def test_surprise_by_hand():
     assert [insight.surprise(p) for p in (1.0, 0.5, 0.25, 1 / 1024)] == [0.0, 1.0, 2.0, 10.0]
     assert insight.surprise(0.001) == pytest.approx(9.965784)
     assert insight.surprise(0.0) == math.inf
+    assert f"{insight.surprise(1.0):.2f}" == f"{insight.surprise(math.nextafter(1.0, 2.0)):.2f}" == "0.00"  # no minus
     assert insight.surprise(5e-324) == 1074.0  # the smallest float above zero
 
 

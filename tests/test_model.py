@@ -263,6 +263,13 @@ def test_a_cache_that_starts_again_forgets():
     close(model(idx, cache), model(idx))
 
 
+def test_the_cache_works_with_gradients_on_as_well():
+    """Who tries it in an interactive session does not think of no_grad first."""
+    model = random_model(SMALL)
+    idx, cache = random_ids(model, 1, 9), model.new_cache()
+    close(torch.cat([model(chunk, cache) for chunk in idx.split([4, 1, 4], dim=1)], dim=1), model(idx))
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +306,20 @@ def test_loss_at_step_0_is_ln_of_the_vocabulary(vocab_size, n_layer, n_head, n_e
     idx, targets = torch.randint(vocab_size, (2, 4, 32))
     loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten()).item()
     assert loss == pytest.approx(math.log(vocab_size), rel=0.01)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("n_embd", [16, 128, 768])
+@torch.no_grad()
+def test_loss_at_step_0_on_text_that_repeats_itself(n_embd, tied):
+    """Indentation is the same token over and over, and a tied head must not know that: a third of the targets here
+    are the token before them."""
+    torch.manual_seed(0)
+    model = GPT(96, 32, 2, 2, n_embd, tie_embeddings=tied)
+    idx, targets = torch.randint(96, (2, 16, 32))
+    targets = torch.where(torch.rand(16, 32) < 1 / 3, idx, targets)
+    loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten()).item()
+    assert loss == pytest.approx(math.log(96), rel=0.01)
 
 
 @torch.no_grad()

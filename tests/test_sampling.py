@@ -42,6 +42,7 @@ def test_temperature_0_is_greedy_whatever_the_filters():
 
 def test_temperature_near_0_is_greedy_too():
     assert probabilities(temperature=1e-6) == [1, 0, 0, 0]
+    assert probabilities(temperature=5e-324) == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
