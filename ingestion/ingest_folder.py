@@ -15,6 +15,7 @@ import argparse
 import fnmatch
 import hashlib
 import os
+import platform
 import sys
 import sysconfig
 import tokenize
@@ -100,7 +101,8 @@ def main() -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{shown_path(folder)} is not a folder.")
-        print(f"Gathering {args.pattern} from {shown_path(folder)}")
+        name = shown_path(folder) if args.folders else f"the standard library of Python {platform.python_version()}"
+        print(f"Gathering {args.pattern} from {name}")
 
     rows: list[tuple[str, str, int, str]] = []
     pending = files = size = 0  # bytes in rows; files and bytes in all

@@ -30,12 +30,13 @@ FIXED_MINUTES = 1.0  # what everything but the two trainings takes on two cores
 PARQUET = CHAR.parquet_dir / "folder.parquet"
 SAMPLE = DATA / "corpus_sample.txt"
 CORPUS = "--corpus data/corpus_sample.txt"
-# 4 MB is what the trainings read in their minutes; scoring 6 % of it takes a few seconds and not a minute.
+# 4 MB is what the trainings read in their minutes; scoring 6 % of it takes seconds and not a minute. With so few documents
+# to validate on, luck decides: the default seed draws mostly the tables of encodings, which are easier than other code.
 STEPS = [
     # title, command ({minutes} is a training's share), files read, files written
     ("1. Gather source files", "ingestion/ingest_folder.py", [], [PARQUET]),
     ("2. Extract their text", "scripts/extract_parquets_to_text.py", [PARQUET], [CHAR.corpus]),
-    ("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4", [CHAR.corpus], [SAMPLE]),
+    ("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", [CHAR.corpus], [SAMPLE]),
     (
         "4. Train a character tokenizer",
         f"scripts/train_tokenizer_character_level.py {CORPUS}",
@@ -91,7 +92,7 @@ def main() -> int:
     minutes = round(max(0.1, (args.minutes - FIXED_MINUTES) / 2), 2)
 
     start = time.perf_counter()
-    print(f"From source files to two trained models, in about {args.minutes:g} minutes. The commands run in {ROOT}")
+    print(f"From source files to two trained models, in about {args.minutes:g} minutes. What is run, you could type:")
     for title, command, reads, writes in STEPS:
         command = command.format(minutes=minutes)
         print(f"\n=== {title}\n$ python {command}")
