@@ -30,8 +30,8 @@ FIXED_MINUTES = 1.0  # what everything but the two trainings takes on two cores
 PARQUET = CHAR.parquet_dir / "folder.parquet"
 SAMPLE = DATA / "corpus_sample.txt"
 CORPUS = "--corpus data/corpus_sample.txt"
-# 4 MB is what the trainings read in their minutes; scoring 6 % of it takes seconds and not a minute. With so few documents
-# to validate on, luck decides: the default seed draws mostly the tables of encodings, which are easier than other code.
+# 4 MB is what the trainings read in their minutes; scoring 6 % of it takes seconds and not a minute. With so few
+# documents, luck decides what is among them: the default seed draws mostly tables of encodings, and these are easy.
 STEPS = [
     # title, command ({minutes} is a training's share), files read, files written
     ("1. Gather source files", "ingestion/ingest_folder.py", [], [PARQUET]),
