@@ -12,6 +12,8 @@ Nothing here imports torch, so `--help` answers at once.
 import argparse
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -56,7 +58,7 @@ class Settings:
     beta1: float = 0.9  # AdamW: memory of the mean gradient
     beta2: float = 0.99  # AdamW: memory of the mean squared gradient; lower it for large batches
     grad_clip: float = 1.0  # gradients are scaled down to at most this norm (0: off)
-    seed: int = 1337  # initial weights and order of the data; the same seed gives the same run on the same CPU
+    seed: int = 1337  # initial weights, data order, random numbers; a CPU repeats the run of a seed and dtype exactly
     eval_every: int = 500  # steps between passes over the whole validation file
     sample_tokens: int = 120  # tokens of generated text to print at each evaluation (0: none)
     checkpoint_every: int = 250  # steps between checkpoints
@@ -92,6 +94,10 @@ BPE = replace(
 
 class UserError(Exception):
     """Something that the person at the keyboard can put right: its text says what is wrong and the way out."""
+
+
+class UsageError(UserError):
+    """A flag or setting that cannot be used."""
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: Settings, names: str) -> None:
@@ -131,7 +137,7 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is moved aside, not deleted")
     add_flags(parser, settings, TRAINING_FLAGS)
-    return parse(parser, settings, argv)
+    return parse_before_torch(parser, settings, argv)
 
 
 GENERATION_FLAGS = "tokens temperature top_k top_p seed show device debug"
@@ -149,7 +155,19 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     parser.add_argument("--stop-at-newline", action="store_true", help="stop before the first line end")
     parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
     add_flags(parser, settings, GENERATION_FLAGS)
-    return parse(parser, settings, argv)
+    return parse_before_torch(parser, settings, argv)
+
+
+def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None):
+    """parse(); then until run(), while torch is imported, Ctrl-C ends the process without a traceback from within."""
+    parsed = parse(parser, settings, argv)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return parsed
+
+
+def corpus_flag(settings: Settings, default: Settings) -> str:
+    """What to add to a command so that it works on the same corpus: nothing, or --corpus and its path."""
+    return "" if settings.corpus == default.corpus else f" --corpus {shlex.quote(shown_path(settings.corpus))}"
 
 
 def shown_path(path: Path) -> str:
@@ -159,7 +177,8 @@ def shown_path(path: Path) -> str:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main(). A UserError becomes a line on stderr and exit code 1, Ctrl-C exit code 130."""
+    """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # one that is not UTF-8 must not stop a run at some character
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
@@ -168,7 +187,7 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         code = 130

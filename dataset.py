@@ -44,6 +44,8 @@ def whole_file(path: Path):
     that fills up, leaves the earlier file as it was.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
+        raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -152,13 +154,17 @@ def sample_documents(path: Path, seed: int, *, megabytes=None, documents=None, f
         wanted = int(megabytes * 1e6)
     else:
         wanted = documents if documents is not None else round(fraction * to_come)
+    taken = False
     rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
     for text in read_documents(path):
         cost = len(text.encode()) if by_size else 1
         if rng.random() * to_come < wanted and cost <= wanted:
             wanted -= cost
+            taken = True
             yield text
         to_come -= cost
+    if not taken:
+        raise UserError(f"No document of {shown_path(path)} fits into so small a sample. Ask for more.")
 
 
 def split_documents(path: Path, val_fraction: float) -> Iterator[tuple[str, str]]:
@@ -193,32 +199,18 @@ def sidecar(path: Path) -> Path:
 
 
 class TokenWriter:
-    """Write a token file and its sidecar, document by document.
+    """Appends documents to an open token file and counts them. token_writer() makes one."""
 
-    `facts` goes into the sidecar as it is; vocab_size and end_of_text_id in it are used here. Use it in a `with` block:
-    both files appear when the block ends without an error, the sidecar last, so a token file without one is unfinished.
-    """
-
-    def __init__(self, path: Path, facts: dict):
-        if facts["vocab_size"] > MAX_VOCAB_SIZE:
-            raise UserError(
-                f"The vocabulary has {facts['vocab_size']:,} ids, and token files (uint16) hold {MAX_VOCAB_SIZE:,}. "
-                "Train a smaller tokenizer."
-            )
-        self.path, self.facts = Path(path), facts
+    def __init__(self, file, vocab_size: int, end_of_text_id: int):
+        self.file, self.vocab_size, self.end_of_text_id = file, vocab_size, end_of_text_id
         self.tokens = self.documents = self.utf8_bytes = self.unknown_characters = 0
         self.hash = hashlib.sha256()
 
-    def __enter__(self) -> "TokenWriter":
-        self.whole = whole_file(self.path)
-        self.file = self.whole.__enter__()
-        return self
-
     def add(self, ids: np.ndarray, utf8_bytes: int, unknown_characters: int = 0) -> None:
         """Append the ids (uint16) of one document, which came from so many bytes of text, and the end-of-text id."""
-        if len(ids) and int(ids.max()) >= self.facts["vocab_size"]:
-            raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.facts['vocab_size']}")
-        data = np.append(ids, self.facts["end_of_text_id"]).astype("<u2").tobytes()
+        if len(ids) and int(ids.max()) >= self.vocab_size:
+            raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.vocab_size}")
+        data = np.append(ids, self.end_of_text_id).astype("<u2").tobytes()
         self.file.write(data)
         self.hash.update(data)
         self.tokens += len(ids) + 1
@@ -226,16 +218,28 @@ class TokenWriter:
         self.utf8_bytes += utf8_bytes
         self.unknown_characters += unknown_characters
 
-    def __exit__(self, *error) -> None:
-        if error[0] is None:
-            flush_to_disk(self.file)  # a full disk shows here, while the earlier pair is still whole
-            sidecar(self.path).unlink(missing_ok=True)  # it describes the file that is about to be replaced
-        self.whole.__exit__(*error)
-        if error[0] is None:
-            counts = {name: getattr(self, name) for name in ("tokens", "documents", "utf8_bytes", "unknown_characters")}
-            facts = {"format_version": FORMAT_VERSION, **self.facts, **counts, "sha256": self.hash.hexdigest()}
-            with whole_file(sidecar(self.path)) as file:
-                file.write(json.dumps(facts, indent=2).encode() + b"\n")
+
+@contextmanager
+def token_writer(path: Path, facts: dict) -> Iterator[TokenWriter]:
+    """Write a token file and its sidecar: yields a TokenWriter.
+
+    `facts` goes into the sidecar as it is; its vocab_size and end_of_text_id are used here. Both files appear when the
+    block ends without an error, the sidecar last, so a token file without one is unfinished.
+    """
+    if facts["vocab_size"] > MAX_VOCAB_SIZE:
+        raise UserError(
+            f"The vocabulary has {facts['vocab_size']:,} ids, and token files (uint16) hold {MAX_VOCAB_SIZE:,}. "
+            "Train a smaller tokenizer."
+        )
+    with whole_file(path) as file:
+        writer = TokenWriter(file, facts["vocab_size"], facts["end_of_text_id"])
+        yield writer
+        flush_to_disk(file)  # a full disk shows here, while the earlier pair is still whole
+        sidecar(path).unlink(missing_ok=True)  # it describes the file that is about to be replaced
+    counts = {name: getattr(writer, name) for name in ("tokens", "documents", "utf8_bytes", "unknown_characters")}
+    facts = {"format_version": FORMAT_VERSION, **facts, **counts, "sha256": writer.hash.hexdigest()}
+    with whole_file(sidecar(path)) as file:
+        file.write(json.dumps(facts, indent=2).encode() + b"\n")
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,7 @@ class TokenFile:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Turns bits a token into bits a byte. End-of-text ids count as tokens and stand for no bytes."""
+        """Turns bits a token into bits per byte. End-of-text ids count as tokens and stand for no bytes."""
         return self.facts["tokens"] / self.facts["utf8_bytes"]
 
 

@@ -14,11 +14,12 @@ Surprise is -log2 of the model's own. The text is the prompt and what was drawn;
 
 import time
 
-from config import CHAR, Settings, UserError, generation_flags, run, shown_path
+from config import CHAR, Settings, UsageError, UserError, generation_flags, run, shown_path
 
 if __name__ == "__main__":
     settings, args = generation_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
+import math
 import statistics
 import sys
 
@@ -37,12 +38,14 @@ def say(line: str) -> None:
 
 def check_settings(settings: Settings) -> None:
     """Refuse values that cannot be sampled with."""
-    if settings.temperature < 0 or settings.temperature != settings.temperature:
-        raise UserError(f"--temperature must be 0 (always the likeliest) or above, and it is {settings.temperature}.")
+    if not 0 <= settings.temperature < math.inf:
+        raise UsageError(f"--temperature must be 0 (always the likeliest) or above, and it is {settings.temperature}.")
     if settings.top_k < 0 or settings.tokens < 0 or settings.show < 0:
-        raise UserError("--top-k, --tokens and --show must be 0 or above.")
+        raise UsageError("--top-k, --tokens and --show must be 0 or above.")
+    if not 0 <= settings.seed < 2**64:
+        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
     if not 0 < settings.top_p <= 1:
-        raise UserError(f"--top-p must be above 0 and at most 1, and it is {settings.top_p}.")
+        raise UsageError(f"--top-p must be above 0 and at most 1, and it is {settings.top_p}.")
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> list[int]:
@@ -92,10 +95,10 @@ def cut_at(text: str, stops: list[str]) -> str | None:
     return text[: min(places)] if places else None
 
 
-def main(settings: Settings, args, kind: str = "char") -> None:
+def main(settings: Settings, args, kind: str = "char") -> int:
     check_settings(settings)
     if any(not stop for stop in args.stop):
-        raise UserError("--stop needs a text that is not empty.")
+        raise UsageError("--stop needs a text that is not empty.")
     stops = args.stop + ["\n"] * args.stop_at_newline
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind != kind:
@@ -109,7 +112,9 @@ def main(settings: Settings, args, kind: str = "char") -> None:
     begin = time.perf_counter()
     logits = read(model, ids, cache)  # (T, vocab_size): what the model expects after each token of the prompt
     if settings.debug:
-        trained = f"trained for {training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits a byte"
+        trained = (
+            f"trained for {training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits per byte"
+        )
         say(f"{shown_path(settings.model_file)}: {trained}")
         p = logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
         show_prompt(tokenizer, ids, [insight.surprise(x) for x in p], args.readable)
@@ -131,8 +136,9 @@ def main(settings: Settings, args, kind: str = "char") -> None:
             if stops and (text := cut_at(tokenizer.decode(new), stops)) is not None:
                 end = "a stop text came up"
                 break
+        code = 0
     except KeyboardInterrupt:  # what is written so far is not lost
-        end = "you stopped it"
+        end, code = "you stopped it", 130
     text = tokenizer.decode(new) if text is None else text
     seconds = time.perf_counter() - begin
 
@@ -145,14 +151,17 @@ def main(settings: Settings, args, kind: str = "char") -> None:
     sys.stdout.buffer.flush()
     if settings.debug and surprises:
         mean = statistics.fmean(surprises)
+        loss = mean * insight.LN2
         written = len(tokenizer.decode(new).encode())
-        per_byte = f"{sum(surprises) / written:.3f} bits a byte" if written else "no bytes"
+        per_byte = insight.bits_per_byte(loss, len(surprises) / written) if written else math.inf
         say(
-            f"\nStopped after {len(surprises)} tokens: {end}. Mean surprise {mean:.2f} bits, perplexity "
-            f"{insight.perplexity(mean * insight.LN2):.2f}, {per_byte}; {len(surprises) / seconds:.0f} tokens/s"
+            f"\nStopped after {len(surprises)} tokens: {end}. Mean surprise {mean:.2f} bits, "
+            f"perplexity {insight.perplexity(loss):.2f}, {per_byte:.3f} bits per byte; "
+            f"{insight.tokens_per_second(len(surprises), seconds):.0f} tokens/s"
         )
         if args.output_file:
             say(f"The text is in {shown_path(args.output_file)}.")
+    return code
 
 
 if __name__ == "__main__":

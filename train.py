@@ -15,13 +15,14 @@ import time
 
 STARTED = time.perf_counter()  # --minutes counts from here
 
-from config import CHAR, Settings, UserError, run, shown_path, training_flags
+from config import CHAR, Settings, UsageError, UserError, run, shown_path, training_flags
 
 if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
 import copy
 import math
+import os
 import signal
 import statistics
 from dataclasses import asdict, replace
@@ -34,16 +35,16 @@ from tqdm import tqdm
 from dataset import TokenFile, blocks_in_order, draw_batch, open_tokens
 from model import insight
 from model.checkpoint import Log, checkpoint_path, move_aside, newest_checkpoint, save_checkpoint, save_model
-from model.device import pick_device, pick_dtype
+from model.device import memory_advice, pick_device, pick_dtype
 from model.gpt import GPT
 from model.optimizer import learning_rate_at, make_optimizer
 from model.sampling import generate, read
 from model.tokenizer import Tokenizer, load_tokenizer
 
-# A run that is resumed must be the run that was started. Of these settings the result depends, so they must not change:
+# A run that is resumed must be the run that was started. The result depends on these settings, so they must not change:
 ARCHITECTURE = "block_size n_layer n_head n_embd dropout tie_embeddings".split()
 RECIPE = "batch_size learning_rate warmup_steps decay_fraction weight_decay beta1 beta2 grad_clip seed".split()
-# These may, and a change is named:
+# These may, and a change is named (max_steps, of which the learning rate is a function, so that a run can go on):
 FREE = "max_steps minutes eval_every sample_tokens checkpoint_every keep_checkpoints log_every".split()
 
 
@@ -61,7 +62,9 @@ class StopFlag:
 
     def note(self, number, frame):
         self.signal = number
-        print("\nstopping after this step; once more to stop at once, without a checkpoint")
+        os.write(
+            2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n"
+        )  # print could clash
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -101,7 +104,7 @@ def evaluate(model: GPT, data: TokenFile, batch_size: int, autocast, stop: StopF
     with tqdm(total=scored, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as progress:
         for idx, targets in blocks_in_order(data.tokens, model.block_size, batch_size):
             stop.check()
-            idx, targets = to_device(idx, targets, model.cos.device)
+            idx, targets = to_device(idx, targets, model.device)
             with autocast:
                 logits = model(idx)
             total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
@@ -115,12 +118,13 @@ def to_device(idx, targets, device: torch.device):
     return torch.from_numpy(idx).to(device), torch.from_numpy(targets).to(device)
 
 
-def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int, stop: StopFlag) -> str:
+def sample_text(model: GPT, tokenizer: Tokenizer, settings: Settings, stop: StopFlag) -> str:
     """Text that the model writes after <|endoftext|>, as it stands: what it has learned so far."""
     model.eval()
     prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
     logits = read(model, prompt, cache)
-    for step in generate(model, prompt, logits[-1], cache, tokens, temperature=0.8, top_k=50, seed=seed):
+    knobs = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    for step in generate(model, prompt, logits[-1], cache, settings.sample_tokens, **knobs):
         stop.check()
         ids.append(step.token)
     model.train()
@@ -153,18 +157,25 @@ def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, To
 
 def check_settings(settings: Settings) -> None:
     """Refuse values that no run can use. n_embd and n_head are checked where they meet, in GPT."""
+    for name, value in asdict(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} must be a finite number, and it is {value}.")
     positive = "block_size n_layer n_head n_embd batch_size learning_rate eval_every checkpoint_every log_every"
     for name in positive.split():
         if getattr(settings, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
-        raise UserError("Give the run a length: --max-steps or --minutes above 0.")
-    if settings.seed < 0:
-        raise UserError(f"--seed must be 0 or above, and it is {settings.seed}.")
+        raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
+    for name in ("weight_decay", "warmup_steps", "sample_tokens"):
+        if getattr(settings, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be 0 or above, and it is {getattr(settings, name)}.")
+    for name in ("dropout", "beta1", "beta2"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise UsageError(f"--{name} must be at least 0 and below 1, and it is {getattr(settings, name)}.")
+    if not 0 <= settings.seed < 2**64:
+        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
     if settings.keep_checkpoints < 2:
-        raise UserError("--keep-checkpoints must be at least 2: one to fall back to where the newest is damaged.")
-    if not 0 <= settings.dropout < 1:
-        raise UserError(f"--dropout must be at least 0 and below 1, and it is {settings.dropout}.")
+        raise UsageError("--keep-checkpoints must be at least 2: one to fall back to where the newest is damaged.")
 
 
 def plain(settings: Settings) -> dict:
@@ -175,7 +186,7 @@ def plain(settings: Settings) -> dict:
 def compare(saved: dict, settings: Settings, sources: dict) -> None:
     """Refuse to go on with a run whose settings or data have changed; name the changes that do no harm."""
     then, now = saved["settings"], plain(settings)
-    changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
+    changed = {name: f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]}
     harmful = [changed[name] for name in changed if name not in FREE]
     if settings.dtype not in ("auto", saved["dtype"]):
         harmful.append(f"dtype was {saved['dtype']}, is {settings.dtype}")
@@ -187,6 +198,10 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
         )
     for name in changed:
         print(f"  changed since: {changed[name]}")
+    if "minutes" in changed and settings.minutes > 0:
+        print(
+            f"  Its {settings.max_steps} steps were fixed when it began: --max-steps goes further, --fresh starts over."
+        )
 
 
 def steps_that_fit(model: GPT, settings: Settings, data, seconds: float, eval_seconds: float, autocast, stop) -> int:
@@ -199,7 +214,7 @@ def steps_that_fit(model: GPT, settings: Settings, data, seconds: float, eval_se
             stop.check()
             start = time.perf_counter()
             batch = draw_batch(data.tokens, settings.block_size, settings.batch_size, settings.seed, len(times))
-            train_step(model, optimizer, *to_device(*batch, model.cos.device), settings.learning_rate, 1.0, autocast)
+            train_step(model, optimizer, *to_device(*batch, model.device), settings.learning_rate, 1.0, autocast)
             times.append(time.perf_counter() - start)
     seconds -= time.perf_counter() - begin + eval_seconds  # the evaluation at the end
     return max(1, int(seconds / (statistics.median(times[2:]) + eval_seconds / settings.eval_every)))
@@ -240,6 +255,7 @@ def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, 
 # === the run =========================================================================================================
 
 
+@memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
 def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
     check_settings(settings)
     train, val, tokenizer = open_inputs(settings, kind)
@@ -262,20 +278,22 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
     step, dtype_name = 0, settings.dtype
     if saved is not None:
         print(f"Resuming from {shown_path(path)}")
+        if settings.minutes > 0:  # their number of steps was fixed when the run began
+            settings = replace(settings, max_steps=saved["settings"]["max_steps"])
         compare(saved, settings, sources)
         step = saved["step"]
         dtype_name = saved["dtype"] if settings.dtype == "auto" else settings.dtype
-        if settings.minutes > 0:  # their number of steps was fixed when the run began
-            settings = replace(settings, max_steps=saved["settings"]["max_steps"])
 
     device = pick_device(settings.device)
+    if saved is not None and saved["device"] != device.type:
+        print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
     dtype = pick_dtype(dtype_name, device)
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     torch.manual_seed(settings.seed)
     try:
         model = GPT(tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE}).to(device)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UsageError(str(error)) from None
     optimizer = make_optimizer(model, settings.weight_decay, settings.beta1, settings.beta2)
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -290,10 +308,20 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         show_plan(settings, model, train, val, tokenizer)
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
+    def wrong(reason: object) -> UserError:
+        return UserError(
+            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate, a lower "
+            "--grad-clip or more --warmup-steps, with --fresh. The last good checkpoint: "
+            f"{shown_path(path) if path else 'none yet'}."
+        )
+
     def checkpoint() -> Path:
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise wrong("a weight is not a finite number")
         content = {
             "settings": plain(settings),
             "sources": sources,
+            "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -303,16 +331,21 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
             content["cuda_rng"] = torch.cuda.get_rng_state(device)
         return save_checkpoint(folder, step, content, settings.keep_checkpoints)
 
+    def evaluation_due() -> bool:
+        return (step % settings.eval_every == 0 or step >= settings.max_steps) and step not in log.val_losses
+
     def validate() -> float:
         """Score the validation file, show what the model writes by now. Returns the seconds that took."""
         start = time.perf_counter()
         loss = evaluate(model, val, settings.batch_size, autocast, stop)
+        if not math.isfinite(loss):
+            raise wrong(f"the validation loss is {loss}")
         bits_per_byte = insight.bits_per_byte(loss, val.tokens_per_byte)
         print(
             f"validation at step {step}: loss {loss:.4f} nats a token, perplexity {insight.perplexity(loss):.2f}, "
-            f"surprise {insight.bits(loss):.3f} bits a token, {bits_per_byte:.3f} bits a byte"
+            f"surprise {insight.bits(loss):.3f} bits a token, {bits_per_byte:.3f} bits per byte"
         )
-        sample = sample_text(model, tokenizer, settings.sample_tokens, settings.seed, stop)
+        sample = sample_text(model, tokenizer, settings, stop)
         if sample:
             print("  it writes:\n  | " + sample.replace("\n", "\n  | "))
         log.write(step=step, val_loss=loss, val_bits_per_byte=bits_per_byte, sample=sample)
@@ -321,24 +354,20 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     resumed_at = step
-    steps_timed, seconds_timed = 0, 0.0  # training steps since the last line of output
     progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug, delay=2)
     try:
-        while True:
-            if (step % settings.eval_every == 0 or step >= settings.max_steps) and step not in log.val_losses:
-                eval_seconds = validate()
-            if step == 0 and settings.minutes > 0:
-                left = 60 * settings.minutes - (time.perf_counter() - STARTED)
-                max_steps = steps_that_fit(model, settings, train, left, eval_seconds, autocast, stop)
-                settings = replace(settings, max_steps=max_steps)
-                print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
-                progress.reset(total=max_steps)
-            if step >= settings.max_steps:
-                break
-            stop.check()
-            if step == resumed_at:
-                begin = time.perf_counter()
+        eval_seconds = validate() if evaluation_due() else 0.0
+        if step == 0 and settings.minutes > 0:
+            left = 60 * settings.minutes - (time.perf_counter() - STARTED)
+            max_steps = steps_that_fit(model, settings, train, left, eval_seconds, autocast, stop)
+            settings = replace(settings, max_steps=max_steps)
+            print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
+            progress.reset(total=max_steps)
 
+        begin = time.perf_counter()
+        steps_timed, seconds_timed = 0, 0.0  # training steps since the last line of output
+        while step < settings.max_steps:
+            stop.check()
             start = time.perf_counter()
             rate = learning_rate_at(
                 step, settings.max_steps, settings.learning_rate, settings.warmup_steps, settings.decay_fraction
@@ -350,23 +379,23 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
             steps_timed, seconds_timed = steps_timed + 1, seconds_timed + time.perf_counter() - start
 
             if step % settings.log_every == 0:
-                tokens_per_second = steps_timed * settings.batch_size * settings.block_size / seconds_timed
                 elapsed = time.perf_counter() - begin
                 left = insight.time_left(step - resumed_at, settings.max_steps - resumed_at, elapsed)
+                tokens = steps_timed * settings.batch_size * settings.block_size
                 figures = {
                     "loss": loss,
                     "surprise_bits": insight.bits(loss),
                     "bits_per_byte": insight.bits_per_byte(loss, train.tokens_per_byte),
                     "learning_rate": rate,
                     "gradient_norm": norm,
-                    "tokens_per_second": tokens_per_second,
+                    "tokens_per_second": insight.tokens_per_second(tokens, seconds_timed),
                 }
                 log.write(step=step, **figures)
                 if settings.debug:
                     print(
                         f"step {step:>{len(str(settings.max_steps))}}/{settings.max_steps}  loss {loss:.4f}  "
                         f"{figures['surprise_bits']:.2f} bits/token  {figures['bits_per_byte']:.2f} bits/byte  "
-                        f"lr {rate:.1e}  grad {norm:.2f}  {tokens_per_second:,.0f} tokens/s  "
+                        f"lr {rate:.1e}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
                         f"{insight.duration(left)} left"
                     )
                 steps_timed, seconds_timed = 0, 0.0
@@ -374,6 +403,8 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
                 path = checkpoint()
                 if settings.debug:
                     print(f"checkpoint {shown_path(path)}")
+            if evaluation_due():
+                validate()
     except Stopped:
         if step > 0 and not checkpoint_path(folder, step).exists():
             path = checkpoint()
@@ -381,13 +412,9 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         print(f"Stopped at step {step}{where}")
         return 128 + stop.signal
     except FloatingPointError as error:
-        raise UserError(
-            f"Step {step} went wrong: {error}. Nothing was updated or saved. Try a lower --learning-rate, a lower "
-            f"--grad-clip or more --warmup-steps, with --fresh. The last good checkpoint: "
-            f"{shown_path(path) if path else 'none yet'}."
-        ) from None
-
-    progress.close()
+        raise wrong(error) from None
+    finally:
+        progress.close()
 
     # --- the model ---------------------------------------------------------------------------------------------------
     val_loss = log.val_losses[step]
@@ -406,7 +433,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         )
     print(
         f"{shown_path(settings.model_file)}: {step:,} steps, validation loss {val_loss:.4f}, "
-        f"{training['val_bits_per_byte']:.3f} bits a byte; took {insight.duration(time.perf_counter() - STARTED)}"
+        f"{training['val_bits_per_byte']:.3f} bits per byte; took {insight.duration(time.perf_counter() - STARTED)}"
     )
     print(f'Next: python {"generate.py" if kind == "char" else "generatev2.py"} --prompt "def "')
     return 0

@@ -62,8 +62,12 @@ def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
     """Write the checkpoint of a step, read it back, and only then delete all but the `keep` newest."""
     path = checkpoint_path(folder, step)
     save(path, {"format_version": FORMAT_VERSION, "step": step, **content})
-    load(path)
-    for old in checkpoints(folder)[keep:]:
+    try:
+        load(path)
+    except ValueError as error:
+        raise OSError(f"{shown_path(path)} was written and cannot be read back: {error}") from None
+    # Files of later steps are damaged ones that this run has fallen back from: they are not counted as kept.
+    for old in [file for file in checkpoints(folder) if file.name <= path.name][keep:]:
         old.unlink()
     return path
 

@@ -1,10 +1,11 @@
 """Where to compute, and in which precision."""
 
 import time
+from contextlib import contextmanager
 
 import torch
 
-from config import UserError
+from config import UsageError, UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -15,7 +16,7 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The device {name!r} cannot be used here: {reason} Try --device cpu.") from None
+        raise UsageError(f"The device {name!r} cannot be used here: {reason} Try --device cpu.") from None
     return torch.device(name)
 
 
@@ -27,7 +28,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         if name not in ("float32", "bfloat16"):
-            raise UserError(f"--dtype is auto, float32 or bfloat16, not {name!r}.")
+            raise UsageError(f"--dtype is auto, float32 or bfloat16, not {name!r}.")
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
@@ -45,3 +46,14 @@ def product_seconds(dtype: torch.dtype, size: int = 384) -> float:
         a @ a
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+@contextmanager
+def memory_advice(advice: str):
+    """Turn "out of memory", on any device, into a UserError that says what to do. Around a block, or on a function."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU's allocator raises it bare
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise UserError(f"There is not enough memory for this. {advice}") from None
+        raise

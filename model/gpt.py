@@ -90,6 +90,10 @@ class GPT(nn.Module):
             cache.length = end
         return self.head(self.norm(x))  # (B, T, vocab_size)
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
     def new_cache(self, batch: int = 1) -> KeyValueCache:
         """An empty cache for `batch` sequences, on the model's device and in its precision."""
         a = self.architecture

@@ -1,6 +1,6 @@
 """What the scripts show of a model's inside: figures and tokens in a form that people read.
 
-Figures (design: one definition each, tested in tests/test_insight.py)
+Figures, each defined once:
     surprise        -log2 p of a token, in bits: 1 bit is a coin toss, 10 bits one chance in a thousand
     loss            mean of -ln p, in nats a token
     perplexity      exp(loss): as unsure as if choosing among so many equally likely tokens
@@ -23,7 +23,7 @@ def bits(nats: float) -> float:
 
 
 def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
-    """Loss in nats a token to bits a byte of text."""
+    """Loss in nats a token to bits per byte of text."""
     return bits(loss) * tokens_per_byte
 
 
@@ -35,6 +35,11 @@ def perplexity(loss: float) -> float:
 def first_loss(vocab_size: int) -> float:
     """Loss of a model that gives every token the same probability 1 / vocab_size: ln(vocab_size)."""
     return math.log(vocab_size)
+
+
+def tokens_per_second(tokens: int, seconds: float) -> float:
+    """How fast it went; 0 where no time has passed that a clock could tell."""
+    return tokens / seconds if seconds > 0 else 0.0
 
 
 def duration(seconds: float) -> str:

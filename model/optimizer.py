@@ -12,8 +12,8 @@ def make_optimizer(model: nn.Module, weight_decay: float, beta1: float, beta2: f
     """
     embedding = {id(model.embedding.weight)}
     decay = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embedding]
-    keep = [p for p in model.parameters() if p.dim() < 2 or id(p) in embedding]
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+    no_decay = [p for p in model.parameters() if p.dim() < 2 or id(p) in embedding]
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     device = next(model.parameters()).device.type
     return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), fused=device in ("cpu", "cuda", "mps"))
 

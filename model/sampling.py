@@ -23,7 +23,7 @@ class Step:
     order: Tensor  # (V,) ids from the likeliest to the least likely
     model_p: Tensor  # (V,) the model's own probabilities, in that order; sum 1
     sampled_p: Tensor  # (V,) after temperature, top-k and top-p, in that order; sum 1; what was drawn from
-    number: float  # the random number in [0, 1) that decided
+    number: float  # the random number in [0, 1) that decided; with sampled_p, the draw can be done by hand
     rank: int  # place of the chosen token in the order, from 1
     p: float  # the model's own probability of it
 
@@ -77,7 +77,7 @@ def choose(logits: Tensor, number: float, temperature: float, top_k: int, top_p:
 @torch.inference_mode()
 def read(model: GPT, ids: list[int], cache: KeyValueCache) -> Tensor:
     """Feed tokens to the model, continuing those in the cache. Returns the fp32 logits after each of them, (T, V)."""
-    return model(torch.tensor([ids], device=model.cos.device), cache)[0].float()
+    return model(torch.tensor([ids], device=model.device), cache)[0].float()
 
 
 def next_logits(model: GPT, context: list[int], cache: KeyValueCache) -> Tensor:

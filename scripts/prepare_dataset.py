@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import CHAR, Settings, UserError, add_flags, parse, run, shown_path
-from dataset import TokenWriter, open_tokens, split_documents
+from config import CHAR, Settings, UsageError, UserError, add_flags, parse, run, shown_path
+from dataset import open_tokens, split_documents, token_writer
 from model.insight import cut_line, visible
 from model.tokenizer import Tokenizer, load_tokenizer
 
@@ -66,10 +66,10 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     add_flags(parser, settings, "corpus tokenizer_file train_file val_file val_fraction debug")
     settings, _ = parse(parser, settings)
     if not 0 < settings.val_fraction < 1:
-        raise UserError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
+        raise UsageError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
 
     if len({path.resolve() for path in (settings.corpus, settings.train_file, settings.val_file)}) < 3:
-        raise UserError("--corpus, --train-file and --val-file must be three different files.")
+        raise UsageError("--corpus, --train-file and --val-file must be three different files.")
 
     tokenizer = load_tokenizer(settings.tokenizer_file)
     if tokenizer.kind != kind:
@@ -88,7 +88,7 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     unknown: Counter[str] = Counter()
     firsts: dict[str, str] = {}  # the first document of each part
     documents = split_documents(settings.corpus, settings.val_fraction)
-    with TokenWriter(settings.train_file, facts) as train, TokenWriter(settings.val_file, facts) as val:
+    with token_writer(settings.train_file, facts) as train, token_writer(settings.val_file, facts) as val:
         writers = {"train": train, "val": val}
         with tqdm(desc="encoding", unit="B", unit_scale=True, delay=2) as progress:
             for batch in in_batches(documents):

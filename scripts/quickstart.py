@@ -23,9 +23,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BPE, CHAR, DATA, ROOT, run, shown_path
+from dataset import sidecar
 from model.insight import duration
 
 FIXED_MINUTES = 1.0  # what everything but the two trainings takes on two cores
+
+
+def with_sidecars(*token_files: Path) -> list[Path]:
+    """Token files, and the descriptions without which they are unfinished."""
+    return [path for file in token_files for path in (file, sidecar(file))]
+
 
 PARQUET = CHAR.parquet_dir / "folder.parquet"
 SAMPLE = DATA / "corpus_sample.txt"
@@ -48,13 +55,13 @@ STEPS = [
         "5. Turn the text into characters' ids",
         f"scripts/prepare_dataset.py {CORPUS} --val-fraction 0.06",
         [SAMPLE, CHAR.tokenizer_file],
-        [CHAR.train_file, CHAR.val_file],
+        with_sidecars(CHAR.train_file, CHAR.val_file),
     ),
     (
         "5. Turn the text into BPE ids",
         f"scripts/prepare_dataset_bpe.py {CORPUS} --val-fraction 0.06",
         [SAMPLE, BPE.tokenizer_file],
-        [BPE.train_file, BPE.val_file],
+        with_sidecars(BPE.train_file, BPE.val_file),
     ),
     ("6. Train on characters", "train.py --minutes {minutes:g}", [], []),
     ("7. Look at eight characters being chosen", 'generate.py --prompt "def " --tokens 8 --readable', [], []),
@@ -80,9 +87,12 @@ def run_command(command: str) -> int:
     Ctrl-C reaches the script by itself, and SIGTERM is passed on. We wait for it: a training saves before it ends.
     """
     process = subprocess.Popen([sys.executable, *shlex.split(command)], cwd=ROOT)  # noqa: S603 (our own scripts)
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
-    return process.wait()
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    terminate = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    code = process.wait()
+    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGTERM, terminate)
+    return code
 
 
 def main() -> int:
@@ -100,14 +110,16 @@ def main() -> int:
             print(f"skipped: {', '.join(map(shown_path, writes))} is there, and nothing it is made from is newer")
             continue
         if code := run_command(command):
-            print(f"\nThat ended with exit code {code}. Run the quickstart again: it goes on here.", file=sys.stderr)
+            print(f"\nThat ended with exit code {code}.", file=sys.stderr)
+            print("Do what it says above, if anything; the quickstart, run again, goes on here.", file=sys.stderr)
             return code if code > 0 else 128 - code
 
     print(f"\n=== Done in {duration(time.perf_counter() - start)}")
     for name, settings in (("characters", CHAR), ("BPE", BPE)):
         lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
         last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
-        print(f"{name:10} {last['val_bits_per_byte']:.3f} bits a byte of validation text, after {last['step']:,} steps")
+        bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
+        print(f"{name:10} {bits}, after {last['step']:,} steps")
     print("gpt_model.pt holds the BPE model. Next: open README.md, and do the steps again with your own files.")
     return 0
 

@@ -10,6 +10,7 @@ Next    python scripts/train_tokenizer_character_level.py --corpus data/corpus_s
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import CHAR, DATA, UserError, add_flags, parse, run, shown_path
+from config import CHAR, DATA, UsageError, add_flags, parse, run, shown_path
 from dataset import sample_documents, write_documents
 from model.insight import visible
 
@@ -36,19 +37,16 @@ def main() -> None:
 
     wanted = {name: getattr(args, name) for name in ("megabytes", "documents", "fraction")}
     if any(value is not None and not 0 < value < math.inf for value in wanted.values()) or (args.fraction or 0) > 1:
-        raise UserError("The size of a sample must be a number above 0, and a --fraction at most 1.")
+        raise UsageError("The size of a sample must be a number above 0, and a --fraction at most 1.")
     if args.output.resolve() == settings.corpus.resolve():
-        raise UserError("The sample would replace the corpus that it is taken from. Name another --output.")
+        raise UsageError("The sample would replace the corpus that it is taken from. Name another --output.")
 
     def shown() -> Iterator[str]:
-        documents, taken = sample_documents(settings.corpus, settings.seed, **wanted), 0
-        for text in tqdm(documents, desc="taken", unit=" documents", delay=2):
-            if settings.debug and taken < 3:
+        documents = sample_documents(settings.corpus, settings.seed, **wanted)
+        for i, text in enumerate(tqdm(documents, desc="taken", unit=" documents", delay=2)):
+            if settings.debug and i < 3:
                 print(f"  takes a document of {len(text):,} characters: {visible(text[:70])}")
-            taken += 1
             yield text
-        if not taken:
-            raise UserError(f"No document of {shown_path(settings.corpus)} fits into so small a sample. Ask for more.")
 
     start = time.perf_counter()
     count, written = write_documents(args.output, shown())
@@ -57,7 +55,8 @@ def main() -> None:
         f"{count:,} documents, {written / 1e6:.1f} of {whole / 1e6:.1f} MB, in {shown_path(args.output)} "
         f"({whole / 1e6 / seconds:.0f} MB/s)"
     )
-    print(f"Next: python scripts/train_tokenizer_character_level.py --corpus {shown_path(args.output)}")
+    corpus = shlex.quote(shown_path(args.output))
+    print(f"Next: python scripts/train_tokenizer_character_level.py --corpus {corpus}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import CHAR, UserError, add_flags, parse, run, shown_path
+from config import CHAR, UserError, add_flags, corpus_flag, parse, run, shown_path
 from dataset import MAX_VOCAB_SIZE, read_documents
 from model.insight import bar, token_rows, visible
 from model.tokenizer import check_round_trip, load_tokenizer, make_character_tokenizer, save_tokenizer
@@ -72,7 +72,7 @@ def main() -> None:
         print(f"One that it has not seen, such as {unseen}, becomes id {tokenizer.encode(unseen)[0]} (<|unk|>).")
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back as they were, {utf8_bytes / tokens:.3f} bytes a token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
-    print("Next: python scripts/prepare_dataset.py")
+    print(f"Next: python scripts/prepare_dataset.py{corpus_flag(settings, CHAR)}")
 
 
 if __name__ == "__main__":

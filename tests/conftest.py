@@ -16,7 +16,7 @@ import pytest
 from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
-from dataset import TokenWriter, split_documents, write_documents
+from dataset import split_documents, token_writer, write_documents
 from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer, train_bpe_tokenizer
 
 DOCUMENT = '''"""Module {i}."""
@@ -71,7 +71,7 @@ def make_pipeline(folder, settings, kind):
         "vocab_size": tokenizer.vocab_size,
         "end_of_text_id": tokenizer.end_of_text_id,
     }
-    with TokenWriter(settings.train_file, facts) as train, TokenWriter(settings.val_file, facts) as val:
+    with token_writer(settings.train_file, facts) as train, token_writer(settings.val_file, facts) as val:
         for part, text in split_documents(settings.corpus, 0.2):
             {"train": train, "val": val}[part].add(tokenizer.encode(text), len(text.encode()))
     return settings

@@ -21,7 +21,6 @@ import dataset
 from config import UserError
 from dataset import (
     END_OF_TEXT,
-    TokenWriter,
     blocks_in_order,
     draw_batch,
     hash_fraction,
@@ -31,6 +30,7 @@ from dataset import (
     sidecar,
     split_at_marker,
     split_documents,
+    token_writer,
     whole_file,
     write_documents,
 )
@@ -436,7 +436,7 @@ FACTS = {
 
 
 def write_tokens(path: Path, *documents: list[int], **facts) -> Path:
-    with TokenWriter(path, FACTS | facts) as writer:
+    with token_writer(path, FACTS | facts) as writer:
         for ids in documents:
             writer.add(np.array(ids, np.uint16), utf8_bytes=2 * len(ids), unknown_characters=len(ids) // 2)
     return path
@@ -481,8 +481,11 @@ def test_the_sidecar_lies_beside_the_file(tmp_path):
 
 
 def test_vocabularies_that_uint16_cannot_count_are_refused(tmp_path):
-    with pytest.raises(UserError, match="65,537 ids"):
-        TokenWriter(tmp_path / "t.bin", FACTS | {"vocab_size": 65_537})
+    with (
+        pytest.raises(UserError, match="65,537 ids"),
+        token_writer(tmp_path / "t.bin", FACTS | {"vocab_size": 65_537}),
+    ):
+        pass
     assert names(tmp_path) == set()
     path = write_tokens(tmp_path / "t.bin", [65_535], vocab_size=65_536, end_of_text_id=65_535)
     assert open_tokens(path).tokens.tolist() == [65_535, 65_535]
@@ -494,7 +497,7 @@ def test_an_id_outside_the_vocabulary_stops_the_writer(tmp_path, ids):
     before = write_tokens(tmp_path / "t.bin", [1]).read_bytes()
     with (
         pytest.raises(ValueError, match="does not fit"),
-        TokenWriter(tmp_path / "t.bin", FACTS | {"vocab_size": 300}) as w,
+        token_writer(tmp_path / "t.bin", FACTS | {"vocab_size": 300}) as w,
     ):
         w.add(ids, utf8_bytes=2)
     assert (tmp_path / "t.bin").read_bytes() == before
@@ -504,7 +507,7 @@ def test_an_id_outside_the_vocabulary_stops_the_writer(tmp_path, ids):
 def test_an_interrupted_writer_leaves_the_earlier_files(tmp_path, error):
     path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    with pytest.raises(error), TokenWriter(path, FACTS) as writer:
+    with pytest.raises(error), token_writer(path, FACTS) as writer:
         writer.add(np.array([4], np.uint16), utf8_bytes=1)
         raise error
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before

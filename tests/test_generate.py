@@ -194,7 +194,7 @@ def test_a_choice_below_the_candidates_shown_gets_a_row_of_its_own(write):
 def test_the_summary_adds_up(write):
     out, err = write("--prompt", "é", "--tokens", 20, "--temperature", 1.0)
     surprises = [step["bits"] for step in rows(err)]
-    found = re.search(r"Mean surprise ([\d.]+) bits, perplexity ([\d.]+), ([\d.]+) bits a byte", err)
+    found = re.search(r"Mean surprise ([\d.]+) bits, perplexity ([\d.]+), ([\d.]+) bits per byte", err)
     mean, perplexity, per_byte = map(float, found.groups())
     assert mean == pytest.approx(sum(surprises) / len(surprises), abs=0.011)
     assert perplexity == pytest.approx(2**mean, rel=0.01)

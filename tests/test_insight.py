@@ -40,8 +40,13 @@ def test_surprise_and_loss_are_the_same_thing_in_two_units():
 def test_bits_per_byte_by_hand():
     # 8 tokens of 3 bits each write 12 bytes: 24 bits over 12 bytes.
     assert insight.bits_per_byte(3 * math.log(2), 8 / 12) == pytest.approx(2.0)
-    # A byte a token, every byte equally likely: 8 bits a byte, which is no compression at all.
+    # A byte a token, every byte equally likely: 8 bits per byte, which is no compression at all.
     assert insight.bits_per_byte(math.log(256), 1.0) == pytest.approx(8.0)
+
+
+def test_tokens_per_second_by_hand():
+    assert insight.tokens_per_second(3000, 1.5) == 2000
+    assert insight.tokens_per_second(10, 0.0) == 0  # a clock that has not moved
 
 
 def test_perplexity_by_hand():

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.metadata
 import re
+import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -108,6 +109,24 @@ def test_only_the_second_versions_import_scripts(path):
         "prepare_dataset_bpe.py": {"scripts"},
     }.get(path.name, set())
     assert SCRIPTS & top_level(path) <= allowed
+
+
+@pytest.mark.parametrize("script", ["train.py", "trainv2.py", "generate.py", "generatev2.py"])
+def test_training_and_generation_need_four_packages(script):
+    """All that they import, and what that imports in turn, comes from Python, this project, or these."""
+    own = {path.stem for path in ROOT.glob("*.py")} | {"model"}
+    waiting, seen, packages = [ROOT / script], set(), set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        for name in imports(path):
+            if name.partition(".")[0] not in own | sys.stdlib_module_names:
+                packages.add(name.partition(".")[0])
+            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            if file.is_file() and file not in seen:
+                waiting.append(file)
+    assert ROOT / "model" / "layers.py" in seen
+    assert {"torch", "numpy", "tokenizers"} <= packages <= {"torch", "numpy", "tokenizers", "tqdm"}
 
 
 # === settings ========================================================================================================

@@ -140,16 +140,22 @@ def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
     assert first["gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_minutes_become_a_number_of_steps_that_stays(char, capsys):
-    timed = replace(char, minutes=0.02, eval_every=1000)
+def test_minutes_become_a_number_of_steps_that_stays(char, capsys, monkeypatch):
+    monkeypatch.setattr(train, "STARTED", time.perf_counter())
+    timed = replace(char, minutes=0.03, eval_every=1000)
     train.main(timed, fresh=False)
     planned = newest_checkpoint(char.checkpoint_dir)[1]["settings"]["max_steps"]
+    assert planned > 5
     assert f"max_steps = {planned}" in capsys.readouterr().out
-    interrupt_after(char, 5)
+    interrupt_after(char, int(steps_of(char)[-2][5:13]))
     train.main(timed, fresh=False)  # the resumed run times nothing and ends at the same step
     content = newest_checkpoint(char.checkpoint_dir)[1]
     assert content["step"] == content["settings"]["max_steps"] == planned
-    assert "fit into" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fit into" not in out
+    assert "changed since" not in out
+    train.main(replace(timed, minutes=5), fresh=False)  # and other minutes are no longer asked for
+    assert f"Its {planned} steps were fixed when it began: --max-steps goes further" in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(char):
@@ -361,6 +367,35 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(char):
     assert not char.model_file.exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
+    """The loss of a step cannot tell what its update did to the weights: here the last one breaks them."""
+    real = train.train_step
+
+    def break_the_weights(model, *rest):
+        result = real(model, *rest)
+        if break_the_weights.steps == 9:
+            with torch.no_grad():
+                model.norm.weight[0] = math.nan
+        break_the_weights.steps += 1
+        return result
+
+    break_the_weights.steps = 0
+    monkeypatch.setattr(train, "train_step", break_the_weights)
+    with pytest.raises(UserError, match=r"Step 10 went wrong: a weight is not .*step_00000005.pt"):
+        train.main(char, fresh=False)
+    assert steps_of(char) == ["step_00000005.pt"]
+    assert not char.model_file.exists()
+
+
+def test_too_little_memory_is_a_plain_error(char, monkeypatch):
+    def full(*rest):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+    monkeypatch.setattr(train, "train_step", full)
+    with pytest.raises(UserError, match="not enough memory.*--batch-size"):
+        train.main(char, fresh=False)
+
+
 def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
     model = train.GPT(10, 8, 1, 1, 8)
     optimizer = train.make_optimizer(model, 0.1, 0.9, 0.99)
@@ -384,7 +419,15 @@ def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
         ({"batch_size": -1}, "--batch-size must be above 0"),
         ({"block_size": 100_000}, "too few for blocks"),
         ({"max_steps": 0}, "--max-steps or --minutes"),
-        ({"seed": -1}, "--seed must be 0 or above"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"seed": 2**64}, "--seed must be from 0"),
+        ({"beta1": 1.0}, "--beta1"),
+        ({"beta2": -1.0}, "--beta2"),
+        ({"weight_decay": -1.0}, "--weight-decay"),
+        ({"warmup_steps": -1}, "--warmup-steps"),
+        ({"sample_tokens": -1}, "--sample-tokens"),
+        ({"minutes": math.inf}, "--minutes must be a finite number"),
+        ({"learning_rate": math.nan}, "--learning-rate must be a finite number"),
         ({"keep_checkpoints": 1}, "at least 2"),
         ({"dropout": 1.0}, "--dropout"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
