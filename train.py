@@ -435,7 +435,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         f"{shown_path(settings.model_file)}: {step:,} steps, validation loss {val_loss:.4f}, "
         f"{training['val_bits_per_byte']:.3f} bits per byte; took {insight.duration(time.perf_counter() - STARTED)}"
     )
-    print(f'Next: python {"generate.py" if kind == "char" else "generatev2.py"} --prompt "def "')
+    print(f"Next: python {'generate.py' if kind == 'char' else 'generatev2.py'} --prompt def")
     return 0
 
 

@@ -5,7 +5,7 @@
 
 Reads   data/train_bpe.bin, data/val_bpe.bin (scripts/prepare_dataset_bpe.py) and data/tokenizer_bpe.json
 Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs, gpt_model.pt at the end
-Next    python generatev2.py --prompt "def "
+Next    python generatev2.py --prompt "def"
 """
 
 from config import BPE, run, training_flags

@@ -67,8 +67,8 @@ STEPS = [
     ("7. Look at eight characters being chosen", 'generate.py --prompt "def " --tokens 8 --readable', [], []),
     ("7. Let the character model write", 'generate.py --prompt "def " --tokens 400 --quiet', [], []),
     ("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}", [], []),
-    ("7. Look at eight tokens being chosen", 'generatev2.py --prompt "def " --tokens 8 --readable', [], []),
-    ("7. Let the BPE model write", 'generatev2.py --prompt "def " --tokens 150 --quiet', [], []),
+    ("7. Look at eight tokens being chosen", 'generatev2.py --prompt "def" --tokens 8 --readable', [], []),
+    ("7. Let the BPE model write", 'generatev2.py --prompt "def" --tokens 150 --quiet', [], []),
 ]
 
 
