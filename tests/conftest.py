@@ -94,3 +94,8 @@ def signal_handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The README's commands take longest: begin with them, and other workers do the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
