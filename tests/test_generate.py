@@ -165,7 +165,7 @@ def test_the_candidates_are_those_that_were_sampled_from(write, trained):
     steps = rows(err)
     assert len(steps) == 8
     for step in steps:
-        logits = model(torch.tensor([context]))[0, -1].double()
+        logits = model(torch.tensor([context]))[0, -1].detach().double()
         p = logits.softmax(0)
         kept = (logits / 0.7).softmax(0).topk(3)
         drawn = dict(zip(kept.indices.tolist(), (kept.values / kept.values.sum()).tolist(), strict=True))
