@@ -107,7 +107,7 @@ def main() -> int:
         command = command.format(minutes=minutes)
         print(f"\n=== {title}\n$ python {command}")
         if up_to_date(reads, writes):
-            print(f"skipped: {', '.join(map(shown_path, writes))} is there, and nothing it is made from is newer")
+            print(f"skipped: {', '.join(map(shown_path, writes))}: there already, and made from nothing newer")
             continue
         if code := run_command(command):
             print(f"\nThat ended with exit code {code}.", file=sys.stderr)
