@@ -44,6 +44,7 @@ class Settings:
     n_layer: int = 4  # transformer blocks; 6 to 12 on a GPU
     n_head: int = 4  # attention heads in each block; n_embd / n_head is even, usually 32 to 128
     n_embd: int = 128  # width of the residual stream, in channels; 384 to 768 on a GPU
+    rotary_base: float = 100.0  # rotary positions: larger turns slower; 100 suits blocks up to 256, 10000 long ones
     dropout: float = 0.0  # share of activations dropped in training; 0.1 to 0.2 when the model sees its data many times
     tie_embeddings: bool = False  # use one matrix for the token embedding and the head: fewer parameters
 
@@ -51,15 +52,17 @@ class Settings:
     batch_size: int = 8  # sequences of block_size tokens in each step; 32 to 64 on a GPU
     max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end
     minutes: float = 0.0  # length of the run in minutes instead: steps are timed, then their number is fixed
-    learning_rate: float = 3e-3  # the peak; a wider model or a smaller batch wants a lower one
-    warmup_steps: int = 50  # steps over which the learning rate climbs to its peak
-    decay_fraction: float = 0.6  # share of the run, at its end, over which the learning rate falls linearly to zero
-    weight_decay: float = 0.1  # AdamW's pull of the weight matrices towards zero
+    learning_rate: float = 0.01  # peak rate of AdamW: embedding, head and norms
+    muon_rate: float = 0.02  # peak rate of Muon: the matrices in the blocks; halve it if the loss jumps about
+    warmup_steps: int = 20  # steps over which the learning rate climbs to its peak
+    decay_fraction: float = 0.9  # share of the run, at its end, over which the learning rate falls linearly to zero
+    weight_decay: float = 0.1  # pull of the weight matrices towards zero
+    momentum: float = 0.95  # Muon: memory of the mean gradient; 0.9 for runs of a few hundred steps
     beta1: float = 0.9  # AdamW: memory of the mean gradient
-    beta2: float = 0.99  # AdamW: memory of the mean squared gradient; lower it for large batches
+    beta2: float = 0.95  # AdamW: memory of the mean squared gradient; 0.99 for small batches
     grad_clip: float = 1.0  # gradients are scaled down to at most this norm (0: off)
     seed: int = 1337  # initial weights, data order, random numbers; a CPU repeats the run of a seed and dtype exactly
-    eval_every: int = 500  # steps between passes over the whole validation file
+    eval_every: int = 500  # steps between passes over the whole validation file (0: only at the end)
     sample_tokens: int = 120  # tokens of generated text to print at each evaluation (0: none)
     checkpoint_every: int = 250  # steps between checkpoints
     keep_checkpoints: int = 3  # newest checkpoints to keep, at least 2
@@ -127,9 +130,10 @@ def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[st
 
 
 TRAINING_FLAGS = """
-    train_file val_file tokenizer_file checkpoint_dir model_file block_size n_layer n_head n_embd dropout tie_embeddings
-    batch_size max_steps minutes learning_rate warmup_steps decay_fraction weight_decay beta1 beta2 grad_clip seed
-    eval_every sample_tokens checkpoint_every keep_checkpoints log_every device dtype debug"""
+    train_file val_file tokenizer_file checkpoint_dir model_file block_size n_layer n_head n_embd rotary_base dropout
+    tie_embeddings batch_size max_steps minutes learning_rate muon_rate warmup_steps decay_fraction weight_decay
+    momentum beta1 beta2 grad_clip seed eval_every sample_tokens checkpoint_every keep_checkpoints log_every device
+    dtype debug"""
 
 
 def training_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):

@@ -35,15 +35,16 @@ from tqdm import tqdm
 from dataset import TokenFile, blocks_in_order, draw_batch, open_tokens
 from model import insight
 from model.checkpoint import Log, checkpoint_path, move_aside, newest_checkpoint, save_checkpoint, save_model
-from model.device import memory_advice, pick_device, pick_dtype
+from model.device import keep_memory, memory_advice, pick_device, pick_dtype, set_precision
 from model.gpt import GPT
-from model.optimizer import learning_rate_at, make_optimizer
+from model.optimizer import Optimizer, learning_rate_at
 from model.sampling import generate, read
 from model.tokenizer import Tokenizer, load_tokenizer
 
 # A run that is resumed must be the run that was started. The result depends on these settings, so they must not change:
-ARCHITECTURE = "block_size n_layer n_head n_embd dropout tie_embeddings".split()
-RECIPE = "batch_size learning_rate warmup_steps decay_fraction weight_decay beta1 beta2 grad_clip seed".split()
+ARCHITECTURE = "block_size n_layer n_head n_embd rotary_base dropout tie_embeddings".split()
+RECIPE = """batch_size learning_rate muon_rate warmup_steps decay_fraction weight_decay momentum beta1 beta2 grad_clip
+    seed""".split()
 # These may, and a change is named (max_steps, of which the learning rate is a function, so that a run can go on):
 FREE = "max_steps minutes eval_every sample_tokens checkpoint_every keep_checkpoints log_every".split()
 
@@ -76,30 +77,29 @@ class StopFlag:
 # === one step, one evaluation ========================================================================================
 
 
-def train_step(model: GPT, optimizer, idx, targets, learning_rate: float, grad_clip: float, autocast):
-    """Forward, backward, update. Returns the batch's loss (nats a token) and the norm of its gradient before clipping.
+def train_step(model: GPT, optimizer: Optimizer, idx, targets, rate: float, grad_clip: float, autocast):
+    """Forward, backward, and an update at this fraction of the peak rates. Returns the batch's loss (nats a token) and
+    the norm of its gradient before clipping.
 
     Raises FloatingPointError before the update where either is not a finite number, so the weights stay sound.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
     with autocast:
         logits = model(idx)  # (B, T, vocab_size)
     loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
-    loss, norm = loss.item(), norm.item()
+    loss, norm = loss.item(), optimizer.clip(grad_clip).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
-    optimizer.step()
+    optimizer.step(rate)
     return loss, norm
 
 
 @torch.inference_mode()
-def evaluate(model: GPT, data: TokenFile, batch_size: int, autocast, stop: StopFlag) -> float:
+def evaluate(model: GPT, data: TokenFile, autocast, stop: StopFlag) -> float:
     """Loss in nats a token over a whole token file, in non-overlapping blocks: each token but the first counts once."""
     model.eval()
+    batch_size = max(1, 4096 // model.block_size)  # without a backward pass, what the processor likes best
     total, scored = 0.0, len(data.tokens) - 1
     with tqdm(total=scored, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as progress:
         for idx, targets in blocks_in_order(data.tokens, model.block_size, batch_size):
@@ -111,6 +111,11 @@ def evaluate(model: GPT, data: TokenFile, batch_size: int, autocast, stop: StopF
             progress.update(idx.numel())
     model.train()
     return total / scored
+
+
+def make_optimizer(model: GPT, settings: Settings) -> Optimizer:
+    names = "learning_rate muon_rate weight_decay beta1 beta2 momentum".split()
+    return Optimizer(model, **{name: getattr(settings, name) for name in names})
 
 
 def to_device(idx, targets, device: torch.device):
@@ -160,16 +165,16 @@ def check_settings(settings: Settings) -> None:
     for name, value in asdict(settings).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"--{name.replace('_', '-')} must be a finite number, and it is {value}.")
-    positive = "block_size n_layer n_head n_embd batch_size learning_rate eval_every checkpoint_every log_every"
-    for name in positive.split():
+    positive = "block_size n_layer n_head n_embd rotary_base batch_size learning_rate muon_rate"
+    for name in [*positive.split(), "checkpoint_every", "log_every"]:
         if getattr(settings, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
         raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
-    for name in ("weight_decay", "warmup_steps", "sample_tokens"):
+    for name in ("weight_decay", "warmup_steps", "sample_tokens", "eval_every"):
         if getattr(settings, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must be 0 or above, and it is {getattr(settings, name)}.")
-    for name in ("dropout", "beta1", "beta2"):
+    for name in ("dropout", "momentum", "beta1", "beta2"):
         if not 0 <= getattr(settings, name) < 1:
             raise UsageError(f"--{name} must be at least 0 and below 1, and it is {getattr(settings, name)}.")
     if not 0 <= settings.seed < 2**64:
@@ -207,17 +212,18 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
 def steps_that_fit(model: GPT, settings: Settings, data, seconds: float, eval_seconds: float, autocast, stop) -> int:
     """How many steps fit into so many seconds, with their evaluations: times a few on a copy of the model."""
     model = copy.deepcopy(model)
-    optimizer = make_optimizer(model, settings.weight_decay, settings.beta1, settings.beta2)
+    optimizer = make_optimizer(model, settings)
     times, begin = [], time.perf_counter()
     with torch.random.fork_rng():  # these steps leave no trace, in dropout's random numbers neither
         while len(times) < 5 or (len(times) < 30 and time.perf_counter() - begin < 0.02 * seconds):
             stop.check()
             start = time.perf_counter()
             batch = draw_batch(data.tokens, settings.block_size, settings.batch_size, settings.seed, len(times))
-            train_step(model, optimizer, *to_device(*batch, model.device), settings.learning_rate, 1.0, autocast)
+            train_step(model, optimizer, *to_device(*batch, model.device), 1.0, 1.0, autocast)
             times.append(time.perf_counter() - start)
     seconds -= time.perf_counter() - begin + eval_seconds  # the evaluation at the end
-    return max(1, int(seconds / (statistics.median(times[2:]) + eval_seconds / settings.eval_every)))
+    every = settings.eval_every or math.inf
+    return max(1, int(seconds / (statistics.median(times[2:]) + eval_seconds / every)))
 
 
 # === what is printed before the first step ===========================================================================
@@ -285,16 +291,17 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         dtype_name = saved["dtype"] if settings.dtype == "auto" else settings.dtype
 
     device = pick_device(settings.device)
+    keep_memory()
     if saved is not None and saved["device"] != device.type:
         print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
     dtype = pick_dtype(dtype_name, device)
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    autocast = set_precision(dtype, device)
     torch.manual_seed(settings.seed)
     try:
         model = GPT(tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE}).to(device)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    optimizer = make_optimizer(model, settings.weight_decay, settings.beta1, settings.beta2)
+    optimizer = make_optimizer(model, settings)
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -332,12 +339,13 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         return save_checkpoint(folder, step, content, settings.keep_checkpoints)
 
     def evaluation_due() -> bool:
-        return (step % settings.eval_every == 0 or step >= settings.max_steps) and step not in log.val_losses
+        due = settings.eval_every > 0 and step % settings.eval_every == 0
+        return (due or step >= settings.max_steps) and step not in log.val_losses
 
     def validate() -> float:
         """Score the validation file, show what the model writes by now. Returns the seconds that took."""
         start = time.perf_counter()
-        loss = evaluate(model, val, settings.batch_size, autocast, stop)
+        loss = evaluate(model, val, autocast, stop)
         if not math.isfinite(loss):
             raise wrong(f"the validation loss is {loss}")
         bits_per_byte = insight.bits_per_byte(loss, val.tokens_per_byte)
@@ -369,9 +377,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         while step < settings.max_steps:
             stop.check()
             start = time.perf_counter()
-            rate = learning_rate_at(
-                step, settings.max_steps, settings.learning_rate, settings.warmup_steps, settings.decay_fraction
-            )
+            rate = learning_rate_at(step, settings.max_steps, settings.warmup_steps, settings.decay_fraction)
             batch = draw_batch(train.tokens, settings.block_size, settings.batch_size, settings.seed, step)
             loss, norm = train_step(model, optimizer, *to_device(*batch, device), rate, settings.grad_clip, autocast)
             step += 1
@@ -386,7 +392,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
                     "loss": loss,
                     "surprise_bits": insight.bits(loss),
                     "bits_per_byte": insight.bits_per_byte(loss, train.tokens_per_byte),
-                    "learning_rate": rate,
+                    "learning_rate": rate * settings.learning_rate,
                     "gradient_norm": norm,
                     "tokens_per_second": insight.tokens_per_second(tokens, seconds_timed),
                 }
@@ -395,7 +401,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
                     print(
                         f"step {step:>{len(str(settings.max_steps))}}/{settings.max_steps}  loss {loss:.4f}  "
                         f"{figures['surprise_bits']:.2f} bits/token  {figures['bits_per_byte']:.2f} bits/byte  "
-                        f"lr {rate:.1e}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
+                        f"rate {rate:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
                         f"{insight.duration(left)} left"
                     )
                 steps_timed, seconds_timed = 0, 0.0

@@ -23,6 +23,7 @@ class GPT(nn.Module):
         n_layer: int,
         n_head: int,
         n_embd: int,
+        rotary_base: float = 10_000.0,
         dropout: float = 0.0,
         tie_embeddings: bool = False,
     ):
@@ -35,6 +36,7 @@ class GPT(nn.Module):
             "n_layer": n_layer,
             "n_head": n_head,
             "n_embd": n_embd,
+            "rotary_base": rotary_base,
             "dropout": dropout,
             "tie_embeddings": tie_embeddings,
         }
@@ -45,7 +47,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.embedding.weight
-        cos, sin = rotary_table(block_size, n_embd // n_head)
+        cos, sin = rotary_table(block_size, n_embd // n_head, rotary_base)
         self.register_buffer("cos", cos, persistent=False)  # (block_size, D), computed anew instead of saved
         self.register_buffer("sin", sin, persistent=False)
         self.initialise()

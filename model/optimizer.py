@@ -1,28 +1,113 @@
-"""AdamW for the weights, and the learning rate over a run."""
+"""The update: Muon for the matrices inside the blocks, AdamW for all other weights, and the learning rate over a run.
+
+All weights are laid one behind the other in one long vector, and so are their gradients; each parameter and its .grad
+become views into them. So AdamW is a handful of operations, however many layers there are, and the matrices of equal
+shape lie in stacks, which Muon orthogonalises with one batched product each:
+
+    [ (C, C) matrices | (hidden, C) matrices | (C, hidden) matrices | norms, embedding | head ]
+      `------------------------ Muon ----------------------------'   `-------- AdamW -------'
+"""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from model.muon import muon_update, orthogonalise, update_scale
 
 
-def make_optimizer(model: nn.Module, weight_decay: float, beta1: float, beta2: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), fused: one kernel instead of one an operation.
+class Optimizer:
+    """Muon and AdamW on the weights of a GPT. Make it when the model is on its device.
 
-    Only the matrices of the blocks and the head decay. Norm weights have their place at 1, not at 0, and an embedding
-    row whose token is rare would decay at every step and learn at few.
+    Between zero_grad() and step() comes loss.backward(), which adds to the gradients in place.
     """
-    embedding = {id(model.embedding.weight)}
-    decay = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embedding]
-    no_decay = [p for p in model.parameters() if p.dim() < 2 or id(p) in embedding]
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    device = next(model.parameters()).device.type
-    return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), fused=device in ("cpu", "cuda", "mps"))
+
+    def __init__(self, model: nn.Module, learning_rate, muon_rate, weight_decay, beta1, beta2, momentum):
+        self.learning_rate, self.muon_rate, self.weight_decay = learning_rate, muon_rate, weight_decay
+        self.beta1, self.beta2, self.momentum = beta1, beta2, momentum
+        stacks: dict[tuple[int, int], list[Tensor]] = {}  # by (m, n); fused weights count as the matrices they hold
+        for block in model.blocks:
+            for weight, parts in ((block.attention.qkv.weight, 3), (block.attention.output.weight, 1),
+                                  (block.mlp.gate_up.weight, 2), (block.mlp.down.weight, 1)):  # fmt: skip
+                stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
+        hidden = [weight for stack in stacks.values() for weight in stack]
+        heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
+        taken = {id(weight) for weight in hidden + heads}
+        others = [weight for weight in model.parameters() if id(weight) not in taken]
+
+        self.weights, self.grads = flatten(hidden + others + heads)
+        self.shapes = [(sum(w.numel() for w in stack) // (m * n), m, n) for (m, n), stack in stacks.items()]
+        self.n_hidden = sum(w.numel() for w in hidden)  # Muon's, the rest is AdamW's
+        self.n_head = sum(w.numel() for w in heads)
+        self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for both
+        self.square = torch.zeros_like(self.weights[self.n_hidden :])  # of their squares, for AdamW
+        self.steps = 0
+
+    def zero_grad(self) -> None:
+        self.grads.zero_()
+
+    def clip(self, limit: float) -> Tensor:
+        """Scale all gradients down to at most this norm together (0: not at all). Returns the norm before, 0-dim."""
+        norm = torch.linalg.vector_norm(self.grads)
+        if limit > 0:
+            self.grads.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, fraction: float) -> None:
+        """Move the weights, at this fraction of the peak rates (learning_rate_at)."""
+        self.steps += 1
+        n = self.n_hidden
+        self._muon(self.weights[:n], self.grads[:n], self.mean[:n], fraction * self.muon_rate)
+        self._adamw(self.weights[n:], self.grads[n:], self.mean[n:], fraction * self.learning_rate)
+
+    def _muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: float) -> None:
+        weights.mul_(1 - rate * self.weight_decay)
+        update = muon_update(grads, mean, self.momentum)
+        sizes = [k * m * n for k, m, n in self.shapes]
+        for weight, part, shape in zip(weights.split(sizes), update.split(sizes), self.shapes, strict=True):
+            orthogonal = orthogonalise(part.view(shape))
+            weight.view(shape).add_(orthogonal, alpha=-rate * update_scale(*shape[1:]))
+
+    def _adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: float) -> None:
+        """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2.
+
+        Only the head decays. Norm weights have their place at 1, not at 0, and an embedding row whose token is rare
+        would decay at every step and learn at few.
+        """
+        if self.n_head:
+            weights[-self.n_head :].mul_(1 - rate * self.weight_decay)
+        mean.lerp_(grads, 1 - self.beta1)
+        self.square.mul_(self.beta2).addcmul_(grads, grads, value=1 - self.beta2)
+        mean_scale, square_scale = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps  # both began at zero
+        root = self.square.sqrt().mul_(square_scale**-0.5).add_(1e-8)
+        weights.addcdiv_(mean, root, value=-rate / mean_scale)
+
+    def state_dict(self) -> dict:
+        return {"mean": self.mean, "square": self.square, "steps": self.steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.mean.copy_(state["mean"])
+        self.square.copy_(state["square"])
+        self.steps = state["steps"]
 
 
-def learning_rate_at(step: int, max_steps: int, peak: float, warmup_steps: int, decay_fraction: float) -> float:
-    """The learning rate of a step, counted from 0: a linear climb, a plateau, a linear fall to zero at max_steps.
+def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Lay parameters into one vector (total,), and zeroed gradients into another. Each parameter and its gradient are
+    views of them from then on.
+    """
+    values = torch.cat([p.detach().reshape(-1) for p in parameters])
+    grads = torch.zeros_like(values)
+    sizes = [p.numel() for p in parameters]
+    for p, value, grad in zip(parameters, values.split(sizes), grads.split(sizes), strict=True):
+        p.data, p.grad = value.view_as(p), grad.view_as(p)
+    return values, grads
+
+
+def learning_rate_at(step: int, max_steps: int, warmup_steps: int, decay_fraction: float) -> float:
+    """The learning rate of a step, counted from 0, as a fraction of its peak: a linear climb, a plateau, a linear fall
+    to zero at max_steps.
 
     The last `decay_fraction` of the run falls; where climb and fall would meet in a short run, the lower one holds.
     """
     climb = (step + 1) / (warmup_steps + 1)
     fall = (max_steps - step) / max(1.0, decay_fraction * max_steps)
-    return peak * min(1.0, climb, fall)
+    return min(1.0, climb, fall)

@@ -12,7 +12,7 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from model.gpt import GPT
 from model.layers import RMSNorm, causal_mask, mlp_size, rotary_table, rotate
-from model.optimizer import make_optimizer
+from model.optimizer import Optimizer
 
 SMALL = {"vocab_size": 31, "block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
 SHAPES = [
@@ -21,6 +21,7 @@ SHAPES = [
     {**SMALL, "n_head": 16},  # a head size of 2: a single pair of channels to turn
     {**SMALL, "n_head": 1, "n_embd": 6, "n_layer": 3},  # one head, and a width that is no power of two
     {**SMALL, "n_head": 3, "n_embd": 60, "n_layer": 1, "block_size": 130, "tie_embeddings": True},  # far positions
+    {**SMALL, "rotary_base": 50.0},
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s.values())))
 
@@ -91,8 +92,8 @@ def as_qwen3(model: GPT) -> Qwen3ForCausalLM:
         head_dim=a["n_embd"] // a["n_head"],
         max_position_embeddings=a["block_size"],
         rms_norm_eps=1e-6,
-        # transformers 5 reads the base from here; 4.57 does not know this name, and has the same base by default
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_theta=a["rotary_base"],  # the name that transformers 4.57 knows; 5 reads the next one
+        rope_parameters={"rope_type": "default", "rope_theta": a["rotary_base"]},
         attention_bias=False,
         tie_word_embeddings=a["tie_embeddings"],
         attn_implementation="eager",
@@ -165,7 +166,7 @@ def test_rms_norm_computes_in_fp32():
 
 
 def test_rotary_positions_by_hand():
-    cos, sin = rotary_table(5, 4)
+    cos, sin = rotary_table(5, 4, 10_000.0)
     # Channels 0 and 2 are the first pair and turn by 1 radian a position; 1 and 3 by 10000^(-2/4) = 0.01.
     x = torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(1, 1, 5, 4)
     expected = [[math.cos(p), -math.sin(p / 100), math.sin(p), math.cos(p / 100)] for p in range(5)]
@@ -173,7 +174,7 @@ def test_rotary_positions_by_hand():
 
 
 def test_rotary_products_depend_on_distance_only():
-    cos, sin = rotary_table(40, 8)
+    cos, sin = rotary_table(40, 8, 10_000.0)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(6))
     q, k = rotate(q.expand(1, 1, 40, 8), cos, sin)[0, 0], rotate(k.expand(1, 1, 40, 8), cos, sin)[0, 0]
     near, far = q[3] @ k[1], q[3] @ k[0]
@@ -222,6 +223,23 @@ def test_explicit_attention_equals_fused(shape):
         close(w.sum(dim=-1), torch.ones(2, shape["n_head"], 17))
         assert (w >= 0).all()
         assert (w.triu(1) == 0).all()
+
+
+def test_both_attention_paths_of_training_give_the_same_gradients(monkeypatch):
+    """A CPU trains on the explicit path, other devices and long blocks on the fused kernel."""
+    model, gradients = random_model(SMALL), []
+    idx = random_ids(model, 2, 24)
+    fused = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: fused.append(1) or real(*a, **k))
+    for limit in (512, 24, 23):
+        monkeypatch.setattr("model.layers.EXPLICIT_UP_TO", limit)
+        model.zero_grad()
+        model(idx).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert len(fused) == SMALL["n_layer"], "fused only where the block is longer than the limit"
+    close(gradients[0], gradients[1])
+    close(gradients[0], gradients[2])
 
 
 @torch.no_grad()
@@ -345,15 +363,13 @@ def test_one_batch_is_learned_by_heart(tied):
     torch.manual_seed(0)
     model = GPT(**{**SMALL, "tie_embeddings": tied})
     initial = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizer = make_optimizer(model, weight_decay=0.0, beta1=0.9, beta2=0.99)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.01
+    optimizer = Optimizer(model, 0.01, 0.01, weight_decay=0.0, beta1=0.9, beta2=0.99, momentum=0.9)
     idx, targets = torch.randint(model.vocab_size, (2, 4, 24))
     for _ in range(150):
         loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        optimizer.step(1.0)
     assert loss.item() < 0.1
     for name, weight in model.state_dict().items():
         assert not torch.equal(weight, initial[name]), f"{name} has not learned"
@@ -383,7 +399,7 @@ def test_dropout_acts_in_each_of_its_places():
     assert varies("attention.output", 0.0), "SwiGLU"
     assert varies("mlp.down", 0.0), "attention"
     attention, x = random_model({**SMALL, "dropout": 0.5}).blocks[0].attention.train(), torch.randn(2, 24, 32)
-    cos, sin = rotary_table(24, 8)
+    cos, sin = rotary_table(24, 8, 10_000.0)
     assert not torch.equal(attention(x, cos, sin), attention(x, cos, sin)), "attention weights"
 
 
@@ -415,6 +431,7 @@ OTHER = {
     "n_layer": 3,
     "n_head": 2,
     "n_embd": 12,
+    "rotary_base": 50.0,
     "dropout": 0.25,
     "tie_embeddings": True,
 }
