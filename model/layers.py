@@ -10,8 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.by_hand import AttentionByHand, RMSNormByHand, SwiGLUByHand
+
 # Tokens up to which a CPU trains faster without the fused attention kernel, whose backward is slow there.
 EXPLICIT_UP_TO = 512
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether x is part of a training step on a CPU, which by_hand.py computes with fewer operations."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled()
 
 
 class RMSNorm(nn.Module):
@@ -27,6 +34,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if by_hand(x):
+            return RMSNormByHand.apply(x, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
 
 
@@ -105,9 +114,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache=None, layer=0, weights: list | None = None) -> Tensor:
         B, T, C = x.shape
+        qkv = self.qkv(x)
+        plain = cache is not None or weights is not None or (self.dropout > 0 and self.training)
+        if by_hand(qkv) and T <= EXPLICIT_UP_TO and not plain:
+            norms = torch.stack([self.query_norm.weight, self.key_norm.weight]).unsqueeze(1)  # (2, 1, D)
+            return self.output(AttentionByHand.apply(qkv, norms, cos, sin, self.n_head, self.query_norm.eps))
+
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-            for part in self.qkv(x).split(C, dim=2)
+            for part in qkv.split(C, dim=2)
         )
         q = rotate(self.query_norm(q), cos, sin)
         k = rotate(self.key_norm(k), cos, sin)
@@ -115,8 +130,9 @@ class Attention(nn.Module):
             k, v = cache.update(layer, k, v)  # (B, H, S, D)
         S = k.size(2)
 
-        short = q.device.type == "cpu" and torch.is_grad_enabled() and S <= EXPLICIT_UP_TO
-        if weights is not None or short:  # the explicit path, to look inside, and where it is the faster one
+        if weights is not None or (
+            by_hand(q) and S <= EXPLICIT_UP_TO
+        ):  # the explicit path, to look inside, and where it is the faster one
             shares = attention_weights(q, k)
             if weights is not None:
                 weights.append(shares)
@@ -141,7 +157,10 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, hidden) each
+        gate_up = self.gate_up(x)
+        if by_hand(gate_up):
+            return self.down(SwiGLUByHand.apply(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)  # (B, T, hidden) each
         return self.down(F.silu(gate) * up)
 
 
