@@ -44,12 +44,14 @@ class Settings:
     n_layer: int = 4  # transformer blocks; 6 to 12 on a GPU
     n_head: int = 4  # attention heads in each block; n_embd / n_head is even, usually 32 to 128
     n_embd: int = 128  # width of the residual stream, in channels; 384 to 768 on a GPU
-    rotary_base: float = 100.0  # rotary positions: larger turns slower; 100 suits blocks up to 256, 10000 long ones
+    rotary_base: float = (
+        30.0  # rotary positions: how slowly the slowest turn; 10 to 100 for short blocks, 10000 for long
+    )
     dropout: float = 0.0  # share of activations dropped in training; 0.1 to 0.2 when the model sees its data many times
     tie_embeddings: bool = False  # use one matrix for the token embedding and the head: fewer parameters
 
     # --- training ----------------------------------------------------------------------------------------------------
-    batch_size: int = 8  # sequences of block_size tokens in each step; 32 to 64 on a GPU
+    batch_size: int = 16  # sequences of block_size tokens in each step; 32 to 64 on a GPU
     max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end
     minutes: float = 0.0  # length of the run in minutes instead: steps are timed, then their number is fixed
     learning_rate: float = 0.01  # peak rate of AdamW: embedding, head and norms
@@ -57,7 +59,7 @@ class Settings:
     warmup_steps: int = 20  # steps over which the learning rate climbs to its peak
     decay_fraction: float = 0.9  # share of the run, at its end, over which the learning rate falls linearly to zero
     weight_decay: float = 0.1  # pull of the weight matrices towards zero
-    momentum: float = 0.95  # Muon: memory of the mean gradient; 0.9 for runs of a few hundred steps
+    momentum: float = 0.9  # Muon: memory of the mean gradient; 0.85 for 200 steps, 0.95 for many thousands
     beta1: float = 0.9  # AdamW: memory of the mean gradient
     beta2: float = 0.95  # AdamW: memory of the mean squared gradient; 0.99 for small batches
     grad_clip: float = 1.0  # gradients are scaled down to at most this norm (0: off)

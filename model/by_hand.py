@@ -2,8 +2,8 @@
 
 layers.py says the same in plain torch, and autograd would find these gradients by itself. But it would run them as a
 hundred small operations, each of which reads and writes whole tensors, and most of a small model's step on a CPU goes
-into that. Here the algebra is done first, so that few operations are left. Training on a CPU takes this path,
-everything else the plain one; tests/test_by_hand.py compares the two.
+into that. Here the algebra is done first, so that few operations are left. A CPU takes this path (by_hand in layers.py
+says when), everything else the plain one; tests/test_by_hand.py compares the two.
 
 In the notation of layers.py, and with dx for the gradient of the loss with respect to x.
 """

@@ -75,16 +75,16 @@ def test_a_whole_model(monkeypatch, shape):
 
 
 def test_which_path_is_taken(monkeypatch):
-    """By hand in training on a CPU; plain without gradients, in another precision, with dropout and in long blocks."""
+    """By hand on a CPU; plain in another precision, with dropout, with a cache, to look inside and in long blocks."""
     calls = []
     for name in ("RMSNormByHand", "AttentionByHand", "SwiGLUByHand"):
         apply = getattr(layers, name).apply
         stand_in = type(name, (), {"apply": staticmethod(lambda *a, n=name, f=apply: calls.append(n) or f(*a))})
         monkeypatch.setattr(layers, name, stand_in)
 
-    def taken(model, idx):
+    def taken(model, idx, **kwargs):
         calls.clear()
-        model(idx)
+        model(idx, **kwargs)
         return set(calls)
 
     shape, idx = {**SHAPES[0], "n_layer": 1}, torch.zeros(1, 24, dtype=torch.long)
@@ -92,7 +92,10 @@ def test_which_path_is_taken(monkeypatch):
     assert taken(GPT(**shape, dropout=0.1), idx) == {"RMSNormByHand", "SwiGLUByHand"}
     assert taken(GPT(**shape).bfloat16(), idx) == set()
     with torch.no_grad():
-        assert taken(GPT(**shape), idx) == set()
+        model = GPT(**shape)
+        assert taken(model, idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}
+        assert taken(model, idx, cache=model.new_cache()) == {"RMSNormByHand", "SwiGLUByHand"}
+        assert taken(model, idx, weights=[]) == {"RMSNormByHand", "SwiGLUByHand"}
     monkeypatch.setattr(layers, "EXPLICIT_UP_TO", 23)
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append("fused") or fused(*a, **k))
