@@ -44,9 +44,7 @@ class Settings:
     n_layer: int = 4  # transformer blocks; 6 to 12 on a GPU
     n_head: int = 4  # attention heads in each block; n_embd / n_head is even, usually 32 to 128
     n_embd: int = 128  # width of the residual stream, in channels; 384 to 768 on a GPU
-    rotary_base: float = (
-        30.0  # rotary positions: how slowly the slowest turn; 10 to 100 for short blocks, 10000 for long
-    )
+    rotary_base: float = 30.0  # how slowly rotary positions turn: 10 to 100 for short blocks, 10000 for long ones
     dropout: float = 0.0  # share of activations dropped in training; 0.1 to 0.2 when the model sees its data many times
     tie_embeddings: bool = False  # use one matrix for the token embedding and the head: fewer parameters
 
