@@ -291,7 +291,8 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         dtype_name = saved["dtype"] if settings.dtype == "auto" else settings.dtype
 
     device = pick_device(settings.device)
-    keep_memory()
+    if device.type == "cpu":
+        keep_memory()
     if saved is not None and saved["device"] != device.type:
         print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
     dtype = pick_dtype(dtype_name, device)
@@ -317,8 +318,8 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
         return UserError(
-            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate, a lower "
-            "--grad-clip or more --warmup-steps, with --fresh. The last good checkpoint: "
+            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate or "
+            "--muon-rate, a lower --grad-clip or more --warmup-steps, with --fresh. The last good checkpoint: "
             f"{shown_path(path) if path else 'none yet'}."
         )
 
