@@ -130,9 +130,8 @@ class Attention(nn.Module):
             k, v = cache.update(layer, k, v)  # (B, H, S, D)
         S = k.size(2)
 
-        if weights is not None or (
-            by_hand(q) and T == S <= EXPLICIT_UP_TO
-        ):  # the explicit path, to look inside, and where it is the faster one
+        explicit = weights is not None or (by_hand(q) and T == S <= EXPLICIT_UP_TO)
+        if explicit:  # to look inside, and with dropout where it is the faster way
             shares = attention_weights(q, k)
             if weights is not None:
                 weights.append(shares)
