@@ -114,6 +114,7 @@ def evaluate(model: GPT, data: TokenFile, autocast, stop: StopFlag) -> float:
 
 
 def make_optimizer(model: GPT, settings: Settings) -> Optimizer:
+    """The optimizer of a model, with the rates and memories that the settings give."""
     names = "learning_rate muon_rate weight_decay beta1 beta2 momentum".split()
     return Optimizer(model, **{name: getattr(settings, name) for name in names})
 

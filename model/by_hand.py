@@ -19,8 +19,8 @@ def norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x * scale, scale
 
 
-def norm_backward(dy: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """For y = normed * weight: (dx without the last factor, scale, which the caller multiplies in; dy * normed).
+def norm_backward(dy: Tensor, normed: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """For y = normed * weight: (dx / scale, dy * normed). The second one, summed over tokens, is the weight's gradient.
 
     With g = dy * weight, dx = scale * (g - normed * mean(g * normed)): what would only lengthen x changes nothing.
     """
@@ -41,7 +41,7 @@ class RMSNormByHand(Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         normed, scale, weight = ctx.saved_tensors
-        dx, product = norm_backward(dy, normed, scale, weight)
+        dx, product = norm_backward(dy, normed, weight)
         return dx.mul_(scale), product.flatten(0, -2).sum(0), None
 
 
@@ -88,7 +88,7 @@ class AttentionByHand(Function):
         turned = turned.view(2, B, H, T, D)
         dnormed = torch.empty_like(turned)
         turn(turned, cos, sin, -1, out=dnormed)
-        dqk, product = norm_backward(dnormed.permute(1, 3, 0, 2, 4), normed, scale, weight)
+        dqk, product = norm_backward(dnormed.permute(1, 3, 0, 2, 4), normed, weight)
         dqkv = dy.new_empty(B, T, 3, H, D)
         torch.mul(dqk, scale, out=dqkv[:, :, :2])
         dqkv[:, :, 2] = dv.view(B, H, T, D).transpose(1, 2)

@@ -39,7 +39,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def product_seconds(dtype: torch.dtype, size: int = 384) -> float:
-    """Seconds that the CPU takes for a matrix product of size x size in a precision, the best of a few."""
+    """Seconds that the CPU takes for a matrix product of size x size in a precision, the best of a few. Leaves that
+    precision set.
+    """
     set_precision(dtype, torch.device("cpu"))
     a = torch.ones(size, size)
     seconds = []
