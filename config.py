@@ -62,13 +62,15 @@ class Settings:
     beta2: float = 0.95  # AdamW: memory of the mean squared gradient; 0.99 for small batches
     grad_clip: float = 1.0  # gradients are scaled down to at most this norm (0: off)
     seed: int = 1337  # initial weights, data order, random numbers; a CPU repeats the run of a seed and dtype exactly
-    eval_every: int = 500  # steps between passes over the whole validation file (0: only at the end)
+    eval_every: int = 500  # steps between evaluations (0: only at the end, where all validation tokens are scored)
+    eval_tokens: int = 32_768  # validation tokens to score before the end, spread over the file (0: all of them)
     sample_tokens: int = 120  # tokens of generated text to print at each evaluation (0: none)
     checkpoint_every: int = 250  # steps between checkpoints
     keep_checkpoints: int = 3  # newest checkpoints to keep, at least 2
     log_every: int = 50  # steps between lines of output
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes the fastest that is there
     dtype: str = "auto"  # auto, float32 or bfloat16; auto takes bfloat16 where a short timing shows that it is faster
+    compile: str = "auto"  # auto, on or off: translate the model to machine code; auto does it where the run is long
 
     # --- generating --------------------------------------------------------------------------------------------------
     tokens: int = 200  # tokens to generate
@@ -132,8 +134,8 @@ def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[st
 TRAINING_FLAGS = """
     train_file val_file tokenizer_file checkpoint_dir model_file block_size n_layer n_head n_embd rotary_base dropout
     tie_embeddings batch_size max_steps minutes learning_rate muon_rate warmup_steps decay_fraction weight_decay
-    momentum beta1 beta2 grad_clip seed eval_every sample_tokens checkpoint_every keep_checkpoints log_every device
-    dtype debug"""
+    momentum beta1 beta2 grad_clip seed eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints
+    log_every device dtype compile debug"""
 
 
 def training_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):

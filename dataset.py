@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -244,11 +245,23 @@ def token_writer(path: Path, facts: dict) -> Iterator[TokenWriter]:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """An opened token file: its ids, mapped and not read, and what its sidecar says."""
+    """A token file that was checked and stays open, and what its sidecar says."""
 
     path: Path
-    tokens: np.ndarray  # uint16, read only
     facts: dict
+    file: BinaryIO
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All ids, (tokens,) uint16, read only: mapped, not read.
+
+        Mapped anew at each use, because the pages that were touched count as this process's memory until the mapping
+        goes: one that stayed would in the end hold the whole file.
+        """
+        return np.memmap(self.file, dtype="<u2", mode="r")
+
+    def __len__(self) -> int:
+        return self.facts["tokens"]
 
     @property
     def tokens_per_byte(self) -> float:
@@ -279,31 +292,42 @@ def open_tokens(path: Path) -> TokenFile:
             f"{shown_path(path)} has {path.stat().st_size:,} bytes and should have {2 * facts['tokens']:,}, "
             f"two for each of its {facts['tokens']:,} tokens. {again} again."
         )
-    return TokenFile(path, np.memmap(path, dtype="<u2", mode="r"), facts)
+    return TokenFile(path, facts, open(path, "rb"))
+
+
+def draw_starts(n_tokens: int, block_size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Where the sequences of a training step begin in the token file: (B, 1) int64, at random.
+
+    A pure function of (seed, step), so a resumed run sees the very batches that it would have seen, with no state to
+    save. Needs more than block_size tokens.
+    """
+    return np.random.default_rng((seed, step)).integers(0, n_tokens - block_size, size=(batch_size, 1))
 
 
 def draw_batch(
     tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the training batch of a step: random windows of the token file.
+    """Draw the training batch of a step: windows of the token file at draw_starts().
 
-    Returns (idx, targets), both (B, T) int64, targets being idx one token later. A pure function of (seed, step), so a
-    resumed run sees the very batches that it would have seen, with no state to save. Needs more than T tokens.
+    Returns (idx, targets), both (B, T) int64, targets being idx one token later.
     """
-    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - block_size, size=(batch_size, 1))
+    starts = draw_starts(len(tokens), block_size, batch_size, seed, step)
     window = tokens[starts + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1), one indexing operation
     return window[:, :-1], window[:, 1:]
 
 
-def blocks_in_order(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def blocks_in_order(
+    data: TokenFile, block_size: int, batch_size: int, every: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (idx, targets) batches that cover a file once in non-overlapping blocks: each token but the first is a
-    target exactly once. The last block is as short as what is left, in a batch of its own.
+    target exactly once. The last block is as short as what is left, in a batch of its own. Of these batches, the first
+    of every `every` is taken.
     """
-    whole = (len(tokens) - 1) // block_size  # blocks of full length
-    for first in range(0, whole, batch_size):
+    whole = (len(data) - 1) // block_size  # blocks of full length
+    for first in range(0, whole, batch_size * every):
         start, end = first * block_size, min(first + batch_size, whole) * block_size
-        window = np.asarray(tokens[start : end + 1], dtype=np.int64)
+        window = data.tokens[start : end + 1].astype(np.int64)
         yield window[:-1].reshape(-1, block_size), window[1:].reshape(-1, block_size)
-    if whole * block_size < len(tokens) - 1:
-        window = np.asarray(tokens[whole * block_size :], dtype=np.int64)
+    if whole * block_size < len(data) - 1 and (every == 1 or whole == 0):
+        window = data.tokens[whole * block_size :].astype(np.int64)
         yield window[None, :-1], window[None, 1:]

@@ -20,25 +20,26 @@ from config import CHAR, Settings, UsageError, UserError, run, shown_path, train
 if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
-import copy
 import math
 import os
 import signal
-import statistics
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from dataset import TokenFile, blocks_in_order, draw_batch, open_tokens
+from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
 from model import insight
 from model.checkpoint import Log, checkpoint_path, move_aside, newest_checkpoint, save_checkpoint, save_model
-from model.device import keep_memory, memory_advice, pick_device, pick_dtype, set_precision
+from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device
 from model.gpt import GPT
 from model.optimizer import Optimizer, learning_rate_at
 from model.sampling import generate, read
+from model.speed import pick_step, seconds_a_step
 from model.tokenizer import Tokenizer, load_tokenizer
 
 # A run that is resumed must be the run that was started. The result depends on these settings, so they must not change:
@@ -46,7 +47,7 @@ ARCHITECTURE = "block_size n_layer n_head n_embd rotary_base dropout tie_embeddi
 RECIPE = """batch_size learning_rate muon_rate warmup_steps decay_fraction weight_decay momentum beta1 beta2 grad_clip
     seed""".split()
 # These may, and a change is named (max_steps, of which the learning rate is a function, so that a run can go on):
-FREE = "max_steps minutes eval_every sample_tokens checkpoint_every keep_checkpoints log_every".split()
+FREE = "max_steps minutes eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints log_every".split()
 
 
 class Stopped(Exception):
@@ -77,51 +78,78 @@ class StopFlag:
 # === one step, one evaluation ========================================================================================
 
 
-def train_step(model: GPT, optimizer: Optimizer, idx, targets, rate: float, grad_clip: float, autocast):
+def train_step(loss_of: Callable, optimizer: Optimizer, idx: Tensor, targets: Tensor, rate: Tensor, grad_clip: float):
     """Forward, backward, and an update at this fraction of the peak rates. Returns the batch's loss (nats a token) and
-    the norm of its gradient before clipping.
+    the norm of its gradient before clipping, both 0-dim.
 
-    Raises FloatingPointError before the update where either is not a finite number, so the weights stay sound.
+    On a CPU, raises FloatingPointError before the update where either is not a finite number, so the weights stay
+    sound. To ask a GPU would be to wait for it; there the loop asks where it waits anyway, at log lines.
     """
-    with autocast:
-        logits = model(idx)  # (B, T, vocab_size)
-    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    loss = loss_of(idx, targets)
     optimizer.zero_grad()
     loss.backward()
-    loss, norm = loss.item(), optimizer.clip(grad_clip).item()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
+    norm = optimizer.clip(grad_clip)
+    if idx.device.type == "cpu":
+        check_finite(loss, norm)
     optimizer.step(rate)
-    return loss, norm
+    return loss.detach(), norm
+
+
+def check_finite(loss: Tensor, norm: Tensor) -> None:
+    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()}")
 
 
 @torch.inference_mode()
-def evaluate(model: GPT, data: TokenFile, autocast, stop: StopFlag) -> float:
-    """Loss in nats a token over a whole token file, in non-overlapping blocks: each token but the first counts once."""
+def evaluate(model: GPT, data: TokenFile, stop: StopFlag, at_most: int = 0) -> tuple[float, int]:
+    """Loss in nats a token over a token file, in non-overlapping blocks: each token but the first counts once.
+
+    Returns (loss, tokens scored). With `at_most`, about so many tokens, evenly spread over the file, stand for all.
+    """
     model.eval()
-    batch_size = max(1, 4096 // model.block_size)  # without a backward pass, what the processor likes best
-    total, scored = 0.0, len(data.tokens) - 1
-    with tqdm(total=scored, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as progress:
-        for idx, targets in blocks_in_order(data.tokens, model.block_size, batch_size):
+    batch_size = max(1, (4096 if model.device.type == "cpu" else 65536) // model.block_size)  # what the device likes
+    every = max(1, len(data) // at_most) if at_most else 1
+    total, scored = 0.0, 0
+    with tqdm(total=len(data) // every, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as bar:
+        for idx, targets in blocks_in_order(data, model.block_size, batch_size, every):
             stop.check()
-            idx, targets = to_device(idx, targets, model.device)
-            with autocast:
-                logits = model(idx)
-            total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
-            progress.update(idx.numel())
+            loss = model.loss(to_device(idx, model.device), to_device(targets, model.device))
+            total, scored = total + loss.item() * idx.size, scored + idx.size
+            bar.update(idx.size)
     model.train()
-    return total / scored
+    return total / scored, scored
 
 
-def make_optimizer(model: GPT, settings: Settings) -> Optimizer:
+def make_optimizer(model: GPT, settings: Settings, dtype: torch.dtype) -> Optimizer:
     """The optimizer of a model, with the rates and memories that the settings give."""
     names = "learning_rate muon_rate weight_decay beta1 beta2 momentum".split()
-    return Optimizer(model, **{name: getattr(settings, name) for name in names})
+    return Optimizer(model, **{name: getattr(settings, name) for name in names}, dtype=dtype)
 
 
-def to_device(idx, targets, device: torch.device):
-    """A batch from numpy to torch tensors on the device."""
-    return torch.from_numpy(idx).to(device), torch.from_numpy(targets).to(device)
+class Batches:
+    """The training batches of a run: batches(step) gives (idx, targets), both (B, T) int64, on the device.
+
+    A pure function of (seed, step). Where a GPU has room for the whole token file (a quarter of its free memory), the
+    file moves there at the start, and a batch costs the bus a few numbers.
+    """
+
+    def __init__(self, data: TokenFile, settings: Settings, device: torch.device):
+        self.data, self.device, self.resident = data, device, None
+        self.shape = (settings.block_size, settings.batch_size, settings.seed)
+        if device.type == "cuda" and 4 * len(data) < torch.cuda.mem_get_info(device)[0] / 4:
+            self.reside()
+
+    def reside(self) -> None:
+        """Bring all tokens to the device, as int32 (torch has little arithmetic for uint16)."""
+        self.resident = torch.from_numpy(self.data.tokens.astype(np.int32)).to(self.device)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        if self.resident is None:
+            idx, targets = draw_batch(self.data.tokens, *self.shape, step)
+            return to_device(idx, self.device), to_device(targets, self.device)
+        starts = to_device(draw_starts(len(self.data), *self.shape, step), self.device)
+        window = self.resident[starts + torch.arange(self.shape[0] + 1, device=self.device)].long()  # (B, T + 1)
+        return window[:, :-1], window[:, 1:]
 
 
 def sample_text(model: GPT, tokenizer: Tokenizer, settings: Settings, stop: StopFlag) -> str:
@@ -153,9 +181,9 @@ def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, To
                 f"{shown_path(data.path)} was made with another tokenizer than {shown_path(settings.tokenizer_file)}. "
                 "Run the scripts/prepare_dataset script again."
             )
-    if len(train.tokens) <= settings.block_size or len(val.tokens) < 2:
+    if len(train) <= settings.block_size or len(val) < 2:
         raise UserError(
-            f"{len(train.tokens):,} tokens to train on and {len(val.tokens):,} to validate on are too few for blocks "
+            f"{len(train):,} tokens to train on and {len(val):,} to validate on are too few for blocks "
             f"of {settings.block_size}. Use more text, or a smaller --block-size."
         )
     return train, val, tokenizer
@@ -172,12 +200,14 @@ def check_settings(settings: Settings) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
         raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
-    for name in ("weight_decay", "warmup_steps", "sample_tokens", "eval_every"):
+    for name in ("weight_decay", "warmup_steps", "sample_tokens", "eval_every", "eval_tokens"):
         if getattr(settings, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must be 0 or above, and it is {getattr(settings, name)}.")
     for name in ("dropout", "momentum", "beta1", "beta2"):
         if not 0 <= getattr(settings, name) < 1:
             raise UsageError(f"--{name} must be at least 0 and below 1, and it is {getattr(settings, name)}.")
+    if settings.compile not in ("auto", "on", "off"):
+        raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
     if not 0 <= settings.seed < 2**64:
         raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
     if settings.keep_checkpoints < 2:
@@ -196,6 +226,9 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
     harmful = [changed[name] for name in changed if name not in FREE]
     if settings.dtype not in ("auto", saved["dtype"]):
         harmful.append(f"dtype was {saved['dtype']}, is {settings.dtype}")
+    was = "on" if saved["compiled"] else "off"
+    if settings.compile not in ("auto", was):
+        harmful.append(f"compile was {was}, is {settings.compile}")
     harmful += [f"the {name} is another one" for name in sources if saved["sources"][name] != sources[name]]
     if harmful:
         raise UserError(
@@ -208,23 +241,6 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
         print(
             f"  Its {settings.max_steps} steps were fixed when it began: --max-steps goes further, --fresh starts over."
         )
-
-
-def steps_that_fit(model: GPT, settings: Settings, data, seconds: float, eval_seconds: float, autocast, stop) -> int:
-    """How many steps fit into so many seconds, with their evaluations: times a few on a copy of the model."""
-    model = copy.deepcopy(model)
-    optimizer = make_optimizer(model, settings)
-    times, begin = [], time.perf_counter()
-    with torch.random.fork_rng():  # these steps leave no trace, in dropout's random numbers neither
-        while len(times) < 5 or (len(times) < 30 and time.perf_counter() - begin < 0.02 * seconds):
-            stop.check()
-            start = time.perf_counter()
-            batch = draw_batch(data.tokens, settings.block_size, settings.batch_size, settings.seed, len(times))
-            train_step(model, optimizer, *to_device(*batch, model.device), 1.0, 1.0, autocast)
-            times.append(time.perf_counter() - start)
-    seconds -= time.perf_counter() - begin + eval_seconds  # the evaluation at the end
-    every = settings.eval_every or math.inf
-    return max(1, int(seconds / (statistics.median(times[2:]) + eval_seconds / every)))
 
 
 # === what is printed before the first step ===========================================================================
@@ -242,7 +258,7 @@ def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, 
         print(f"  {name:18} {count:>12,} {insight.bar(count / total)} {count / total:6.1%}")
     for name, data in (("train", train), ("validation", val)):
         print(
-            f"  {name:18} {len(data.tokens):>12,} tokens, {data.facts['utf8_bytes']:,} bytes, "
+            f"  {name:18} {len(data):>12,} tokens, {data.facts['utf8_bytes']:,} bytes, "
             f"{1 / data.tokens_per_byte:.2f} bytes a token"
         )
     window = settings.batch_size * settings.block_size
@@ -297,13 +313,15 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
     if saved is not None and saved["device"] != device.type:
         print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
     dtype = pick_dtype(dtype_name, device)
-    autocast = set_precision(dtype, device)
     torch.manual_seed(settings.seed)
     try:
-        model = GPT(tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE}).to(device)
+        model = GPT(tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE})
     except ValueError as error:
         raise UsageError(str(error)) from None
-    optimizer = make_optimizer(model, settings)
+    model.to(device).compute_in(dtype)
+    optimizer = make_optimizer(model, settings, dtype)
+    batches = Batches(train, settings, device)
+    compiled = saved is not None and saved["compiled"]
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -332,6 +350,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
             "sources": sources,
             "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),
+            "compiled": compiled,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "rng": torch.get_rng_state(),
@@ -345,74 +364,102 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         return (due or step >= settings.max_steps) and step not in log.val_losses
 
     def validate() -> float:
-        """Score the validation file, show what the model writes by now. Returns the seconds that took."""
+        """Score the validation file, all of it at the end and a part before, and show what the model writes by now.
+        Returns the seconds that took."""
         start = time.perf_counter()
-        loss = evaluate(model, val, autocast, stop)
+        loss, scored = evaluate(model, val, stop, settings.eval_tokens if step < settings.max_steps else 0)
         if not math.isfinite(loss):
             raise wrong(f"the validation loss is {loss}")
         bits_per_byte = insight.bits_per_byte(loss, val.tokens_per_byte)
+        part = "" if scored == len(val) - 1 else f" on {scored:,} tokens"
         print(
-            f"validation at step {step}: loss {loss:.4f} nats a token, perplexity {insight.perplexity(loss):.2f}, "
-            f"surprise {insight.bits(loss):.3f} bits a token, {bits_per_byte:.3f} bits per byte"
+            f"validation at step {step}{part}: loss {loss:.4f} nats a token, perplexity "
+            f"{insight.perplexity(loss):.2f}, surprise {insight.bits(loss):.3f} bits a token, "
+            f"{bits_per_byte:.3f} bits per byte"
         )
         sample = sample_text(model, tokenizer, settings, stop)
         if sample:
             print("  it writes:\n  | " + sample.replace("\n", "\n  | "))
-        log.write(step=step, val_loss=loss, val_bits_per_byte=bits_per_byte, sample=sample)
+        log.write(step=step, val_loss=loss, val_tokens=scored, val_bits_per_byte=bits_per_byte, sample=sample)
         log.val_losses[step] = loss
         return time.perf_counter() - start
+
+    def make_step(loss_of: Callable) -> Callable:
+        def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+            return train_step(loss_of, optimizer, idx, targets, rate, settings.grad_clip)
+
+        return step_of
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     resumed_at = step
     progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug, delay=2)
     try:
         eval_seconds = validate() if evaluation_due() else 0.0
-        if step == 0 and settings.minutes > 0:
-            left = 60 * settings.minutes - (time.perf_counter() - STARTED)
-            max_steps = steps_that_fit(model, settings, train, left, eval_seconds, autocast, stop)
+
+        # How to compute a step, and with --minutes how many of them there will be: decided once, and saved.
+        minutes = settings.minutes if saved is None else 0.0
+        choice = settings.compile if saved is None else "on" if saved["compiled"] else "off"
+
+        def time_left() -> float:
+            return 60 * minutes - (time.perf_counter() - STARTED)
+
+        def time_step(step_of: Callable) -> float:
+            return seconds_a_step(step_of, optimizer, batches, at_most=0.02 * time_left())
+
+        def planned(seconds: float) -> float:
+            return time_left() if minutes > 0 else seconds * (settings.max_steps - step)
+
+        step_of, seconds, compiled = pick_step(make_step, model.loss, time_step, device, choice, planned)
+        if minutes > 0:
+            last = len(val) * seconds / (3 * settings.batch_size * settings.block_size)  # a third is the forward pass
+            each = eval_seconds / settings.eval_every if settings.eval_every else 0.0
+            max_steps = max(1, int((time_left() - last) / (seconds + each)))
             settings = replace(settings, max_steps=max_steps)
             print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
             progress.reset(total=max_steps)
 
-        begin = time.perf_counter()
-        steps_timed, seconds_timed = 0, 0.0  # training steps since the last line of output
+        begin = since = time.perf_counter()
+        steps_timed, pauses = 0, 0.0  # training steps since the last line of output, seconds of other work among them
         while step < settings.max_steps:
             stop.check()
-            start = time.perf_counter()
-            rate = learning_rate_at(step, settings.max_steps, settings.warmup_steps, settings.decay_fraction)
-            batch = draw_batch(train.tokens, settings.block_size, settings.batch_size, settings.seed, step)
-            loss, norm = train_step(model, optimizer, *to_device(*batch, device), rate, settings.grad_clip, autocast)
+            fraction = learning_rate_at(step, settings.max_steps, settings.warmup_steps, settings.decay_fraction)
+            rate = torch.full((), fraction, device=device)
+            loss, norm = step_of(*batches(step), rate)
             step += 1
+            steps_timed += 1
             progress.update()
-            steps_timed, seconds_timed = steps_timed + 1, seconds_timed + time.perf_counter() - start
 
             if step % settings.log_every == 0:
-                elapsed = time.perf_counter() - begin
-                left = insight.time_left(step - resumed_at, settings.max_steps - resumed_at, elapsed)
+                check_finite(loss, norm)
+                now = time.perf_counter()
+                left = insight.time_left(step - resumed_at, settings.max_steps - resumed_at, now - begin)
                 tokens = steps_timed * settings.batch_size * settings.block_size
                 figures = {
-                    "loss": loss,
-                    "surprise_bits": insight.bits(loss),
-                    "bits_per_byte": insight.bits_per_byte(loss, train.tokens_per_byte),
-                    "learning_rate": rate * settings.learning_rate,
-                    "gradient_norm": norm,
-                    "tokens_per_second": insight.tokens_per_second(tokens, seconds_timed),
+                    "loss": loss.item(),
+                    "surprise_bits": insight.bits(loss.item()),
+                    "bits_per_byte": insight.bits_per_byte(loss.item(), train.tokens_per_byte),
+                    "learning_rate": fraction * settings.learning_rate,
+                    "gradient_norm": norm.item(),
+                    "tokens_per_second": insight.tokens_per_second(tokens, now - since - pauses),
                 }
                 log.write(step=step, **figures)
                 if settings.debug:
+                    of = f"{step:>{len(str(settings.max_steps))}}/{settings.max_steps}"
                     print(
-                        f"step {step:>{len(str(settings.max_steps))}}/{settings.max_steps}  loss {loss:.4f}  "
+                        f"step {of}  loss {figures['loss']:.4f}  "
                         f"{figures['surprise_bits']:.2f} bits/token  {figures['bits_per_byte']:.2f} bits/byte  "
-                        f"rate {rate:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
+                        f"rate {fraction:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
                         f"{insight.duration(left)} left"
                     )
-                steps_timed, seconds_timed = 0, 0.0
+                since, steps_timed, pauses = now, 0, 0.0
+            pause = time.perf_counter()
             if step % settings.checkpoint_every == 0 or step == settings.max_steps:
                 path = checkpoint()
                 if settings.debug:
                     print(f"checkpoint {shown_path(path)}")
             if evaluation_due():
                 validate()
+            pauses += time.perf_counter() - pause
     except Stopped:
         if step > 0 and not checkpoint_path(folder, step).exists():
             path = checkpoint()

@@ -55,7 +55,8 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int, out: Tensor) -> No
 
 class AttentionByHand(Function):
     """layers.Attention between its two matrices: qkv (B, T, 3C), the weights (2, 1, D) of the query's and the key's
-    norm, cos and sin (T, D) -> (B, T, C). Query and key are normed and turned together, as 2H heads.
+    norm, cos and sin (T, D) -> (B, T, C). Query and key are normed and turned together, as 2H heads, in fp32; the
+    products are in the precision of qkv.
     """
 
     @staticmethod
@@ -63,12 +64,12 @@ class AttentionByHand(Function):
         B, T, C = qkv.size(0), qkv.size(1), qkv.size(2) // 3
         H, D = n_head, C // n_head
         parts = qkv.view(B, T, 3, H, D)
-        normed, scale = norm_forward(parts[:, :, :2], eps)  # (B, T, 2, H, D), (B, T, 2, H, 1)
-        heads = qkv.new_empty(3, B, H, T, D)
-        turn((normed * weight).permute(2, 0, 3, 1, 4), cos, sin, 1, out=heads[:2])
-        heads[2] = parts[:, :, 2].transpose(1, 2)
-        q, k, v = heads.view(3, B * H, T, D)
-        mask = torch.full((T, T), float("-inf"), device=qkv.device).triu_(1)
+        normed, scale = norm_forward(parts[:, :, :2].float(), eps)  # (B, T, 2, H, D), (B, T, 2, H, 1)
+        turned = normed.new_empty(2, B, H, T, D)
+        turn((normed * weight).permute(2, 0, 3, 1, 4), cos, sin, 1, out=turned)
+        q, k = turned.to(qkv.dtype).view(2, B * H, T, D)
+        v = parts[:, :, 2].transpose(1, 2).reshape(B * H, T, D)
+        mask = q.new_full((T, T), float("-inf")).triu_(1)
         p = torch.baddbmm(mask, q, k.mT, alpha=D**-0.5).softmax(dim=-1)  # (BH, T, T)
         y = torch.bmm(p, v)  # (BH, T, D)
         ctx.save_for_backward(normed, scale, weight, cos, sin, q, k, v, p, y)
@@ -82,12 +83,12 @@ class AttentionByHand(Function):
         dv = torch.bmm(p.mT, dy)
         # Softmax: ds = p * (dp - sum(dp * p)), and since y = p v, that sum is dy . y, over D numbers in place of T.
         ds = torch.bmm(dy, v.mT).sub_(torch.linalg.vecdot(dy, y).unsqueeze(-1)).mul_(p)
-        turned = dy.new_empty(2, B * H, T, D)
-        torch.baddbmm(q, ds, k, beta=0, alpha=D**-0.5, out=turned[0])
-        torch.baddbmm(k, ds.mT, q, beta=0, alpha=D**-0.5, out=turned[1])
-        turned = turned.view(2, B, H, T, D)
-        dnormed = torch.empty_like(turned)
-        turn(turned, cos, sin, -1, out=dnormed)
+        dturned = dy.new_empty(2, B * H, T, D)
+        torch.baddbmm(q, ds, k, beta=0, alpha=D**-0.5, out=dturned[0])
+        torch.baddbmm(k, ds.mT, q, beta=0, alpha=D**-0.5, out=dturned[1])
+        dturned = dturned.float().view(2, B, H, T, D)
+        dnormed = torch.empty_like(dturned)
+        turn(dturned, cos, sin, -1, out=dnormed)
         dqk, product = norm_backward(dnormed.permute(1, 3, 0, 2, 4), normed, weight)
         dqkv = dy.new_empty(B, T, 3, H, D)
         torch.mul(dqk, scale, out=dqkv[:, :, :2])

@@ -4,6 +4,7 @@ import ctypes
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from config import UsageError, UserError
@@ -24,8 +25,8 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of matrix products in training; "auto" is bfloat16 where it is at least 1.3 times as fast.
 
-    On a CPU that takes a timing: bfloat16 is three times as fast as fp32 on those with instructions for it, and no
-    gain or a loss on the others. MPS trains in fp32.
+    On a CPU that takes a timing: bfloat16 is two to five times as fast as fp32 on those with instructions for it, and
+    many times slower on the others. MPS trains in fp32.
     """
     if name != "auto":
         if name not in ("float32", "bfloat16"):
@@ -39,28 +40,27 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def product_seconds(dtype: torch.dtype, size: int = 384) -> float:
-    """Seconds that the CPU takes for a matrix product of size x size in a precision, the best of a few. Leaves that
-    precision set.
-    """
-    set_precision(dtype, torch.device("cpu"))
+    """Seconds that the CPU takes to round two fp32 matrices (size, size) to a precision and multiply them, the best of
+    a few."""
     a = torch.ones(size, size)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        a @ a
+        a.to(dtype) @ a.to(dtype)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
-def set_precision(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Compute matrix products in this precision, from fp32 weights. Returns the context for the forward pass.
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that was asked of it: a GPU works behind Python's back."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
-    On a CPU with instructions for bfloat16, the product itself rounds its fp32 inputs on the fly and adds up in fp32:
-    no copies, and everything that is not a product stays exact and fast. Elsewhere autocast does the rounding.
-    """
-    cpu = device.type == "cpu"
-    torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "medium" if cpu else "high")
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32 and not cpu)
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A numpy array as a tensor on the device; a GPU fetches it while Python goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def keep_memory() -> None:

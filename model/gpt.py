@@ -5,9 +5,10 @@ tools without custom code; tests/test_model.py compares the two number by number
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import Block, KeyValueCache, RMSNorm, rotary_table
+from model.layers import Block, KeyValueCache, Linear, RMSNorm, rotary_table
 
 
 class GPT(nn.Module):
@@ -44,7 +45,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, n_embd)
         self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
         self.norm = RMSNorm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.head = Linear(n_embd, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.embedding.weight
         cos, sin = rotary_table(block_size, n_embd // n_head, rotary_base)
@@ -91,6 +92,17 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length = end
         return self.head(self.norm(x))  # (B, T, vocab_size)
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean of -ln p of the targets (B, T), which are idx one token later: 0-dim fp32, in nats a token."""
+        return F.cross_entropy(self(idx).float().flatten(0, 1), targets.flatten())
+
+    def compute_in(self, dtype: torch.dtype) -> "GPT":
+        """Compute matrix products in this precision from now on; all else, and every weight, stays fp32."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.compute = dtype
+        return self
 
     @property
     def device(self) -> torch.device:

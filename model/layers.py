@@ -17,8 +17,21 @@ EXPLICIT_UP_TO = 512
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether by_hand.py, which needs fewer operations, is the faster way: on a CPU, in fp32."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    """Whether by_hand.py, which needs fewer operations, is the faster way: on a CPU, unless a compiler fuses them."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class Linear(nn.Linear):
+    """y = W x, without bias, in the precision `compute`: both are rounded to it on the way in, and so is the result.
+
+    The weight itself, its gradient and the optimizer's memory stay fp32: an update is smaller than the steps of
+    bfloat16. Casts stand here rather than in torch.autocast, which costs a small model more than its products.
+    """
+
+    compute = torch.float32  # GPT.compute_in() changes it
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.compute), self.weight.to(self.compute))
 
 
 class RMSNorm(nn.Module):
@@ -34,7 +47,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if by_hand(x):
+        if by_hand(x) and x.dtype == torch.float32:
             return RMSNormByHand.apply(x, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
 
@@ -107,10 +120,10 @@ class Attention(nn.Module):
     def __init__(self, n_embd: int, n_head: int, dropout: float):
         super().__init__()
         self.n_head, self.dropout = n_head, dropout
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)  # query, key and value in one product
+        self.qkv = Linear(n_embd, 3 * n_embd, bias=False)  # query, key and value in one product
         self.query_norm = RMSNorm(n_embd // n_head)
         self.key_norm = RMSNorm(n_embd // n_head)
-        self.output = nn.Linear(n_embd, n_embd, bias=False)
+        self.output = Linear(n_embd, n_embd, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache=None, layer=0, weights: list | None = None) -> Tensor:
         B, T, C = x.shape
@@ -130,8 +143,8 @@ class Attention(nn.Module):
             k, v = cache.update(layer, k, v)  # (B, H, S, D)
         S = k.size(2)
 
-        explicit = weights is not None or (by_hand(q) and T == S <= EXPLICIT_UP_TO)
-        if explicit:  # to look inside, and with dropout where it is the faster way
+        explicit = weights is not None or (x.device.type == "cpu" and T == S <= EXPLICIT_UP_TO)
+        if explicit:  # to look inside, and where it is the faster way
             shares = attention_weights(q, k)
             if weights is not None:
                 weights.append(shares)
@@ -152,8 +165,8 @@ class SwiGLU(nn.Module):
     def __init__(self, n_embd: int):
         super().__init__()
         hidden = mlp_size(n_embd)
-        self.gate_up = nn.Linear(n_embd, 2 * hidden, bias=False)  # both in one product
-        self.down = nn.Linear(hidden, n_embd, bias=False)
+        self.gate_up = Linear(n_embd, 2 * hidden, bias=False)  # both in one product
+        self.down = Linear(hidden, n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)

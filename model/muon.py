@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 # (a, b, c) of each step: the polynomials that bring singular values from 0.001 to 1 nearest to 1, each given what the
-# ones before it have done. Amsel et al. 2025, The Polar Express (arXiv:2505.16932), where the values are listed; the
-# paper divides by 1.01 to have room for rounding errors, and so does orthogonalise().
+# ones before it have done. Amsel et al. 2025, The Polar Express (arXiv:2505.16932), where the values are listed.
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -27,21 +26,26 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+# Each polynomial is made for singular values up to what the one before it gives, and rises steeply beyond. Rounding to
+# bfloat16 carries some of them across, and the next steps then throw them to thousands. So all but the last take their
+# argument divided by this much, as the paper advises for low precision.
 MARGIN = 1.01
 
 
 def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = MARGIN) -> Tensor:
     """U V^T of each matrix U S V^T of a stack (k, m, n), nearly: singular values between 0.85 and 1.15, less where they
-    were under a thousandth of the norm. Three batched products a step, for the whole stack at once.
+    were under a thousandth of the norm. Three batched products a step, for the whole stack at once, in the precision of
+    the stack, of which bfloat16 is enough.
     """
     if matrices.size(1) > matrices.size(2):  # the products are as large as the first side: let that be the shorter one
         return orthogonalise(matrices.mT, coefficients, margin).mT
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)  # at least the largest singular value
     x = matrices / (norm * margin + 1e-7)
-    for a, b, c in coefficients:
+    for step, (a, b, c) in enumerate(coefficients, 1):
+        m = margin if step < len(coefficients) else 1.0
         gram = x @ x.mT  # (k, m, m)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (X X^T) + c (X X^T)^2
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b / m**3, alpha=c / m**5)  # b (X X^T) + c (X X^T)^2
+        x = torch.baddbmm(x, polynomial, x, beta=a / m)
     return x
 
 

@@ -17,10 +17,15 @@ from model.muon import muon_update, orthogonalise, update_scale
 class Optimizer:
     """Muon and AdamW on the weights of a GPT. Make it when the model is on its device.
 
-    Between zero_grad() and step() comes loss.backward(), which adds to the gradients in place.
+    Between zero_grad() and step() comes loss.backward(), which adds to the gradients in place. Whatever changes from
+    step to step is a tensor on the device, so that a GPU never waits for Python. `dtype` is the precision of Muon's
+    products.
     """
 
-    def __init__(self, model: nn.Module, learning_rate, muon_rate, weight_decay, beta1, beta2, momentum):
+    def __init__(
+        self, model: nn.Module, learning_rate, muon_rate, weight_decay, beta1, beta2, momentum, dtype=torch.float32
+    ):
+        self.dtype = dtype
         self.learning_rate, self.muon_rate, self.weight_decay = learning_rate, muon_rate, weight_decay
         self.beta1, self.beta2, self.momentum = beta1, beta2, momentum
         stacks: dict[tuple[int, int], list[Tensor]] = {}  # by (m, n); fused weights count as the matrices they hold
@@ -39,7 +44,7 @@ class Optimizer:
         self.n_head = sum(w.numel() for w in heads)
         self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for both
         self.square = torch.zeros_like(self.weights[self.n_hidden :])  # of their squares, for AdamW
-        self.steps = 0
+        self.steps = torch.zeros((), device=self.weights.device)
 
     def zero_grad(self) -> None:
         self.grads.zero_()
@@ -52,22 +57,22 @@ class Optimizer:
         return norm
 
     @torch.no_grad()
-    def step(self, fraction: float) -> None:
-        """Move the weights, at this fraction of the peak rates (learning_rate_at)."""
+    def step(self, fraction: Tensor) -> None:
+        """Move the weights, at this fraction (0-dim, on the device) of the peak rates (learning_rate_at)."""
         self.steps += 1
         n = self.n_hidden
         self._muon(self.weights[:n], self.grads[:n], self.mean[:n], fraction * self.muon_rate)
         self._adamw(self.weights[n:], self.grads[n:], self.mean[n:], fraction * self.learning_rate)
 
-    def _muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: float) -> None:
+    def _muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
         weights.mul_(1 - rate * self.weight_decay)
         update = muon_update(grads, mean, self.momentum)
         sizes = [k * m * n for k, m, n in self.shapes]
         for weight, part, shape in zip(weights.split(sizes), update.split(sizes), self.shapes, strict=True):
-            orthogonal = orthogonalise(part.view(shape))
-            weight.view(shape).add_(orthogonal, alpha=-rate * update_scale(*shape[1:]))
+            orthogonal = orthogonalise(part.view(shape).to(self.dtype)).to(weight.dtype)
+            weight.view(shape).addcmul_(orthogonal, rate, value=-update_scale(*shape[1:]))
 
-    def _adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: float) -> None:
+    def _adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
         """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2.
 
         Only the head decays. Norm weights have their place at 1, not at 0, and an embedding row whose token is rare
@@ -78,16 +83,15 @@ class Optimizer:
         mean.lerp_(grads, 1 - self.beta1)
         self.square.mul_(self.beta2).addcmul_(grads, grads, value=1 - self.beta2)
         mean_scale, square_scale = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps  # both began at zero
-        root = self.square.sqrt().mul_(square_scale**-0.5).add_(1e-8)
-        weights.addcdiv_(mean, root, value=-rate / mean_scale)
+        root = self.square.sqrt().mul_(square_scale.rsqrt()).add_(1e-8)
+        weights.addcdiv_(mean, root.mul_(mean_scale / rate), value=-1)
 
     def state_dict(self) -> dict:
         return {"mean": self.mean, "square": self.square, "steps": self.steps}
 
     def load_state_dict(self, state: dict) -> None:
-        self.mean.copy_(state["mean"])
-        self.square.copy_(state["square"])
-        self.steps = state["steps"]
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(torch.as_tensor(state[name]))
 
 
 def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:

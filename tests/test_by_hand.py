@@ -74,8 +74,23 @@ def test_a_whole_model(monkeypatch, shape):
     compare(monkeypatch, model, idx)
 
 
+def test_a_whole_model_in_bfloat16(monkeypatch):
+    """Both ways round differently, so each is as far from the gradient in fp32 as the other."""
+    shape = SHAPES[0]
+    model = randomise(GPT(**shape))
+    idx = torch.randint(shape["vocab_size"], (2, shape["block_size"]), generator=torch.Generator().manual_seed(4))
+    exact = results(model, idx)
+    model.compute_in(torch.bfloat16)
+    hand = results(model, idx)
+    monkeypatch.setattr(layers, "by_hand", lambda x: False)
+    plain = results(model, idx)
+    for ours, autograds, reference in zip(hand, plain, exact, strict=True):
+        error, usual = ((x.float() - reference).norm() / reference.norm() for x in (ours, autograds))
+        assert 0 < error < 1.5 * usual + 0.01
+
+
 def test_which_path_is_taken(monkeypatch):
-    """By hand on a CPU; plain in another precision, with dropout, with a cache, to look inside and in long blocks."""
+    """By hand on a CPU; plain for the compiler, with dropout, with a cache, to look inside and in long blocks."""
     calls = []
     for name in ("RMSNormByHand", "AttentionByHand", "SwiGLUByHand"):
         apply = getattr(layers, name).apply
@@ -90,7 +105,10 @@ def test_which_path_is_taken(monkeypatch):
     shape, idx = {**SHAPES[0], "n_layer": 1}, torch.zeros(1, 24, dtype=torch.long)
     assert taken(GPT(**shape), idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}
     assert taken(GPT(**shape, dropout=0.1), idx) == {"RMSNormByHand", "SwiGLUByHand"}
-    assert taken(GPT(**shape).bfloat16(), idx) == set()
+    assert taken(GPT(**shape).compute_in(torch.bfloat16), idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert taken(GPT(**shape), idx) == set()
     with torch.no_grad():
         model = GPT(**shape)
         assert taken(model, idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}

@@ -21,6 +21,7 @@ import dataset
 from config import UserError
 from dataset import (
     END_OF_TEXT,
+    TokenFile,
     blocks_in_order,
     draw_batch,
     hash_fraction,
@@ -474,6 +475,13 @@ def test_an_opened_file_is_mapped_and_read_only(tmp_path):
     assert opened.tokens_per_byte == 4 / 6  # the end-of-text id is a token, and stands for no bytes
 
 
+def test_an_opened_file_stays_the_same_when_another_takes_its_place(tmp_path):
+    opened = open_tokens(write_tokens(tmp_path / "t.bin", [1, 2, 3]))
+    write_tokens(tmp_path / "t.bin", [4, 5, 6])
+    assert opened.tokens.tolist() == [1, 2, 3, 7]
+    assert len(opened) == 4
+
+
 def test_the_sidecar_lies_beside_the_file(tmp_path):
     path = write_tokens(tmp_path / "train.bin", [1])
     assert sidecar(path) == tmp_path / "train.bin.json"
@@ -645,7 +653,7 @@ def test_the_shortest_file_has_one_window():
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_blocks_in_order_score_each_token_once(block_size, batch_size):
+def test_blocks_in_order_score_each_token_once(tmp_path, block_size, batch_size):
     span = block_size * batch_size
     lengths = {n + d for n in (0, block_size, 2 * block_size, span, 2 * span) for d in (0, 1, 2, 3)}
     for length in sorted(lengths - {0}):
@@ -654,7 +662,10 @@ def test_blocks_in_order_score_each_token_once(block_size, batch_size):
         for start in range(0, length - 1, block_size):
             end = min(start + block_size, length - 1)
             rows.append((tokens[start:end].tolist(), tokens[start + 1 : end + 1].tolist()))
-        batches = list(blocks_in_order(tokens, block_size, batch_size))
+        tokens.tofile(tmp_path / "t.bin")
+        with open(tmp_path / "t.bin", "rb") as file:
+            data = TokenFile(tmp_path / "t.bin", {"tokens": length}, file)
+            batches = list(blocks_in_order(data, block_size, batch_size))
         assert [row for idx, targets in batches for row in zip(idx.tolist(), targets.tolist(), strict=True)] == rows
         scored = [token for _, targets in batches for token in targets.flatten().tolist()]
         assert scored == tokens[1:].tolist()

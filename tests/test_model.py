@@ -369,7 +369,7 @@ def test_one_batch_is_learned_by_heart(tied):
         loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step(1.0)
+        optimizer.step(torch.tensor(1.0))
     assert loss.item() < 0.1
     for name, weight in model.state_dict().items():
         assert not torch.equal(weight, initial[name]), f"{name} has not learned"

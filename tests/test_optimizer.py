@@ -95,7 +95,7 @@ def test_what_is_not_a_matrix_of_a_block_follows_adamw_by_hand():
             square[name] = beta2 * square[name] + (1 - beta2) * gradient**2
             corrected = square[name] / (1 - beta2**step)
             by_hand[name] -= rate * (mean[name] / (1 - beta1**step)) / (np.sqrt(corrected) + eps)
-        optimizer.step(fraction)
+        optimizer.step(torch.tensor(fraction))
 
     weights = dict(model.named_parameters())
     for name in by_hand:
@@ -107,7 +107,7 @@ def test_a_tied_head_does_not_decay():
     optimizer = make(model, weight_decay=0.5)
     before = model.embedding.weight.detach().clone()
     optimizer.zero_grad()
-    optimizer.step(1.0)
+    optimizer.step(torch.tensor(1.0))
     assert torch.equal(model.embedding.weight, before)
 
 
@@ -132,7 +132,7 @@ def test_the_matrices_of_the_blocks_follow_muon_one_by_one():
             ):
                 update = orthogonalise(piece[None])[0] * 0.2 * max(piece.shape) ** 0.5
                 weight.mul_(1 - 0.5 * fraction * 0.2).sub_(0.5 * fraction * update)
-        optimizer.step(fraction)
+        optimizer.step(torch.tensor(fraction))
     for name, p in weights.items():
         torch.testing.assert_close(p.detach(), by_hand[name], rtol=1e-4, atol=1e-5, msg=name)
 
@@ -141,7 +141,7 @@ def test_a_saved_optimizer_goes_on_as_if_nothing_had_happened():
     def steps(optimizer, model, count, generator):
         for _ in range(count):
             fill_gradients(model, generator)
-            optimizer.step(0.7)
+            optimizer.step(torch.tensor(0.7))
 
     whole, generator = tiny(), torch.Generator().manual_seed(0)
     optimizer = make(whole)
@@ -157,6 +157,21 @@ def test_a_saved_optimizer_goes_on_as_if_nothing_had_happened():
     generator.set_state(position)
     steps(again, resumed, 2, generator)
     assert torch.equal(optimizer.weights, again.weights)
+
+
+def test_muon_in_bfloat16_is_nearly_the_same_step():
+    moves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny()
+        optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.8, 0.95, 0.9, dtype)
+        fill_gradients(model, torch.Generator().manual_seed(0))
+        before = optimizer.weights.clone()
+        optimizer.step(torch.tensor(1.0))
+        moves.append(optimizer.weights - before)
+    exact, low = moves
+    n = optimizer.n_hidden
+    assert torch.equal(exact[n:], low[n:]), "AdamW stays fp32"
+    assert 0 < (exact[:n] - low[:n]).norm() < 0.05 * exact[:n].norm()
 
 
 # --- Muon -------------------------------------------------------------------------------------------------------------
@@ -175,6 +190,15 @@ def test_orthogonalise_against_an_svd(shape):
     assert (values[large] - 1).abs().max() < 0.15
     off_diagonal = U.mT @ result @ Vh.mT - torch.diag_embed(values)
     assert off_diagonal.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(400, 8, 8), (100, 16, 16), (20, 12, 40)])
+def test_orthogonalise_stays_bounded_in_bfloat16(shape):
+    """Without the margin at each step, one small square matrix in a hundred comes out with values in the thousands."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(4)).bfloat16()
+    assert torch.linalg.svdvals(orthogonalise(matrices).float()).max() < 1.2
+    if shape[1] == shape[2]:
+        assert torch.linalg.svdvals(orthogonalise(matrices, margin=1.0).float()).max() > 10
 
 
 def test_orthogonalise_takes_each_matrix_of_a_stack_for_itself():

@@ -19,7 +19,7 @@ from conftest import make_pipeline
 import train
 from config import BPE, CHAR, ROOT, UserError, training_flags
 from dataset import open_tokens
-from model import checkpoint, insight
+from model import checkpoint, insight, speed
 from model.checkpoint import load, load_model, newest_checkpoint
 
 
@@ -71,9 +71,9 @@ def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
     # The loss in the file is the loss of the weights in the file.
     val = open_tokens(settings.val_file)
     stop = train.StopFlag()
-    assert train.evaluate(model, val, torch.autocast("cpu", enabled=False), stop) == pytest.approx(
-        training["val_loss"], rel=1e-6
-    )
+    loss, scored = train.evaluate(model, val, stop)
+    assert loss == pytest.approx(training["val_loss"], rel=1e-6)
+    assert scored == len(val) - 1 == evaluations[60]["val_tokens"]
     assert f"ln({tokenizer.vocab_size})" in out
     assert "One training example" in out
     assert "it writes:" in out
@@ -105,9 +105,19 @@ def test_evaluation_scores_every_token_but_the_first_once(char):
             total -= log_p[position, target].item()
             scored += 1
     assert scored == len(tokens) - 1
-    loss = train.evaluate(model, val, torch.autocast("cpu", enabled=False), train.StopFlag())
-    assert loss == pytest.approx(total / scored, rel=1e-5)
+    assert train.evaluate(model, val, train.StopFlag()) == (pytest.approx(total / scored, rel=1e-5), scored)
     assert model.training  # and training goes on as it was
+
+
+def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch):
+    real, parts = train.evaluate, []
+    monkeypatch.setattr(
+        train, "evaluate", lambda model, data, stop, at_most: parts.append(at_most) or real(model, data, stop, at_most)
+    )
+    train.main(replace(char, eval_tokens=50), fresh=False)
+    assert parts == [50, 50, 0]
+    train.main(replace(char, max_steps=12, eval_tokens=50), fresh=False)
+    assert parts[3:] == [0]
 
 
 def test_the_log_holds_the_figures_of_each_line(char):
@@ -308,7 +318,7 @@ def test_other_data_is_not_the_same_run(char, tmp_path):
 
 def flags(settings):
     """The command line that gives train.py these settings."""
-    fields = [*train.ARCHITECTURE, *train.RECIPE, *train.FREE, "device", "dtype"]
+    fields = [*train.ARCHITECTURE, *train.RECIPE, *train.FREE, "device", "dtype", "compile"]
     fields += ["train_file", "val_file", "tokenizer_file", "checkpoint_dir", "model_file"]
     line = []
     for name in fields:
@@ -345,10 +355,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(char, tmp_path, number, cod
 def test_a_stop_in_evaluation_or_sampling_is_not_lost(char, monkeypatch, capsys):
     real = train.evaluate
 
-    def stopped_evaluation(model, data, autocast, stop):
+    def stopped_evaluation(model, data, stop, at_most):
         if newest_checkpoint(char.checkpoint_dir)[0] is not None:
             stop.note(signal.SIGTERM, None)
-        return real(model, data, autocast, stop)
+        return real(model, data, stop, at_most)
 
     monkeypatch.setattr(train, "evaluate", stopped_evaluation)
     assert train.main(replace(char, checkpoint_every=4), fresh=False) == 143  # stopped in the evaluation of step 5
@@ -373,15 +383,12 @@ def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
     """The loss of a step cannot tell what its update did to the weights: here the last one breaks them."""
     real = train.train_step
 
-    def break_the_weights(model, *rest):
-        result = real(model, *rest)
-        if break_the_weights.steps == 9:
-            with torch.no_grad():
-                model.norm.weight[0] = math.nan
-        break_the_weights.steps += 1
+    def break_the_weights(loss_of, optimizer, *rest):
+        result = real(loss_of, optimizer, *rest)
+        if optimizer.steps == 10:
+            optimizer.weights[0] = math.nan
         return result
 
-    break_the_weights.steps = 0
     monkeypatch.setattr(train, "train_step", break_the_weights)
     with pytest.raises(UserError, match=r"Step 10 went wrong: a weight is not .*step_00000005.pt"):
         train.main(char, fresh=False)
@@ -400,14 +407,125 @@ def test_too_little_memory_is_a_plain_error(char, monkeypatch):
 
 def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
     model = train.GPT(10, 8, 1, 1, 8)
-    optimizer = train.make_optimizer(model, CHAR)
+    optimizer = train.make_optimizer(model, CHAR, torch.float32)
     with torch.no_grad():
         model.norm.weight[0] = math.inf
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     idx = torch.arange(8)[None]
     with pytest.raises(FloatingPointError):
-        train.train_step(model, optimizer, idx, idx, 1.0, 1.0, torch.autocast("cpu", enabled=False))
+        train.train_step(model.loss, optimizer, idx, idx, torch.tensor(1.0), 1.0)
     assert same(before, model.state_dict())
+
+
+# --- how a step is computed -------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_resumes_as_one_to_the_bit(char, capsys, monkeypatch):
+    """With a stand-in for the compiler that computes something else, as a real one does in the last digits."""
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda idx, targets: f(idx, targets) * 1.001)
+    train.main(replace(char, compile="on"), fresh=False)
+    assert "Compiled in" in capsys.readouterr().out
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    assert whole["compiled"] is True
+    interrupt_after(char, 5)
+    train.main(char, fresh=False)  # auto goes on as the run began, however short it is
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+    with pytest.raises(UserError, match="compile was on, is off"):
+        train.main(replace(char, compile="off"), fresh=False)
+    train.main(replace(char, compile="off"), fresh=True)
+    assert not same(whole["model"], newest_checkpoint(char.checkpoint_dir)[1]["model"])
+    with pytest.raises(UserError, match="compile was off, is on"):
+        train.main(replace(char, compile="on"), fresh=False)
+
+
+def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monkeypatch):
+    def broken(f, dynamic):
+        def compile_now(idx, targets):
+            raise RuntimeError("g++ says no\nand more")
+
+        return compile_now
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train.main(replace(char, compile="on"), fresh=False)
+    assert "Compiling failed, going on without: g++ says no\n" in capsys.readouterr().out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
+
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *batch: (time.sleep(0.02), f(*batch))[1])
+    monkeypatch.setattr(speed, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
+    train.main(char, fresh=True)
+    assert "Compiled in" in capsys.readouterr().out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
+
+
+@pytest.mark.slow
+def test_the_real_compiler_gives_the_same_loss_and_resumes_to_the_bit(char):
+    char = replace(char, dropout=0.0, compile="on")
+    train.main(char, fresh=False)
+    whole, lines = newest_checkpoint(char.checkpoint_dir)[1], log_of(char)
+    assert whole["compiled"] is True
+    interrupt_after(char, 5)
+    train.main(char, fresh=False)
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+    train.main(replace(char, compile="off"), fresh=True)
+    for ours, eager in zip(lines, log_of(char), strict=True):
+        key = "loss" if "loss" in ours else "val_loss"
+        assert ours[key] == pytest.approx(eager[key], rel=1e-4)
+
+
+def test_batches_from_the_device_are_those_from_the_file(char):
+    data = open_tokens(char.train_file)
+    from_file, resident = (train.Batches(data, char, torch.device("cpu")) for _ in range(2))
+    resident.reside()
+    for step in range(5):
+        for ours, theirs in zip(resident(step), from_file(step), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.dtype == theirs.dtype == torch.int64
+
+
+class NoReading(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails where a value goes back to Python, for which a GPU's whole queue would have to be waited for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_value_back(char, monkeypatch):
+    """So that it can be recorded as a CUDA graph, and Python can run ahead of the GPU."""
+    monkeypatch.setattr(train, "check_finite", lambda loss, norm: None)  # what a GPU leaves to the log lines
+    model = train.GPT(10, 8, 2, 2, 16)
+    optimizer = train.make_optimizer(model, char, torch.float32)
+    idx = torch.arange(8)[None]
+    with NoReading():
+        train.train_step(model.loss, optimizer, idx, idx, torch.tensor(1.0), 1.0)
+        with pytest.raises(AssertionError):
+            optimizer.steps.item()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_grows_neither_with_the_token_file_nor_with_steps(char):
+    """The resident memory of a process that draws batches and scores, with a file of 400 MB and with one of 4 MB."""
+    script = """
+import sys
+from dataset import open_tokens, draw_batch, blocks_in_order
+data = open_tokens(__import__("pathlib").Path(sys.argv[1]))
+for step in range(int(sys.argv[2])):
+    draw_batch(data.tokens, 128, 64, 1, step)
+for i, _ in zip(range(2000), blocks_in_order(data, 128, 256)): pass
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    facts = json.loads((char.train_file.with_name("train.bin.json")).read_text())
+    peak = {}
+    for megabytes in (4, 400):
+        path = char.train_file.with_name(f"{megabytes}.bin")
+        np.zeros(megabytes * 500_000, np.uint16).tofile(path)
+        path.with_name(path.name + ".json").write_text(json.dumps(facts | {"tokens": megabytes * 500_000}))
+        for steps in (100, 2000):
+            command = [sys.executable, "-c", script, str(path), str(steps)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            peak[megabytes, steps] = int(done.stdout) / 1000
+    assert max(peak.values()) - min(peak.values()) < 25, peak
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -438,6 +556,7 @@ def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
         ({"dropout": 1.0}, "--dropout"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
         ({"dtype": "float64"}, "not 'float64'"),
+        ({"compile": "maybe"}, "--compile is auto, on or off, not 'maybe'"),
         ({"tokenizer_file": Path("nowhere.json")}, "no tokenizer nowhere.json"),
         ({"train_file": Path("nowhere.bin")}, "no token file nowhere.bin.*prepare_dataset"),
     ],
@@ -466,16 +585,9 @@ def test_flags_become_settings(capsys):
     assert error.value.code == 2
 
 
-def test_planned_steps_fill_the_time(char):
-    """steps_that_fit against the time that so many steps then take, generously: machines are noisy."""
-    data = open_tokens(char.train_file)
-    model = train.GPT(data.facts["vocab_size"], 24, 2, 2, 16)
-    autocast, stop = torch.autocast("cpu", enabled=False), train.StopFlag()
-    steps = train.steps_that_fit(model, char, data, 1.0, 0.0, autocast, stop)
-    optimizer = train.make_optimizer(model, CHAR)
-    start = time.perf_counter()
-    for step in range(steps):
-        batch = train.draw_batch(data.tokens, 24, 4, 0, step)
-        train.train_step(model, optimizer, *train.to_device(*batch, torch.device("cpu")), 1.0, 1.0, autocast)
-    assert 0.3 < time.perf_counter() - start < 3
+def test_planned_steps_fill_the_time(char, monkeypatch):
+    """--minutes against the time that the run then takes, generously: machines are noisy."""
+    monkeypatch.setattr(train, "STARTED", time.perf_counter())
+    train.main(replace(char, minutes=0.05, eval_every=0, checkpoint_every=10_000), fresh=False)
+    assert 1.0 < time.perf_counter() - train.STARTED < 6.0
     assert insight.time_left(50, 100, 30) == 30
