@@ -11,17 +11,23 @@ two machines, or of two days, do not compare; the ratios do.
 
 import argparse
 import json
+import math
 import os
+import pickle
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import run, shown_path
-from dataset import whole_file
+from config import BPE, CHAR, DATA, ROOT, UsageError, UserError, run, shown_path
+from dataset import TokenFile, open_tokens, whole_file
+from model.insight import bits_per_byte
 
 # === what the machine can do ==========================================================================================
 
@@ -36,6 +42,23 @@ def machine() -> str:
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+
+
+def product_rate(dtype, size: int = 1024) -> float:
+    """Floating-point operations a second of a matrix product (size, size) in a precision."""
+    import torch
+
+    from model.device import pick_device, wait_for
+
+    device = pick_device("auto")
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+
+    def product():
+        a @ b
+        wait_for(device)
+
+    return 2 * size**3 / seconds_of(product, 20)
 
 
 def seconds_of(work, repeat: int = 5) -> float:
@@ -57,6 +80,259 @@ def bandwidth(megabytes: int = 256) -> float:
     return data.nbytes / seconds_of(data.sum)
 
 
+# === training: tokens a second ========================================================================================
+
+SHAPES = {  # vocab_size, block_size, n_layer, n_head, n_embd; sequences in a step
+    "0.8M": ((65, 64, 4, 4, 128), 32),
+    "10.7M": ((65, 256, 6, 6, 384), 32),
+    "30M": ((4096, 256, 8, 8, 512), 16),
+    "124M": ((50257, 1024, 12, 12, 768), 2),
+}
+
+# What runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a
+# CPU (fp32) or a GPU (bfloat16, compiled), on random tokens, one line of seconds for each line that it reads.
+NANOGPT_STEP = """
+import contextlib, sys, time, torch
+from model import GPT, GPTConfig
+vocab_size, block_size, n_layer, n_head, n_embd, batch_size = map(int, sys.argv[1:])
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cuda.matmul.allow_tf32 = True
+model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout=0.0, bias=False)).to(device)
+optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)
+if device == "cuda": model = torch.compile(model)
+context = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else contextlib.nullcontext()
+idx, targets = torch.randint(vocab_size, (2, batch_size, block_size), device=device)
+for line in sys.stdin:
+    start = time.perf_counter()
+    with context:
+        _, loss = model(idx, targets)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    loss.item()
+    print("seconds", time.perf_counter() - start, flush=True)
+"""
+
+
+class Peer:
+    """A process that takes one step for each call and tells the seconds."""
+
+    def __init__(self, script: str, folder: Path, *args):
+        command = [sys.executable, "-c", script, *map(str, args)]
+        self.process = subprocess.Popen(  # noqa: S603 (what the person who measures names)
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def __call__(self) -> float:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise UserError("nanoGPT's model did not run. Does --nanogpt name a checkout of it?")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
+    """One shape: our step and the peer's in turn, the limit, and where the time of ours goes."""
+    import torch
+
+    from model.device import keep_memory, pick_device, pick_dtype, wait_for
+    from model.gpt import GPT
+    from model.optimizer import Optimizer
+
+    (vocab_size, block_size, n_layer, n_head, n_embd), batch_size = SHAPES[name]
+    device = pick_device("auto")
+    if device.type == "cpu":
+        keep_memory()
+    dtype = pick_dtype("auto", device)
+    model = GPT(vocab_size, block_size, n_layer, n_head, n_embd).to(device).compute_in(dtype)
+    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9, dtype)
+    loss_of = torch.compile(model.loss, dynamic=False) if compile else model.loss
+    idx, targets = torch.randint(vocab_size, (2, batch_size, block_size), device=device)
+    rate = torch.ones((), device=device)
+
+    def forward_backward():
+        loss = loss_of(idx, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        wait_for(device)
+
+    def update():
+        optimizer.clip(1.0)
+        optimizer.step(rate)
+        wait_for(device)
+
+    def timed(work) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, vocab_size, block_size, n_layer, n_head, n_embd, batch_size)
+    times = []  # (forward and backward, update, the peer's step), in turn
+    for number in range(rounds + 1):
+        both = timed(forward_backward), timed(update), peer() if peer else math.nan
+        if number > 0:  # the first one allocates and compiles
+            times.append(both)
+    if peer:
+        peer.close()
+    compute, updating, theirs = map(statistics.median, zip(*times, strict=True))
+    tokens = batch_size * block_size
+    weights = sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+    # 6 N + 12 L C T a token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B
+    operations = tokens * (6 * weights + 12 * n_layer * n_embd * block_size)
+    rate, limit = operations / (compute + updating), product_rate(dtype)
+    return {
+        "model": name,
+        "tokens a step": tokens,
+        "ours, tokens/s": round(tokens / (compute + updating)),
+        "nanoGPT, tokens/s": round(tokens / theirs) if peer else "",
+        "ratio": f"{theirs / (compute + updating):.2f}" if peer else "",
+        "GFLOP/s": round(rate / 1e9),
+        "limit": round(limit / 1e9),
+        "of the limit": f"{rate / limit:.0%}",
+        "update": f"{updating / (compute + updating):.0%}",
+    }
+
+
+# === training: time to a loss =========================================================================================
+
+SPRINT = """--block-size 64 --n-layer 2 --max-steps 190 --rotary-base 10 --momentum 0.8 --muon-rate 0.03
+    --learning-rate 0.02 --decay-fraction 1"""
+LONG = "--block-size 64 --batch-size 32 --n-layer 3 --n-embd 192 --n-head 6 --rotary-base 20"
+PYTHON = ""
+PYTHON_BPE = "--tie-embeddings"
+
+# nanoGPT's README command for a CPU; the number of iterations and the data come behind it.
+NANOGPT_TRAIN = """config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1
+    --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"""
+
+# Scores a checkpoint of nanoGPT as we score ours: the whole validation file, in non-overlapping blocks.
+NANOGPT_SCORE = """
+import sys, numpy as np, torch
+from model import GPT, GPTConfig
+saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+model = GPT(GPTConfig(**saved["model_args"]))
+model.load_state_dict(saved["model"])
+model.eval()
+tokens, T = torch.from_numpy(np.fromfile(sys.argv[2], "<u2").astype(np.int64)), saved["model_args"]["block_size"]
+whole, total = (len(tokens) - 1) // T, 0.0
+with torch.no_grad():
+    for first in range(0, whole, 64):
+        end = min(first + 64, whole) * T
+        idx, targets = (tokens[first * T + i : end + i].view(-1, T) for i in (0, 1))
+        total += model(idx, targets)[1].item() * idx.numel()
+    if rest := len(tokens) - 1 - whole * T:
+        total += model(tokens[None, -rest - 1 : -1], tokens[None, -rest:])[1].item() * rest
+print(total / (len(tokens) - 1))
+"""
+
+
+def command_seconds(command: list, folder: Path) -> float:
+    """Run a command to its end, out of sight. Returns its wall time, the start of Python included."""
+    start = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise UserError(f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr}")
+    return time.perf_counter() - start
+
+
+def race_ours(script: str, flags: str, files: dict, seed: int, minutes: float) -> tuple[float, float]:
+    """A run of ours from the command to the saved model: (seconds, loss over the whole validation file)."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            ROOT / script,
+            *flags.split(),
+            "--eval-every",
+            0,
+            "--sample-tokens",
+            0,
+            "--seed",
+            seed,
+        ]
+        command += ["--checkpoint-dir", folder, "--model-file", Path(folder, "model.pt")]
+        command += [part for flag, path in files.items() for part in (flag, path)]
+        seconds = command_seconds(command + ["--minutes", minutes] * (minutes > 0), ROOT)
+        last = Path(folder, "log.jsonl").read_text("utf-8").splitlines()[-1]
+        return seconds, json.loads(last)["val_loss"]
+
+
+def race_nanogpt(nanogpt: Path, dataset: str, iterations: int) -> tuple[float, float]:
+    """A run of nanoGPT, whose seed is fixed: (seconds, loss over the whole validation file)."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [f"--dataset={dataset}", f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
+        flags += [f"--eval_interval={iterations // 8}", f"--out_dir={folder}"]
+        seconds = command_seconds([sys.executable, "train.py", *NANOGPT_TRAIN.split(), *flags], nanogpt)
+        command = [sys.executable, "-c", NANOGPT_SCORE, Path(folder, "ckpt.pt"), nanogpt / "data" / dataset / "val.bin"]
+        done = subprocess.run(list(map(str, command)), cwd=nanogpt, capture_output=True, text=True, check=True)  # noqa: S603
+        return seconds, float(done.stdout.split()[-1])
+
+
+FILES = ("train_file", "val_file", "tokenizer_file")
+
+
+def lend_data(files: dict, nanogpt: Path, name: str) -> TokenFile:
+    """Put our token files where nanoGPT looks for a dataset of that name. Returns the validation file."""
+    val = open_tokens(files["--val-file"])
+    folder = nanogpt / "data" / name
+    folder.mkdir(exist_ok=True)
+    for part in ("train", "val"):
+        shutil.copyfile(files[f"--{part}-file"], folder / f"{part}.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": val.facts["vocab_size"]}))
+    return val
+
+
+# By the kind of text: script, flags, and iterations of nanoGPT, which take it three minutes on Python source.
+RACES = {
+    "shakespeare": [("train.py", SPRINT, 2000), ("train.py", LONG, 2000)],
+    "char": [("train.py", PYTHON, 3000)],
+    "bpe": [("trainv2.py", PYTHON_BPE, 2100)],
+}
+
+
+def race(nanogpt: Path, name: str, folder: Path, rounds: int) -> list[dict]:
+    """Whole runs in turn: each of ours against one of nanoGPT. What names no --max-steps gets the time that nanoGPT's
+    run took. Losses are per token of the whole validation file.
+    """
+    settings = BPE if name == "bpe" else CHAR
+    files = {f"--{kind.replace('_', '-')}": folder / getattr(settings, kind).name for kind in FILES}
+    val = lend_data(files, nanogpt, f"tinylittlegpt_{name}")
+    rows = []
+    for seed in range(1, rounds + 1):
+        for script, flags, iterations in RACES[name]:
+            seconds, loss = race_nanogpt(nanogpt, f"tinylittlegpt_{name}", iterations)
+            # The start of Python, before the clock of --minutes, and the saving behind it are part of the time.
+            minutes = 0.0 if "--max-steps" in flags else (seconds - 2.0) / 60
+            ours, our_loss = race_ours(script, flags, files, seed, minutes)
+            figures = {
+                "race": name + (", to the loss" if "--max-steps" in flags else ", same time"),
+                "nanoGPT, s": round(seconds, 1),
+                "ours, s": round(ours, 1),
+                "ratio": f"{seconds / ours:.2f}",
+                "nanoGPT, loss": f"{loss:.4f}",
+                "ours, loss": f"{our_loss:.4f}",
+                "nanoGPT, bits per byte": f"{bits_per_byte(loss, val.tokens_per_byte):.4f}",
+                "ours, bits per byte": f"{bits_per_byte(our_loss, val.tokens_per_byte):.4f}",
+                "less": f"{1 - our_loss / loss:.1%}",
+            }
+            print(" ".join(f"{key}: {value};" for key, value in figures.items()), file=sys.stderr)
+            rows.append(figures)
+    return rows
+
+
+def train(args) -> list[dict]:
+    if not args.race:
+        return [measure_step(name, args.nanogpt, args.rounds, args.compile) for name in args.sizes]
+    if not args.nanogpt:
+        raise UsageError("A race needs a second runner: name a checkout of nanoGPT with --nanogpt.")
+    return race(args.nanogpt.resolve(), args.race, args.data.resolve(), args.rounds)
+
+
 # === what comes out ===================================================================================================
 
 
@@ -71,8 +347,19 @@ def show_table(rows: list[dict]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", type=Path, help="write the figures to this file as well")
+    common.add_argument("--nanogpt", type=Path, metavar="DIR", help="an unmodified checkout of nanoGPT to measure too")
+    common.add_argument("--rounds", type=int, default=5, help="runs of each, in turn [%(default)s]")
     subjects = parser.add_subparsers(dest="subject", required=True)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+
+    subject = subjects.add_parser("train", parents=[common], help="tokens/s by model size, or races to a loss")
+    subject.add_argument("--sizes", nargs="+", choices=SHAPES, default=[*SHAPES][:2], help="[0.8M 10.7M]")
+    subject.add_argument("--compile", action="store_true", help="compile our model first, as long runs do")
+    subject.add_argument("--race", choices=RACES, help="whole trainings instead, on the token files in --data")
+    subject.add_argument("--data", type=Path, default=DATA, help="folder of token files and tokenizer [data]")
+    subject.set_defaults(measure=train)
+
     args = parser.parse_args()
     print(machine())
     rows = args.measure(args)
