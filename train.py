@@ -35,7 +35,7 @@ from tqdm import tqdm
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
 from model import insight
 from model.checkpoint import Log, checkpoint_path, move_aside, newest_checkpoint, save_checkpoint, save_model
-from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device
+from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device, wait_for
 from model.gpt import GPT
 from model.optimizer import Optimizer, learning_rate_at
 from model.sampling import generate, read
@@ -226,7 +226,7 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
     harmful = [changed[name] for name in changed if name not in FREE]
     if settings.dtype not in ("auto", saved["dtype"]):
         harmful.append(f"dtype was {saved['dtype']}, is {settings.dtype}")
-    was = "on" if saved["compiled"] else "off"
+    was = "on" if saved.get("compiled", False) else "off"
     if settings.compile not in ("auto", was):
         harmful.append(f"compile was {was}, is {settings.compile}")
     harmful += [f"the {name} is another one" for name in sources if saved["sources"][name] != sources[name]]
@@ -321,7 +321,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
     model.to(device).compute_in(dtype)
     optimizer = make_optimizer(model, settings, dtype)
     batches = Batches(train, settings, device)
-    compiled = saved is not None and saved["compiled"]
+    compiled = saved is not None and saved.get("compiled", False)  # checkpoints of old did not say
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -361,7 +361,8 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
 
     def evaluation_due() -> bool:
         due = settings.eval_every > 0 and step % settings.eval_every == 0
-        return (due or step >= settings.max_steps) and step not in log.val_losses
+        wanted = len(val) - 1 if step >= settings.max_steps else 1  # tokens to score; at the end, all of them
+        return (due or step >= settings.max_steps) and log.evaluations.get(step, (math.nan, 0))[1] < wanted
 
     def validate() -> float:
         """Score the validation file, all of it at the end and a part before, and show what the model writes by now.
@@ -381,7 +382,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         if sample:
             print("  it writes:\n  | " + sample.replace("\n", "\n  | "))
         log.write(step=step, val_loss=loss, val_tokens=scored, val_bits_per_byte=bits_per_byte, sample=sample)
-        log.val_losses[step] = loss
+        log.evaluations[step] = (loss, scored)
         return time.perf_counter() - start
 
     def make_step(loss_of: Callable) -> Callable:
@@ -398,13 +399,13 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
 
         # How to compute a step, and with --minutes how many of them there will be: decided once, and saved.
         minutes = settings.minutes if saved is None else 0.0
-        choice = settings.compile if saved is None else "on" if saved["compiled"] else "off"
+        choice = settings.compile if saved is None else "on" if compiled else "off"
 
         def time_left() -> float:
             return 60 * minutes - (time.perf_counter() - STARTED)
 
         def time_step(step_of: Callable) -> float:
-            return seconds_a_step(step_of, optimizer, batches, at_most=0.02 * time_left())
+            return seconds_a_step(step_of, optimizer, batches, at_most=0.02 * time_left(), check=stop.check)
 
         def planned(seconds: float) -> float:
             return time_left() if minutes > 0 else seconds * (settings.max_steps - step)
@@ -452,14 +453,17 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
                         f"{insight.duration(left)} left"
                     )
                 since, steps_timed, pauses = now, 0, 0.0
-            pause = time.perf_counter()
-            if step % settings.checkpoint_every == 0 or step == settings.max_steps:
-                path = checkpoint()
-                if settings.debug:
-                    print(f"checkpoint {shown_path(path)}")
-            if evaluation_due():
-                validate()
-            pauses += time.perf_counter() - pause
+            saving = step % settings.checkpoint_every == 0 or step == settings.max_steps
+            if saving or evaluation_due():
+                wait_for(device)
+                pause = time.perf_counter()
+                if saving:
+                    path = checkpoint()
+                    if settings.debug:
+                        print(f"checkpoint {shown_path(path)}")
+                if evaluation_due():
+                    validate()
+                pauses += time.perf_counter() - pause
     except Stopped:
         if step > 0 and not checkpoint_path(folder, step).exists():
             path = checkpoint()
@@ -472,7 +476,7 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         progress.close()
 
     # --- the model ---------------------------------------------------------------------------------------------------
-    val_loss = log.val_losses[step]
+    val_loss, _ = log.evaluations[step]
     training = {
         "steps": step,
         "tokens_seen": step * settings.batch_size * settings.block_size,

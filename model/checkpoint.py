@@ -10,6 +10,7 @@ read with weights_only=True, which runs no code from the file.
 
 import contextlib
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Log:
     def __init__(self, folder: Path, step: int | None):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
-        self.val_losses, kept = {}, []  # by step
+        self.evaluations, kept = {}, []  # by step: (validation loss, tokens scored)
         if step is not None and self.path.exists():
             for line in self.path.read_text("utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # a line that a kill cut short
@@ -116,7 +117,7 @@ class Log:
                     if entry["step"] <= step:
                         kept.append(line + "\n")
                         if "val_loss" in entry:
-                            self.val_losses[entry["step"]] = entry["val_loss"]
+                            self.evaluations[entry["step"]] = (entry["val_loss"], entry.get("val_tokens", math.inf))
         with whole_file(self.path) as file:
             file.write("".join(kept).encode())
 

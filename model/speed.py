@@ -77,15 +77,18 @@ def leaving_no_trace(optimizer: Optimizer):
         optimizer.load_state_dict(memory)
 
 
-def seconds_a_step(step: Callable, optimizer: Optimizer, batches: Callable, at_most: float = 0.0) -> float:
-    """The median time of step(idx, targets, rate), a rate of zero, on the batches(0), batches(1), ... of a run: over
-    two of them, or up to thirty if these take less than `at_most` seconds.
+def seconds_a_step(
+    step: Callable, optimizer: Optimizer, batches: Callable, at_most: float = 0.0, check: Callable = lambda: None
+) -> float:
+    """The median time of step(idx, targets, rate), at a rate of zero, on batches(0), batches(1), ... of a run: over
+    two of them, or up to thirty if these take less than `at_most` seconds. check() is called before each.
     """
     device = optimizer.weights.device
     unlike = 1 if device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=device)
     with leaving_no_trace(optimizer):
         while len(times) < unlike + 2 or (len(times) < unlike + 30 and time.perf_counter() - begin < at_most):
+            check()
             start = time.perf_counter()
             step(*batches(len(times)), rate)
             wait_for(device)
@@ -135,9 +138,7 @@ def pick_step(
     begin = time.perf_counter()
     try:
         compiled_step, compiled_seconds = tried(torch.compile(loss_of, dynamic=False))
-    except FloatingPointError:
-        raise
-    except Exception as error:  # whatever a compiler runs into must not end a training
+    except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
         print(f"Compiling failed, going on without: {(str(error).strip() or repr(error)).splitlines()[0]}")
         return step, seconds, False
     print(

@@ -83,7 +83,7 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
     (nanogpt / "model.py").write_text(MODEL)
     (nanogpt / "train.py").write_text(TRAIN % vocab_size)
     flags = "--block-size 24 --n-layer 1 --n-embd 16 --n-head 2 --max-steps 3 --device cpu --dtype float32"
-    monkeypatch.setattr(benchmark, "RACES", {"char": [("train.py", flags, 2000)]})
+    monkeypatch.setattr(benchmark, "RACES", {"char": (2000, [("train.py", flags)])})
     (row,) = benchmark.race(nanogpt, "char", char.train_file.parent, rounds=1)
     assert row["race"] == "char, to the loss"
     assert float(row["nanoGPT, loss"]) == pytest.approx(torch.tensor(vocab_size).log().item(), abs=1e-4)

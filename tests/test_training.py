@@ -116,8 +116,15 @@ def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch):
     )
     train.main(replace(char, eval_tokens=50), fresh=False)
     assert parts == [50, 50, 0]
-    train.main(replace(char, max_steps=12, eval_tokens=50), fresh=False)
-    assert parts[3:] == [0]
+    train.main(replace(char, max_steps=20, eval_tokens=50), fresh=False)
+    assert parts[3:] == [50, 0]
+    # A run that ends where only a part was scored scores the rest.
+    interrupt_after(char, 15)
+    train.main(replace(char, max_steps=15, eval_tokens=50), fresh=False)
+    assert parts[5:] == [0]
+    evaluated = [entry["val_tokens"] for entry in log_of(char) if entry["step"] == 15 and "val_loss" in entry]
+    assert evaluated[0] < evaluated[1] == len(open_tokens(char.val_file)) - 1
+    assert load_model(char.model_file)[2]["val_loss"] == log_of(char)[-1]["val_loss"]
 
 
 def test_the_log_holds_the_figures_of_each_line(char):
@@ -456,6 +463,16 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
     train.main(char, fresh=True)
     assert "Compiled in" in capsys.readouterr().out
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
+
+
+def test_a_stop_while_steps_are_timed_is_no_compiler_error(char, capsys, monkeypatch):
+    def stopping(f, dynamic):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return f
+
+    monkeypatch.setattr(torch, "compile", stopping)
+    assert train.main(replace(char, compile="on"), fresh=False) == 143
+    assert "Stopped at step 0, nothing to save yet" in capsys.readouterr().out
 
 
 @pytest.mark.slow
