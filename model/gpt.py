@@ -109,10 +109,11 @@ class GPT(nn.Module):
         return self.head.weight.device
 
     def new_cache(self, batch: int = 1) -> KeyValueCache:
-        """An empty cache for `batch` sequences, on the model's device and in its precision."""
+        """An empty cache for `batch` sequences, on the model's device and in the precision of its products."""
         a = self.architecture
         head_size = a["n_embd"] // a["n_head"]
-        return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, self.head.weight)
+        like = self.head.weight.new_empty(0, dtype=self.head.compute)
+        return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
     def parameters_by_part(self) -> dict[str, int]:
         """Number of weights in each part, in the order a token meets them. A tied head counts as none of its own."""
