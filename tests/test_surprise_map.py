@@ -195,6 +195,14 @@ def test_places_by_hand():
     ]
 
 
+def test_only_a_newline_ends_a_line():
+    text = "a\r\nb\x0cc\u2028d\re"
+    tokenizer = bpe_of("a\r\n", "b\x0cc\xe2\x80\xa8d\re")
+    found = surprise_map.find_places(tokenizer, text, np.arange(2))
+    assert (found.lines, found.line.tolist()) == (2, [0, 1])
+    assert list(surprise_map.text_by_line(text, found)) == [[(0, "a␍↵")], [(1, r"b\x0cc\u2028d␍e")]]
+
+
 def test_a_character_of_several_tokens_is_one_piece():
     text = "xé🙂y"  # x c3 a9 f0 9f 99 82 y
     tokenizer = bpe_of("x\xc3", "\xa9\xf0", "\x9f", "\x99\x82", "y")
@@ -535,7 +543,16 @@ def test_the_colours_of_the_terminal_can_be_read():
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine to open the page with")
+def browse(page, fragment: str) -> str:
+    """The page as a browser has it after its scripts have run."""
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine to open the page with")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
+    flags += ["--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *flags, f"file://{page}{fragment}"], capture_output=True, timeout=60)
+    return done.stdout.decode()
+
+
 def test_a_browser_shows_what_was_expected_at_a_token(draw, tmp_path):
     """The page's own script, run: a link to a token focuses it and fills the panel."""
     text = EVIL + KNOWN
@@ -543,11 +560,7 @@ def test_a_browser_shows_what_was_expected_at_a_token(draw, tmp_path):
     ids, scores = score("bpe", text, show=5)
     found = places("bpe", text)
     piece = int(np.flatnonzero(found.cuts == text.index("🙂"))[0])  # four tokens
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    flags += ["--virtual-time-budget=2000", "--dump-dom"]
-    address = f"file://{tmp_path}/page.html#t{piece}"
-    done = subprocess.run([BROWSER, *flags, address], capture_output=True, timeout=60)
-    dom = done.stdout.decode()
+    dom = browse(tmp_path / "page.html", f"#t{piece}")
     panel = dom[dom.index('<div id="panel"') :].partition("</div>")[0]
     shown = re.findall(r"<p><code>(.*?)</code><span> id (\d+): surprise ([\d.]+) bits", panel)
     tokens = range(found.first[piece], found.first[piece + 1])
@@ -561,6 +574,37 @@ def test_a_browser_shows_what_was_expected_at_a_token(draw, tmp_path):
     )
     assert f'<span id="t{piece}" class="l5 here" tabindex="0"' in dom
     assert dom.count('tabindex="0"') == 1
+
+
+def test_the_keyboard_walks_through_the_text(draw, tmp_path):
+    """Keys pressed by a script, and the token that has the focus after each."""
+    text = "ab\n\ncd = 1\n    x\n"
+    page = tmp_path / "page.html"
+    draw("bpe", text, "--html", page)
+    found = places("bpe", text)
+    line = found.line[found.first[:-1]].tolist()  # of each piece
+    keys = "ArrowLeft End ArrowRight ArrowDown Home ArrowRight ArrowUp ArrowDown ArrowDown ArrowDown".split()
+    keys += ["End", "ArrowRight"]
+    at, expected = 0, []
+    for key in keys:
+        same = [i for i in range(len(line)) if line[i] == line[at]]
+        above = [i for i in range(len(line)) if line[i] == line[max(0, same[0] - 1)]]
+        at = {
+            "ArrowLeft": max(at - 1, 0),
+            "ArrowRight": min(at + 1, len(line) - 1),
+            "Home": same[0],
+            "End": same[-1],
+            "ArrowDown": min(same[-1] + 1, len(line) - 1),
+            "ArrowUp": above[0],
+        }[key]
+        expected.append(f"t{at}")
+    assert len(set(expected)) > 5
+    press = f"""<script>document.title = {keys}.map((key) => {{
+        area.dispatchEvent(new KeyboardEvent("keydown", {{key, cancelable: true}}));
+        return document.activeElement.id;
+    }}).join(" ");</script>"""
+    page.write_text(page.read_text("utf-8").replace("</body>", press + "</body>"), "utf-8")
+    assert re.search("<title>(.*?)</title>", browse(page, ""))[1] == " ".join(expected)
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------
