@@ -428,15 +428,16 @@ def main(settings: Settings, args) -> None:
         if row.instead:
             print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if not args.html:
-        print(f"Next: python scripts/surprise_map.py {shlex.quote(str(args.file))} --html data/surprise.html")
+        own = settings.model_file != CHAR.model_file
+        flag = f" --model {shlex.quote(shown_path(settings.model_file))}" if own else ""
+        print(f"Next: python scripts/surprise_map.py {shlex.quote(str(args.file))}{flag} --html data/surprise.html")
         return
 
     # === the page =====================================================================================================
     details = token_details(tokenizer, ids, scores, places)
+    page = make_page(args.file.name, facts, worst, lines, piece_bits, costs, details)
     with whole_file(args.html) as file:
-        file.write(
-            make_page(args.file.name, facts, worst, lines, piece_bits, costs, details).encode(errors="backslashreplace")
-        )
+        file.write(page.encode(errors="backslashreplace"))  # a file's name can hold bytes that are no text
     print(f"Next: open {shown_path(args.html)} in a browser; it needs no network.")
 
 

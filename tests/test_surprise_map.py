@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,12 +56,12 @@ def draw(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
 
-    def run(kind, text, *flags):
+    def run(kind, text, *flags, file="text.py"):
         model_file = tmp_path / f"{kind}.pt"
         if not model_file.exists():
             save_model(model_file, make_model(kind), TOKENIZERS[kind], {"steps": 3, "val_bits_per_byte": 1.5})
         (tmp_path / "text.py").write_bytes(text if isinstance(text, bytes) else text.encode())
-        argv = ["text.py", "--model", str(model_file), "--device", "cpu", *map(str, flags)]
+        argv = [file, "--model", str(model_file), "--device", "cpu", *map(str, flags)]
         capsys.readouterr()
         surprise_map.main(*surprise_map.command_line(argv))
         return capsys.readouterr().out
@@ -638,9 +639,23 @@ def test_flags_that_cannot_be_used(draw, tmp_path):
     assert "    instead:" not in draw("char", "a", "--show", 0)
 
 
-def test_the_next_step_can_be_pasted(draw):
-    out = draw("char", "a")
-    assert out.endswith("Next: python scripts/surprise_map.py text.py --html data/surprise.html\n")
+def test_the_next_step_can_be_pasted(draw, tmp_path, monkeypatch):
+    assert draw("char", "a").endswith("surprise_map.py text.py --model char.pt --html data/surprise.html\n")
+    (tmp_path / "my text.py").write_text("a")
+    monkeypatch.setattr(surprise_map, "CHAR", replace(surprise_map.CHAR, model_file=tmp_path / "char.pt"))
+    out = draw("char", "a", file="my text.py")
+    assert out.endswith("Next: python scripts/surprise_map.py 'my text.py' --html data/surprise.html\n")
+
+
+def test_a_name_that_is_no_text(draw, tmp_path):
+    name = os.fsdecode(b"caf\xe9.py")
+    try:
+        (tmp_path / name).write_text("a")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    sys.stdout.reconfigure(errors="backslashreplace")  # as config.run does
+    draw("char", "a", "--html", "page.html", file=name)
+    assert "caf\\udce9.py" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_it_runs_as_a_script(draw, tmp_path):
