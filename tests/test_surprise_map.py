@@ -40,6 +40,7 @@ def make_model(kind: str, block_size: int = BLOCK) -> GPT:
     model = GPT(TOKENIZERS[kind].vocab_size, block_size, 2, 2, 16)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.5)
+    torch.nn.init.normal_(model.head.weight, std=2.0)
     return model.eval()
 
 
@@ -377,6 +378,15 @@ def test_the_ten_most_surprising_tokens(draw, kind):
         assert instead == "  ".join(f"{insight.token_text(tokenizer, token)} {p:.1%}" for token, p in expected)
 
 
+def test_of_equally_surprising_tokens_the_earlier_ones_are_named():
+    text = "ab" * 100
+    ids = TOKENIZERS["char"].encode(text)
+    n = len(ids)
+    scores = surprise_map.Scores(np.arange(n) % 7.0, np.ones(n, int), np.zeros((n, 0), int), np.zeros((n, 0)))
+    rows = surprise_map.most_surprising(TOKENIZERS["char"], text, ids, scores, places("char", text))
+    assert [row.column for row in rows] == list(range(7, 77, 7))
+
+
 def test_what_was_expected_instead_is_not_the_token_itself(draw):
     """In a text of one token all its vocabulary is a candidate, and it is left out."""
     vocab_size = TOKENIZERS["char"].vocab_size
@@ -466,12 +476,26 @@ def test_the_page_shows_the_text_and_only_the_text(draw, kind, tmp_path, text):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_the_page_escapes_all_that_is_put_into_it():
+    evil = "<u>&amp;</script><!--"
+    row = surprise_map.Row(piece=0, line=1, column=1, token=evil, bits=9.0, rank=5, instead=[(evil, 0.5)])
+    lines = [[(0, "x"), (1, evil)], [(1, evil)]]  # the second piece stands in two lines
+    source = surprise_map.make_page(evil, [evil], [row], lines, [0.0, 9.0], [9.0, 0.0], {"words": {"1": evil}})
+    page = PageReader(source)
+    assert "u" not in page.tags
+    assert page.tags.count("script") == 2
+    assert json.loads(page.data) == {"words": {"1": evil}}
+    assert page.lines == [evil, evil, "x" + evil, evil]  # the row's token and the one instead, and two lines
+    assert source.count("&lt;u&gt;&amp;amp;&lt;/script&gt;&lt;!--") == 7  # and the title, the heading, the fact
+    assert (source.count("id=t1"), source.count("data-of=t1")) == (1, 1)
+
+
 def test_the_page_holds_the_figures_of_every_token(draw, kind, tmp_path):
     text = KNOWN * 2
     tokenizer = TOKENIZERS[kind]
-    ids, scores = score(kind, text, show=4)
+    ids, scores = score(kind, text, show=34)
     found = places(kind, text)
-    draw(kind, text, "--html", "page.html", "--show", 4, "--quiet")
+    draw(kind, text, "--html", "page.html", "--show", 34, "--quiet")
     source = (tmp_path / "page.html").read_text("utf-8")
     page = PageReader(source)
     details = json.loads(page.data)
@@ -485,6 +509,7 @@ def test_the_page_holds_the_figures_of_every_token(draw, kind, tmp_path):
         assert expected[1::2] == pytest.approx(scores.p[i, :kept].tolist(), abs=0.00051)
         for word in (token, *expected[::2]):
             assert details["words"][str(word)] == insight.token_text(tokenizer, word)
+    assert (scores.p < 0.0005).any()  # some are left out
     pieces = [scores.bits[a:b].sum() for a, b in zip(found.first, found.first[1:], strict=False)]
     assert page.levels == {piece: surprise_map.level(bits) for piece, bits in enumerate(pieces)}
     costs = re.findall(r"<div class=line><b>\d+</b><i>([\d.]+)</i>", source)
