@@ -129,7 +129,7 @@ def score(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) -> Scores
             log_p = new.log_softmax(dim=-1)
             own = log_p.gather(1, targets[:, None])  # (scored, 1)
             top = log_p.topk(min(show, model.vocab_size))
-            bits.append(insight.bits(-own[:, 0].double()).cpu().numpy())
+            bits.append(insight.bits(-own[:, 0].cpu().double()).numpy())
             rank.append(1 + (log_p > own).sum(dim=-1).cpu().numpy())
             expected.append(top.indices.cpu().numpy())
             p.append(top.values.exp().cpu().numpy())
