@@ -28,7 +28,7 @@ import json
 import math
 import statistics
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from model.checkpoint import load_model
 from model.device import pick_device
 from model.one_token import OneToken
 from model.sampling import Step, generate_samples, read
+from model.steps import explain_step, show_step, trace_step
 from model.text_stream import TextStream
 from model.tokenizer import Tokenizer
 
@@ -112,91 +113,6 @@ def show_prompt(tokenizer: Tokenizer, ids: list[int], surprises: list[float], as
     for i, token in enumerate(ids):
         known = "(the first: nothing to foresee it from)" if i == 0 else f"surprise {surprises[i - 1]:6.2f} bits"
         say(f"  id {token:>5}  {insight.token_text(tokenizer, token, as_text):14} {known}")
-
-
-BARS = [insight.bar(eighths / 160) for eighths in range(161)]  # every bar there is, 20 cells of 8 eighths
-
-
-def show_step(name: str, step: Step, show: int, shown) -> str:
-    """One step: the candidates with both probabilities, an arrow at the chosen one. `shown` gives an id as text."""
-    lines = [
-        f"{name}: chose {shown(step.token)} (id {step.token}), rank {step.rank}, "
-        f"surprise {insight.surprise(step.p):.2f} bits"
-    ]
-    for i in rows_to_show(step, show):
-        token, drawn = int(step.ids[i]), float(step.sampled_p[i])
-        lines.append(
-            f" {'>' if token == step.token else ' '} id {token:>5}  {shown(token):14} {BARS[round(drawn * 160)]} "
-            f"drawn with {drawn:7.2%}  model {step.model_p[i]:7.2%}"
-        )
-    return "\n".join(lines)
-
-
-def rows_to_show(step: Step, show: int) -> list[int]:
-    """The places of the first `show` candidates, and of the chosen one if it is not among them."""
-    rows = list(range(min(show, len(step.ids))))
-    return rows if step.rank <= len(rows) else [*rows, step.rank - 1]
-
-
-def removed_by(step: Step, i: int) -> str:
-    """Which setting removed a candidate from what is drawn from; empty where none did."""
-    filters = zip(("top-k", "top-p", "min-p"), step.kept, strict=True)
-    if step.tempered[i] == -math.inf and i > 0:
-        return "temperature"
-    return next((name for name, kept in filters if i >= kept), "")
-
-
-def explain_step(name: str, step: Step, show: int, shown) -> str:
-    """One step as a table of the candidates through every setting, in the order in which they act.
-
-    The probabilities, laid end to end, fill the stretch from 0 to 1, each from `from` to `to`. The chosen token is the
-    one in whose part the random number falls. Candidates without a row of their own are summed up where they stand.
-    """
-    lines = [
-        f"{name}: the random number is {step.number:.6f}",
-        f"      id  token               logit   penalised    tempered  removed by   "
-        f"probability      from        to   (of {step.vocab_size:,} tokens)",
-    ]
-    done = 0  # candidates in the lines so far
-
-    def start(i: int) -> float:
-        return float(step.ends[i - 1]) if i > 0 else 0.0
-
-    def others(up_to: int, count: int) -> None:
-        if count > 0:
-            p = float(step.sampled_p[done:up_to].sum())
-            title = f"{count:,} other{'s'[: count > 1]}"
-            lines.append(f"          {title:58}{p:14.6f}  {start(done):.6f}  {start(up_to):.6f}")
-
-    for i in rows_to_show(step, show):
-        others(i, i - done)
-        lines.append(
-            f" {'>' if step.ids[i] == step.token else ' '} {step.ids[i]:>5}  {shown(int(step.ids[i])):14} "
-            f"{step.logits[i]:10.4f}  {step.penalised[i]:10.4f}  {step.tempered[i]:10.4f}  {removed_by(step, i):11} "
-            f"{step.sampled_p[i]:13.6f}  {start(i):.6f}  {step.ends[i]:.6f}"
-        )
-        done = i + 1
-    others(len(step.ids), step.vocab_size - done)
-    lines.append(
-        f"   {step.number:.6f} falls to id {step.token}, {shown(step.token)}: rank {step.rank}, "
-        f"surprise {insight.surprise(step.p):.2f} bits"
-    )
-    return "\n".join(lines)
-
-
-def trace_step(sample: int, number: int, step: Step, show: int, tokenizer: Tokenizer) -> dict:
-    """A step as plain data: what explain_step shows, and every candidate that could be drawn."""
-    rows = max(show, step.kept[-1], step.rank)
-    columns = ("ids", "logits", "penalised", "tempered", "model_p", "sampled_p", "ends")
-    candidates = {name: getattr(step, name)[:rows].tolist() for name in columns}
-    candidates["tempered"] = [x if math.isfinite(x) else None for x in candidates["tempered"]]  # JSON has no infinity
-    candidates["removed_by"] = [removed_by(step, i) for i in range(len(candidates["ids"]))]
-    candidates["texts"] = [insight.token_text(tokenizer, token) for token in candidates["ids"]]
-    return {
-        "sample": sample, "step": number, "number": step.number, "token": step.token,
-        "text": insight.token_text(tokenizer, step.token), "rank": step.rank,
-        "surprise_bits": insight.surprise(step.p), "vocab_size": step.vocab_size, **candidates,
-    }  # fmt: skip
 
 
 # === where it goes ====================================================================================================
@@ -384,7 +300,8 @@ def converse(settings: Settings, complete) -> int:
             elif line.startswith("/") and not line.startswith("//"):
                 settings = changed(settings, line)
             else:
-                complete(line[line.startswith("//") :], settings)
+                with suppress(KeyboardInterrupt):  # while the prompt is read; later, complete() takes care of it
+                    complete(line[line.startswith("//") :], settings)
         except UserError as error:  # the next line may be better
             say(f"error: {error}")
 

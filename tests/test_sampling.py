@@ -319,7 +319,7 @@ def test_a_step_agrees_with_itself(logits, knobs, number, penalty, record):
     assert step.token == step.ids[step.rank - 1]
     assert step.p == step.model_p[step.rank - 1]
     own = torch.softmax(torch.tensor(logits).double(), dim=0)
-    assert step.model_p.tolist() == pytest.approx(own[torch.tensor(step.ids)].tolist(), rel=1e-9, abs=1e-15)
+    assert step.model_p.tolist() == pytest.approx(own[torch.tensor(step.ids)].tolist(), rel=1e-5, abs=1e-12)
     assert step.sampled_p[step.rank - 1] > 0
     assert step.sampled_p.nonzero()[0].tolist() == list(range(step.kept[-1])) or knobs["temperature"] < 0.06
 
@@ -472,7 +472,7 @@ def test_knobs_reach_every_step(fast):
     seen = np.zeros(29, bool)
     seen[1] = True
     for step in steps_of(spread_model(16), [1], 24, fast, record=29, **knobs):
-        logits = np.empty(29)
+        logits = np.empty(29, np.float32)
         logits[step.ids] = step.logits
         again = choose(logits, step.number, seen, record=29, **knobs)
         assert again.sampled_p.tolist() == step.sampled_p.tolist()
