@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import functools
 import json
 import math
+import os
 import statistics
 import sys
 from contextlib import contextmanager, nullcontext, suppress
@@ -224,8 +225,9 @@ def complete(prompt: str, settings: Settings, args, model, tokenizer, cache, one
 
     # === one token after the other ====================================================================================
     several = settings.samples > 1
-    # Of several texts, one follows the other; and steps on the same screen would tear a text apart.
-    at_once = not several and not (settings.debug and sys.stdout.isatty() and sys.stderr.isatty())
+    # Of several texts, one follows the other; and steps that go to the same screen would tear a text apart.
+    torn = settings.debug and os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    at_once = not several and not torn
     knobs = {name: getattr(settings, name) for name in NUMBERS if name != "show"}
     texts = [Completion(tokenizer, stops) for _ in range(settings.samples)]
     output, code = Output(), 0

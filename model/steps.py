@@ -49,7 +49,7 @@ def explain_step(name: str, step: Step, show: int, shown: Callable) -> str:
     """
     lines = [
         f"{name}: the random number is {step.number:.6f}",
-        f"      id  token               logit   penalised    tempered  removed by   "
+        f"      id  token                   logit   penalised    tempered  removed by   "
         f"probability      from        to   (of {step.vocab_size:,} tokens)",
     ]
     done = 0  # candidates in the lines so far
@@ -61,12 +61,12 @@ def explain_step(name: str, step: Step, show: int, shown: Callable) -> str:
         if count > 0:
             p = float(step.sampled_p[done:up_to].sum())
             title = f"{count:,} other{'s'[: count > 1]}"
-            lines.append(f"          {title:58}{p:14.6f}  {start(done):.6f}  {start(up_to):.6f}")
+            lines.append(f"          {title:62}{p:14.6f}  {start(done):.6f}  {start(up_to):.6f}")
 
     for i in rows_to_show(step, show):
         others(i, i - done)
         lines.append(
-            f" {'>' if step.ids[i] == step.token else ' '} {step.ids[i]:>5}  {shown(int(step.ids[i])):14} "
+            f" {'>' if step.ids[i] == step.token else ' '} {step.ids[i]:>5}  {shown(int(step.ids[i])):18} "
             f"{step.logits[i]:10.4f}  {step.penalised[i]:10.4f}  {step.tempered[i]:10.4f}  {removed_by(step, i):11} "
             f"{step.sampled_p[i]:13.6f}  {start(i):.6f}  {step.ends[i]:.6f}"
         )
