@@ -361,8 +361,9 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
         )
 
     def checkpoint() -> Path:
-        if not all(weight.isfinite().all() for weight in model.parameters()):
-            raise wrong("a weight is not a finite number")
+        for tensor in (*model.parameters(), *optimizer.state_dict().values()):
+            if not tensor.isfinite().all():
+                raise wrong("a weight, or what the optimizer remembers, is not a finite number")
         content = {
             "settings": plain(settings),
             "sources": sources,

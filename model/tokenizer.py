@@ -88,10 +88,9 @@ class Tokenizer:
 def check_tokenizer(json_text: str) -> tuple[str, dict]:
     """The kind and the content of a tokenizer's JSON text. Raises an error for one that this project does not write.
 
-    Before the library sees it: there are files on which it panics, on which it aborts the whole process (BPE with a
-    continuing_subword_prefix), and regular expressions that never come to an end. So a file may differ from what
-    make_character_tokenizer() and train_bpe_tokenizer() write in its vocabulary and its merges, and there only in what
-    makes sense.
+    Before the library sees it, which panics on some files (BPE with a continuing_subword_prefix, say) and runs regular
+    expressions that never come to an end. So a file may differ from what make_character_tokenizer() and
+    train_bpe_tokenizer() write in its vocabulary and its merges alone, and there only in what makes sense.
     """
     content = json.loads(json_text)
     model = content["model"]

@@ -9,10 +9,13 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +115,55 @@ def test_a_kill_at_any_call_of_a_save_loses_nothing(copy, finished):
     faults = [Faults(at_call=n) for n in range(1, 400)]
     assert killed_saves(copy, finished, faults) == []
     assert newest_checkpoint(copy.checkpoint_dir)[1]["step"] == 10  # the last one came through untouched
+
+
+SYSTEM_CALLS = ["openat", "flock", "write", "lseek", "fsync", "rename", "close", "unlink"]
+
+
+def traced_save(settings, new, call: str, n: int) -> int:
+    """Save in a process that the kernel kills as it enters the Nth such system call. Returns how it ended."""
+    reading, writing = os.pipe()
+
+    def save():
+        os.read(reading, 1)  # until strace holds this process
+        save_checkpoint(settings.checkpoint_dir, 10, new, keep=2)
+
+    pid = start(save)
+    fault = f"inject={call}:signal=SIGKILL:when={n}"
+    command = ["strace", "-qq", "-o", os.devnull, "-p", str(pid), "-e", f"trace={call}", "-e", fault]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as strace:
+        while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
+            if strace.poll() is not None:
+                os.write(writing, b"x")
+                end_of(pid)
+                pytest.skip(f"strace may not be used here: {strace.stderr.read().decode()[:100]}")
+            time.sleep(0.002)
+        os.write(writing, b"x")
+        code = end_of(pid)
+    os.close(reading), os.close(writing)
+    return code
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_kill_at_any_system_call_of_a_save_loses_nothing(copy, finished, every):
+    """As above, by the kernel's count: strace kills at every Nth call of each kind until a save comes through."""
+    _, old, new = finished
+    folder, killed = copy.checkpoint_dir, 0
+    for call in SYSTEM_CALLS:
+        n = 1
+        while (code := traced_save(copy, new, call, n)) != 0:
+            assert code == -signal.SIGKILL
+            killed, n = killed + 1, n + every
+            path, content, problems = newest_checkpoint(folder)
+            assert problems == [] and same(content, old if path.stem.endswith("5") else new), (call, n)
+            assert len(left_over(folder)) <= 1, (call, n)
+            with only_training_in(folder):
+                assert left_over(folder) == []
+            (folder / "step_00000010.pt").unlink(missing_ok=True)
+        assert same(newest_checkpoint(folder)[1], new)
+        (folder / "step_00000010.pt").unlink()
+    assert killed > 10
 
 
 def test_without_the_temporary_file_the_kills_are_noticed(copy, finished, monkeypatch):
