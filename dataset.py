@@ -332,7 +332,7 @@ class TokenFile:
 
 
 def open_tokens(path: Path) -> TokenFile:
-    """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds a gigabyte on one core.
+    """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds a gigabyte.
 
     Raises UserError where they disagree or are missing.
     """

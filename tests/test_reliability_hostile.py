@@ -668,11 +668,12 @@ def test_any_text_comes_back(number):
     for text, ids in zip(texts, bpe.encode_batch(texts), strict=True):
         assert bpe.decode(ids) == text
         assert bpe.end_of_text_id not in ids
-    char = Tokenizer(make_character_tokenizer("".join(texts[: number // 2])).to_str())
+    known = min(number // 2, 2000)  # more have more different characters than a token file can count
+    char = Tokenizer(make_character_tokenizer("".join(texts[:known])).to_str())
     for i, (text, ids) in enumerate(zip(texts, char.encode_batch(texts), strict=True)):
         seen = "".join(c if char.library.token_to_id(c) is not None else "<|unk|>" for c in text)
         assert char.decode(ids) == seen
-        assert i >= number // 2 or seen == text
+        assert i >= known or seen == text
         assert char.end_of_text_id not in ids
         assert len(char.unknown(text, ids)) == sum(char.library.token_to_id(c) is None for c in text)
 
