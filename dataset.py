@@ -146,7 +146,7 @@ def read_documents(path: Path) -> Iterator[str]:
             if not chunk:
                 complete, rest = [*complete, rest], b""
             for document in complete:
-                text = _decode(document, path, offset)
+                text = decode_text(document, path, offset)
                 offset += len(document) + len(SEPARATOR)
                 # A marker line at the very start or end of the file, or right behind another one, has no text before
                 # or after it, so the separator above does not match it.
@@ -157,12 +157,13 @@ def read_documents(path: Path) -> Iterator[str]:
                 return
 
 
-def _decode(document: bytes, path: Path, offset: int) -> str:
+def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
+    """The text of UTF-8 bytes that were read from a file, at an offset. Raises UserError naming the first bad byte."""
     try:
-        return document.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{shown_path(path)} is not UTF-8 at byte {offset + error.start:,} (0x{document[error.start]:02x}). "
+            f"{shown_path(path)} is not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x}). "
             "Convert it, for example with: iconv -f latin1 -t utf-8"
         ) from None
 

@@ -1,4 +1,4 @@
-"""Three parts of a block with their backward pass written out: RMSNorm, attention, SwiGLU.
+"""Parts of the model with their backward pass written out: RMSNorm, attention, SwiGLU, and the head with its loss.
 
 layers.py says the same in plain torch, and autograd would find these gradients by itself. But it would run them as a
 hundred small operations, each of which reads and writes whole tensors, and most of a small model's step on a CPU goes
@@ -9,6 +9,7 @@ In the notation of layers.py, and with dx for the gradient of the loss with resp
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -116,3 +117,38 @@ class SwiGLUByHand(Function):
         torch.mul(slope.mul_(up), dy, out=dgate_up[..., :hidden])
         torch.mul(dy, silu, out=dgate_up[..., hidden:])
         return dgate_up
+
+
+class HeadLossByHand(Function):
+    """GPT.loss from the last norm on: x (N, C), the head's weight (V, C), both in the precision of the products, and
+    targets (N) -> the mean of -ln p of the targets, 0-dim fp32.
+
+    The logits (N, V) are by far the largest tensor of a small model. Here they are never there as a whole: a few tokens
+    at a time, logits, loss and gradients are computed while the piece is in the processor's cache, the gradients
+    already in the forward pass, since dlogits = (softmax(logits) - one_hot(targets)) / N asks for nothing else.
+    """
+
+    PIECE = 1 << 20  # logits at a time, 4 MB in fp32
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        loss = torch.zeros((), device=x.device)
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+        n = max(32, HeadLossByHand.PIECE // len(weight))  # tokens at a time
+        for part, target, dpart in zip(x.split(n), targets.split(n), dx.split(n), strict=True):
+            log_p = F.log_softmax(part @ weight.T, dim=1, dtype=torch.float32)  # (n, V)
+            own = torch.arange(len(part), device=x.device), target
+            loss -= log_p[own].sum()
+            dlogits = log_p.exp_()
+            dlogits[own] -= 1
+            dlogits = dlogits.to(x.dtype)
+            torch.mm(dlogits, weight, out=dpart)
+            dweight += dlogits.T @ part
+        ctx.save_for_backward(dx, dweight)
+        return loss / len(x)
+
+    @staticmethod
+    def backward(ctx, dloss: Tensor):
+        dx, dweight = ctx.saved_tensors
+        scale = dloss / len(dx)
+        return dx * scale.to(dx.dtype), (dweight * scale).to(dx.dtype), None

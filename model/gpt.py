@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import Block, KeyValueCache, Linear, RMSNorm, rotary_table
+from model.by_hand import HeadLossByHand
+from model.layers import Block, KeyValueCache, Linear, RMSNorm, by_hand, rotary_table
 
 
 class GPT(nn.Module):
@@ -81,6 +82,10 @@ class GPT(nn.Module):
         With a cache, idx continues the tokens that it holds, and it takes them up. Given a list as `weights`, every
         layer appends its attention weights (B, H, T, S) to it.
         """
+        return self.head(self.features(idx, cache, weights))
+
+    def features(self, idx: Tensor, cache: KeyValueCache | None = None, weights: list | None = None) -> Tensor:
+        """forward() up to the head: (B, T, C)."""
         start = 0 if cache is None else cache.length
         end = start + idx.size(1)
         if end > self.block_size:
@@ -91,11 +96,15 @@ class GPT(nn.Module):
             x = block(x, cos, sin, cache, layer, weights)
         if cache is not None:
             cache.length = end
-        return self.head(self.norm(x))  # (B, T, vocab_size)
+        return self.norm(x)
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean of -ln p of the targets (B, T), which are idx one token later: 0-dim fp32, in nats a token."""
-        return F.cross_entropy(self(idx).float().flatten(0, 1), targets.flatten())
+        x, targets = self.features(idx).flatten(0, 1), targets.flatten()  # (B T, C), (B T)
+        if by_hand(x) and torch.is_grad_enabled():
+            dtype = self.head.compute
+            return HeadLossByHand.apply(x.to(dtype), self.head.weight.to(dtype), targets)
+        return F.cross_entropy(self.head(x).float(), targets)
 
     def compute_in(self, dtype: torch.dtype) -> "GPT":
         """Compute matrix products in this precision from now on; all else, and every weight, stays fp32."""
@@ -109,10 +118,11 @@ class GPT(nn.Module):
         return self.head.weight.device
 
     def new_cache(self, batch: int = 1) -> KeyValueCache:
-        """An empty cache for `batch` sequences, on the model's device and in its precision."""
+        """An empty cache for `batch` sequences, on the model's device and in the precision of its products."""
         a = self.architecture
         head_size = a["n_embd"] // a["n_head"]
-        return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, self.head.weight)
+        like = self.head.weight.new_empty(0, dtype=self.head.compute)
+        return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
     def parameters_by_part(self) -> dict[str, int]:
         """Number of weights in each part, in the order a token meets them. A tied head counts as none of its own."""

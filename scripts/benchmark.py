@@ -237,7 +237,9 @@ def command_seconds(command: list, folder: Path) -> float:
     start = time.perf_counter()
     done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)  # noqa: S603
     if done.returncode:
-        raise UserError(f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr}")
+        raise UserError(
+            f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr[-400:]}"
+        )
     return time.perf_counter() - start
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import layers
+from model import gpt, layers
+from model.by_hand import HeadLossByHand
 from model.gpt import GPT
 from model.layers import Attention, RMSNorm, SwiGLU, rotary_table
 
@@ -72,6 +73,28 @@ def test_a_whole_model(monkeypatch, shape):
     model = randomise(GPT(**shape))
     idx = torch.randint(shape["vocab_size"], (2, shape["block_size"]), generator=torch.Generator().manual_seed(4))
     compare(monkeypatch, model, idx)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_loss(monkeypatch, dtype, tied):
+    """Loss and gradients against autograd's; in pieces of 32 tokens, of which the last is a short one."""
+    monkeypatch.setattr(HeadLossByHand, "PIECE", 31 * 32)
+    model = randomise(GPT(31, 50, 1, 2, 16, tie_embeddings=tied)).compute_in(dtype)
+    idx, targets = torch.randint(31, (2, 3, 50), generator=torch.Generator().manual_seed(5))
+    results = []
+    for hand in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(gpt, "by_hand", lambda x, hand=hand: hand)
+            model.zero_grad()
+            loss = model.loss(idx, targets) * 3
+            loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for ours, autograds in zip(*results, strict=True):
+        assert autograds.abs().max() > 0
+        assert (ours - autograds).norm() < (1e-5 if dtype == torch.float32 else 0.02) * autograds.norm()
+    with torch.no_grad():
+        assert model.loss(idx, targets) == pytest.approx(results[0][0].item() / 3, rel=1e-5)
 
 
 def test_a_whole_model_in_bfloat16(monkeypatch):

@@ -210,6 +210,19 @@ def test_a_resumed_run_is_the_same_run(char):
     assert without_speed == [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log_of(char)]
 
 
+def test_a_resumed_run_in_bfloat16_is_the_same_run(char):
+    """Which a CPU without instructions for it computes too, slowly. Evaluation and sampling have their part in it."""
+    char = replace(char, dtype="bfloat16", dropout=0.0)
+    train.main(char, fresh=False)
+    whole, log = newest_checkpoint(char.checkpoint_dir)[1], log_of(char)
+    assert whole["dtype"] == "bfloat16"
+    assert all(weight.dtype == torch.float32 for weight in whole["model"].values())
+    interrupt_after(char, 5)
+    train.main(replace(char, dtype="auto"), fresh=False)
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+    assert [entry.get("sample") for entry in log] == [entry.get("sample") for entry in log_of(char)]
+
+
 @pytest.mark.parametrize("lost", ["rng", "optimizer"])
 def test_a_checkpoint_without_a_part_would_not_resume_exactly(char, lost):
     """The control of the test above: it notices when dropout's random numbers or the optimizer are not restored."""
