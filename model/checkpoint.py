@@ -71,7 +71,7 @@ def check_tensors(tensors: dict, expected: dict[str, Tensor]) -> None:
     for name in {**expected, **tensors}:
         ours, theirs = expected.get(name), tensors.get(name)
         if ours is None or not isinstance(theirs, Tensor):
-            raise ValueError(f"the tensor {str(name)[:60]} is {'missing' if theirs is None else 'none of this model'}")
+            raise ValueError(f"the tensor {name[:60]!r} is {'missing' if theirs is None else 'none of this model'}")
         if (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape):
             raise ValueError(
                 f"{name} is {tuple(theirs.shape)} {theirs.dtype}, and this architecture has {tuple(ours.shape)}"
@@ -286,7 +286,7 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer, dict]:
         if (tokenizer.vocab_size, tokenizer.sha256) != (architecture["vocab_size"], content["tokenizer"].get("sha256")):
             raise ValueError("its tokenizer does not belong to its weights")
         training = part(content, "training", dict)
-        if not (is_whole(training.get("steps"), 1) and is_number(training.get("val_bits_per_byte"))):
+        if not (is_whole(training.get("steps"), 0) and is_number(training.get("val_bits_per_byte"))):
             raise ValueError("its summary of the training is incomplete")
         model = GPT(**architecture)
         model.load_state_dict(weights)

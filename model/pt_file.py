@@ -82,7 +82,7 @@ def load(path: Path) -> dict:
             with zipfile.ZipFile(file) as archive:
                 return Content(archive).read()
     except Exception as error:  # a truncated or foreign file raises whatever its first wrong byte leads to
-        raise ValueError(str(error).split("\n")[0] or type(error).__name__) from None
+        raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from None
 
 
 def check_digest(file) -> None:
@@ -115,7 +115,7 @@ class Content:
         self.archive, self.members, self.storages = archive, {}, {}
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                raise ValueError(f"{member.filename} is compressed")
+                raise ValueError(f"{member.filename!r} is compressed")
             self.members[member.filename.partition("/")[2]] = member
         size = sum(member.file_size for member in self.members.values())
         if len(self.members) < len(archive.infolist()) or size > archive.start_dir:
@@ -144,7 +144,7 @@ class Content:
 
 def tensor_of(storage: Tensor, offset: int, size: tuple, stride: tuple, *_) -> Tensor:
     """A tensor of this size, as a view of the vector `storage` from `offset` on."""
-    if not all(type(number) is int for number in (offset, *size, *stride)):
+    if len(size) > 4 or not all(type(number) is int for number in (offset, *size, *stride)):
         raise ValueError("a tensor has a size that is no number")
     if offset < 0 or min(size, default=1) < 1 or offset + prod(size) > len(storage):
         raise ValueError(f"a tensor of the size {size} does not fit into {len(storage):,} numbers")
@@ -206,7 +206,7 @@ def execute(program: bytes, storage: Callable, tensor: Callable) -> object:
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL":
                 if argument not in (*DTYPES, TENSOR, ORDERED):
-                    raise ValueError(f"it asks for {argument.replace(' ', '.')}, which is neither tensor nor plain")
+                    raise ValueError(f"it asks for {argument!r}, which is neither a tensor nor a plain value")
                 stack.append(argument)
             case "BINPERSID":
                 stack.append(storage(stack.pop()))
