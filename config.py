@@ -77,6 +77,9 @@ class Settings:
     temperature: float = 0.8  # below 1: safer; above 1: wilder; 0: always the likeliest token
     top_k: int = 50  # sample only from the k likeliest tokens (0: all)
     top_p: float = 1.0  # sample only from the likeliest tokens that together reach this probability (1: all)
+    min_p: float = 0.0  # sample only from tokens at least this share as likely as the likeliest (0: all); try 0.05
+    repetition_penalty: float = 1.0  # above 1: tokens that the text already holds become less likely; try 1.2
+    samples: int = 1  # texts to generate from the prompt, in one batch; text i is that of --seed SEED + i
     show: int = 5  # candidates to print at each step
 
     # --- everywhere --------------------------------------------------------------------------------------------------
@@ -146,13 +149,16 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
     return parse_before_torch(parser, settings, argv)
 
 
-GENERATION_FLAGS = "tokens temperature top_k top_p seed show device debug"
+GENERATION_FLAGS = "tokens temperature top_k top_p min_p repetition_penalty samples seed show device debug"
 
 
 def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
     """The command line of generate.py and generatev2.py. Here, so that both answer --help before they import torch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", default="", help="text to go on from; without one, the beginning of a document")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", help="text to go on from; without one, the beginning of a document")
+    prompt.add_argument("--prompt-file", type=Path, help="take the prompt from this file, as it is")
+    prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
     parser.add_argument(
         "--model", dest="model_file", type=Path, default=settings.model_file, help="the model [gpt_model.pt]"
     )
@@ -160,6 +166,8 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
     parser.add_argument("--stop-at-newline", action="store_true", help="stop before the first line end")
     parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
+    parser.add_argument("--explain", action="store_true", help="show at each step what every setting did, in one table")
+    parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line a step")
     add_flags(parser, settings, GENERATION_FLAGS)
     return parse_before_torch(parser, settings, argv)
 

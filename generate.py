@@ -2,33 +2,49 @@
 
     python generate.py --prompt "def " --readable
     python generate.py --prompt "import " --temperature 0 --tokens 100 --quiet > out.py
+    python generate.py --prompt "class " --tokens 3 --explain --trace steps.jsonl
+    python generate.py --interactive
 
 Reads   gpt_model.pt (train.py)
-Writes  the text to stdout, everything else to stderr; with --output-file the text to a file as well
+Writes  the text to stdout as it comes, everything else to stderr; with --output-file the text to a file as well, with
+        --trace a line of JSON for each step
 
 At every step the model gives each token of its vocabulary a probability, and one is drawn. Printed are the likeliest
-candidates with two probabilities: the model's own, and the one it was drawn with, after temperature, top-k and top-p.
-Surprise is -log2 of the model's own. The text is the prompt and what was drawn; it ends after --tokens tokens, before a
---stop text, or where the model writes <|endoftext|>.
+candidates with two probabilities: the model's own, and the one it was drawn with, after the repetition penalty,
+temperature, top-k, top-p and min-p, in this order (model/sampling.py says why). Surprise is -log2 of the model's own.
+The text is the prompt and what was drawn; it ends after --tokens tokens, before a --stop text, or where the model
+writes <|endoftext|>. Of several --samples, each begins with the prompt, and a line <|endoftext|> stands between two.
 """
 
 import time
 
-from config import CHAR, Settings, UsageError, UserError, generation_flags, run, shown_path
+from config import CHAR, GENERATION_FLAGS, Settings, UsageError, UserError, generation_flags, run, shown_path
 
 if __name__ == "__main__":
     settings, args = generation_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
+import functools
+import json
 import math
+import os
 import statistics
 import sys
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields, replace
+from pathlib import Path
 
-from dataset import whole_file
+from dataset import END_OF_TEXT, whole_file
 from model import insight
 from model.checkpoint import load_model
 from model.device import pick_device
-from model.sampling import Step, generate, read
+from model.one_token import OneToken
+from model.sampling import Step, generate_samples, read
+from model.steps import explain_step, show_step, trace_step
+from model.text_stream import TextStream
 from model.tokenizer import Tokenizer
+
+# The settings of a completion, all of them numbers, with their types.
+NUMBERS = {f.name: f.type for f in fields(Settings) if f.name in GENERATION_FLAGS.split() and f.type in (int, float)}
 
 
 def say(line: str) -> None:
@@ -42,10 +58,31 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(f"--temperature must be 0 (always the likeliest) or above, and it is {settings.temperature}.")
     if settings.top_k < 0 or settings.tokens < 0 or settings.show < 0:
         raise UsageError("--top-k, --tokens and --show must be 0 or above.")
+    if settings.samples < 1:
+        raise UsageError(f"--samples must be at least 1, and it is {settings.samples}.")
     if not 0 <= settings.seed < 2**64:
         raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
     if not 0 < settings.top_p <= 1:
         raise UsageError(f"--top-p must be above 0 and at most 1, and it is {settings.top_p}.")
+    if not 0 <= settings.min_p <= 1:
+        raise UsageError(f"--min-p must be from 0 to 1, and it is {settings.min_p}.")
+    if not 0 < settings.repetition_penalty < math.inf:
+        raise UsageError(f"--repetition-penalty must be above 0, and it is {settings.repetition_penalty}.")
+
+
+# === the prompt =======================================================================================================
+
+
+def given_prompt(args) -> str:
+    """The text of --prompt, or that of --prompt-file."""
+    if args.prompt_file is None:
+        return args.prompt
+    if not args.prompt_file.is_file():
+        raise UserError(f"There is no file {shown_path(args.prompt_file)} to take the prompt from.")
+    try:
+        return args.prompt_file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{shown_path(args.prompt_file)} is not a text: it holds bytes that are not UTF-8.") from None
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> list[int]:
@@ -65,6 +102,9 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> list[in
     return ids[-block_size:].tolist()
 
 
+# === what is shown ====================================================================================================
+
+
 def show_prompt(tokenizer: Tokenizer, ids: list[int], surprises: list[float], as_text: bool) -> None:
     """The prompt token by token: id, text, and how surprised the model was to read it."""
     if ids == [tokenizer.end_of_text_id]:
@@ -76,90 +116,231 @@ def show_prompt(tokenizer: Tokenizer, ids: list[int], surprises: list[float], as
         say(f"  id {token:>5}  {insight.token_text(tokenizer, token, as_text):14} {known}")
 
 
-def show_step(tokenizer: Tokenizer, number: int, step: Step, show: int, as_text: bool) -> None:
-    """One step: the candidates with both probabilities, an arrow at the chosen one."""
-    say(
-        f"step {number}: chose {insight.token_text(tokenizer, step.token, as_text)} (id {step.token}), "
-        f"rank {step.rank}, surprise {insight.surprise(step.p):.2f} bits"
-    )
-    candidates = step.candidates(max(show, step.rank))
-    for token, model_p, sampled_p in candidates[:show] + candidates[step.rank - 1 :][: step.rank > show]:
-        mark, text = " >"[token == step.token], insight.token_text(tokenizer, token, as_text)
-        percents = f"drawn with {sampled_p:7.2%}  model {model_p:7.2%}"
-        say(f" {mark} id {token:>5}  {text:14} {insight.bar(sampled_p)} {percents}")
+# === where it goes ====================================================================================================
 
 
-def cut_at(text: str, stops: list[str]) -> str | None:
-    """The text before the earliest stop text in it, or None where there is none."""
-    places = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(places)] if places else None
+class Output:
+    """The text to stdout and the steps to stderr, collected and handed on ten times a second.
+
+    Handing on each token costs as much as a small model takes to choose it, and nobody reads that fast.
+    """
+
+    def __init__(self):
+        self.text, self.lines, self.due = [], [], 0.0
+
+    def add(self, text: str, *lines: str) -> None:
+        self.text.append(text)
+        self.lines += lines
+        if time.perf_counter() >= self.due:
+            self.flush()
+
+    def flush(self) -> None:
+        lines, text = "".join(line + "\n" for line in self.lines), "".join(self.text)
+        self.text, self.lines, self.due = [], [], time.perf_counter() + 0.1
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+        sys.stdout.buffer.write(text.encode())  # exact for a file or a pipe
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def trace_file(path: Path):
+    """Yield a function that appends a line of JSON to FILE.tmp at once. It becomes FILE at the end, whatever ends the
+    block: Ctrl-C or an error leaves the lines so far under the final name, a kill leaves them in FILE.tmp.
+    """
+    failure = None
+    with whole_file(path) as file:
+
+        def write(entry: dict) -> None:
+            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+
+        try:
+            yield write
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+# === one prompt, one completion =======================================================================================
+
+
+class Completion:
+    """One text while it is written: what came, how surprising it was, and why it ended."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str]):
+        self.tokenizer, self.stream = tokenizer, TextStream(stops)
+        self.text, self.end = "", None
+        self.surprises, self.bytes = [], 0  # of every token chosen, those of a stop text included
+
+    def take(self, step: Step) -> str:
+        """Take up the token of a step. Returns the text that is certain by now."""
+        self.surprises.append(insight.surprise(step.p))
+        if step.token == self.tokenizer.end_of_text_id:
+            self.end = "the model ended the document"
+            return ""
+        data = self.tokenizer.token_bytes(step.token)
+        self.bytes += len(data)
+        text = self.stream.feed(data)
+        self.text += text
+        if self.stream.stopped:
+            self.end = "a stop text came up"
+        return text
+
+    def finish(self, end: str) -> str:
+        """What was held back at the end of the text, where `end` is the reason if none is known."""
+        text = self.stream.finish()
+        self.text, self.end = self.text + text, self.end or end
+        return text
+
+    def summary(self, seconds: float) -> str:
+        """The figures of the text, which took so many seconds."""
+        rate = insight.tokens_per_second(len(self.surprises), seconds)
+        mean = statistics.fmean(self.surprises)
+        loss = mean * insight.LN2
+        per_byte = insight.bits_per_byte(loss, len(self.surprises) / self.bytes) if self.bytes else math.inf
+        return (
+            f"Stopped after {len(self.surprises)} tokens: {self.end}. Mean surprise {mean:.2f} bits, "
+            f"perplexity {insight.perplexity(loss):.2f}, {per_byte:.3f} bits per byte; {rate:,.0f} tokens/s"
+        )
+
+
+def complete(prompt: str, settings: Settings, args, model, tokenizer, cache, one_token, trace) -> tuple[str, int]:
+    """Write on from a prompt, to stdout. Returns the text, the prompt included, and 130 after Ctrl-C, else 0.
+
+    The cache is filled anew. `trace` takes each step as plain data, or is None.
+    """
+    stops = args.stop + ["\n"] * args.stop_at_newline
+    shown = functools.cache(lambda token: insight.token_text(tokenizer, token, args.readable))
+    show = explain_step if args.explain else show_step
+
+    # === read the prompt ==============================================================================================
+    ids = encode_prompt(prompt, tokenizer, model.block_size)
+    cache.length = 0
+    logits = read(model, ids, cache)  # (T, vocab_size): what the model expects after each token of the prompt
+    if settings.debug:
+        p = logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
+        show_prompt(tokenizer, ids, [insight.surprise(x) for x in p], args.readable)
+
+    # === one token after the other ====================================================================================
+    several = settings.samples > 1
+    # Of several texts, one follows the other; and steps that go to the same screen would tear a text apart.
+    torn = settings.debug and os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    at_once = not several and not torn
+    knobs = {name: getattr(settings, name) for name in NUMBERS if name != "show"}
+    texts = [Completion(tokenizer, stops) for _ in range(settings.samples)]
+    output, code = Output(), 0
+    output.add(prompt if at_once else "")
+    begin = time.perf_counter()
+    try:
+        one_token = None if several else one_token
+        every = generate_samples(model, ids, logits[-1], cache, one_token=one_token, record=settings.show, **knobs)
+        for number, steps in enumerate(every, 1):
+            for sample, (text, step) in enumerate(zip(texts, steps, strict=True)):
+                if text.end is not None:
+                    continue
+                lines = []
+                if settings.debug:
+                    name = f"sample {sample}, step {number}" if several else f"step {number}"
+                    lines.append(show(name, step, settings.show, shown))
+                if trace:
+                    trace(trace_step(sample, number, step, settings.show, tokenizer))
+                written = text.take(step)
+                output.add(written if at_once else "", *lines)
+            if all(text.end is not None for text in texts):
+                break
+        end = f"{settings.tokens} tokens were asked for"
+    except KeyboardInterrupt:  # what is written so far is not lost
+        end, code = "you stopped it", 130
+    seconds = time.perf_counter() - begin
+
+    # === the rest of the text, and what it cost =======================================================================
+    rest = [text.finish(end) for text in texts]
+    whole = f"\n{END_OF_TEXT}\n".join(prompt + text.text for text in texts)
+    output.add(rest[0] if at_once else whole)
+    output.add("\n" * (args.interactive or sys.stdout.isatty()))  # else exact, for a file or a pipe
+    output.flush()
+    if settings.debug:
+        for text in texts:
+            if text.surprises:
+                say("\n" * (text is texts[0]) + text.summary(seconds))
+    return whole, code
+
+
+# === many prompts =====================================================================================================
+
+
+def changed(settings: Settings, line: str) -> Settings:
+    """The settings after a line such as "/temperature 0.5"."""
+    name, _, value = line.removeprefix("/").strip().partition(" ")
+    name = name.replace("-", "_")
+    if name not in NUMBERS:
+        raise UsageError(f"There is no setting {name!r} to change here. / alone shows those that there are.")
+    try:
+        settings = replace(settings, **{name: NUMBERS[name](value)})
+    except ValueError:
+        raise UsageError(f"{value!r} is no value for {name}.") from None
+    check_settings(settings)
+    return settings
+
+
+def converse(settings: Settings, complete) -> int:
+    """A prompt a line from stdin, a completion, again, until the input ends. A line /NAME VALUE sets something."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    say("A line is a prompt. /temperature 0.5 changes a setting, / shows them all, // begins a prompt with a /.")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return 0
+        line = line.removesuffix("\n")
+        try:
+            if line == "/":
+                say("  ".join(f"{name} {getattr(settings, name)}" for name in NUMBERS))
+            elif line.startswith("/") and not line.startswith("//"):
+                settings = changed(settings, line)
+            else:
+                with suppress(KeyboardInterrupt):  # while the prompt is read; later, complete() takes care of it
+                    complete(line[line.startswith("//") :], settings)
+        except UserError as error:  # the next line may be better
+            say(f"error: {error}")
+
+
+# === the run ==========================================================================================================
 
 
 def main(settings: Settings, args, kind: str = "char") -> int:
     check_settings(settings)
     if any(not stop for stop in args.stop):
         raise UsageError("--stop needs a text that is not empty.")
-    stops = args.stop + ["\n"] * args.stop_at_newline
+    if args.explain and not settings.debug:
+        raise UsageError("--explain shows every step, and --quiet shows none: leave one of them out.")
+    if args.interactive and args.output_file:
+        raise UsageError("--output-file takes one text, and --interactive writes many: leave one of them out.")
+    prompt = given_prompt(args)
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind != kind:
         other = {"char": "generatev2.py", "bpe": "generate.py"}[kind]
         raise UserError(f"{shown_path(settings.model_file)} is a {tokenizer.kind} model: use {other} for it.")
     model.to(pick_device(settings.device))
-
-    # === read the prompt ==============================================================================================
-    ids = encode_prompt(args.prompt, tokenizer, model.block_size)
     cache = model.new_cache()
-    begin = time.perf_counter()
-    logits = read(model, ids, cache)  # (T, vocab_size): what the model expects after each token of the prompt
+    one_token = OneToken(model, cache) if model.device.type == "cpu" else None
     if settings.debug:
-        trained = (
-            f"trained for {training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits per byte"
-        )
-        say(f"{shown_path(settings.model_file)}: {trained}")
-        p = logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
-        show_prompt(tokenizer, ids, [insight.surprise(x) for x in p], args.readable)
+        trained = f"{training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits per byte"
+        say(f"{shown_path(settings.model_file)}: trained for {trained}")
 
-    # === one token after the other ====================================================================================
-    surprises, new, text = [], [], None
-    end = f"{settings.tokens} tokens were asked for"
-    knobs = {name: getattr(settings, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed")}
-    steps = generate(model, ids, logits[-1], cache, **knobs)
-    try:
-        for number, step in enumerate(steps, 1):
-            if settings.debug:
-                show_step(tokenizer, number, step, settings.show, args.readable)
-            surprises.append(insight.surprise(step.p))
-            if step.token == tokenizer.end_of_text_id:
-                end = "the model ended the document"
-                break
-            new.append(step.token)
-            if stops and (text := cut_at(tokenizer.decode(new), stops)) is not None:
-                end = "a stop text came up"
-                break
-        code = 0
-    except KeyboardInterrupt:  # what is written so far is not lost
-        end, code = "you stopped it", 130
-    text = tokenizer.decode(new) if text is None else text
-    seconds = time.perf_counter() - begin
-
-    # === the text, and what it cost ===================================================================================
-    data = (args.prompt + text).encode()
+    with trace_file(args.trace) if args.trace else nullcontext() as trace:
+        parts = {"args": args, "model": model, "tokenizer": tokenizer, "cache": cache, "one_token": one_token}
+        completion = functools.partial(complete, **parts, trace=trace)
+        if args.interactive:
+            return converse(settings, completion)
+        text, code = completion(prompt, settings)
     if args.output_file:
         with whole_file(args.output_file) as file:
-            file.write(data)
-    sys.stdout.buffer.write(data + b"\n" * sys.stdout.isatty())  # exact for a file or a pipe
-    sys.stdout.buffer.flush()
-    if settings.debug and surprises:
-        mean = statistics.fmean(surprises)
-        loss = mean * insight.LN2
-        written = len(tokenizer.decode(new).encode())
-        per_byte = insight.bits_per_byte(loss, len(surprises) / written) if written else math.inf
-        say(
-            f"\nStopped after {len(surprises)} tokens: {end}. Mean surprise {mean:.2f} bits, "
-            f"perplexity {insight.perplexity(loss):.2f}, {per_byte:.3f} bits per byte; "
-            f"{insight.tokens_per_second(len(surprises), seconds):.0f} tokens/s"
-        )
-        if args.output_file:
+            file.write(text.encode())
+        if settings.debug:
             say(f"The text is in {shown_path(args.output_file)}.")
     return code
 

@@ -1,8 +1,13 @@
 """The generators: what goes to stdout and to stderr, where the text ends, what they refuse, and that the numbers shown
 are the model's."""
 
+import io
+import json
 import math
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +16,7 @@ from conftest import make_pipeline
 
 import generate
 import train
-from config import BPE, CHAR, UserError, generation_flags
+from config import BPE, CHAR, ROOT, UserError, generation_flags
 from model.checkpoint import load_model, save
 from model.insight import token_text
 
@@ -117,10 +122,10 @@ def test_a_stop_text_in_the_prompt_does_not_count(write):
 def test_ctrl_c_keeps_what_is_written(write, monkeypatch):
     real = generate.show_step
 
-    def interrupt_at_step_4(tokenizer, number, *rest):
-        if number == 4:
+    def interrupt_at_step_4(name, *rest):
+        if name == "step 4":
             raise KeyboardInterrupt
-        real(tokenizer, number, *rest)
+        return real(name, *rest)
 
     monkeypatch.setattr(generate, "show_step", interrupt_at_step_4)
     out, err = write("--prompt", "import ", "--tokens", 50, "--temperature", 0)
@@ -213,6 +218,236 @@ def test_tokens_are_shown_raw_or_readable(write):
     assert "\N{REPLACEMENT CHARACTER}" not in half
 
 
+# --- every setting explained ------------------------------------------------------------------------------------------
+
+KNOBS = {"--temperature": 0.7, "--top-k": 9, "--top-p": 0.95, "--min-p": 0.02, "--repetition-penalty": 1.3}
+FLAGS = [part for pair in KNOBS.items() for part in pair]
+NUMBER = r"(-?\d+\.\d+|-inf)"
+
+
+def tables(err: str) -> list[dict]:
+    """The printed tables of --explain, read as a person would: [{"number", "rows", "chosen", "of"}]. A row is a dict,
+    of id None where it sums up others."""
+    found = []
+    for line in err.splitlines():
+        if m := re.match(r".*step \d+: the random number is (\S+)", line):
+            found.append({"number": float(m[1]), "rows": []})
+        elif m := re.match(
+            rf" ([ >]) +(\d+)  (\S+) +{NUMBER} +{NUMBER} +{NUMBER}  (.{{11}}) +{NUMBER}  {NUMBER}  {NUMBER}", line
+        ):
+            row = dict(zip("logit penalised tempered".split(), map(float, m.groups()[3:6]), strict=True))
+            row |= dict(zip("p start end".split(), map(float, m.groups()[7:]), strict=True))
+            found[-1]["rows"].append({"id": int(m[2]), "mark": m[1], "removed": m[7].strip(), "text": m[3], **row})
+        elif m := re.match(rf" +([\d,]+) others? +{NUMBER}  {NUMBER}  {NUMBER}", line):
+            row = dict(zip("p start end".split(), map(float, m.groups()[1:]), strict=True))
+            found[-1]["rows"].append({"id": None, "count": int(m[1].replace(",", "")), **row})
+        elif m := re.match(r"   (\S+) falls to id (\d+), ", line):
+            found[-1]["chosen"] = int(m[2])
+        elif m := re.search(r"\(of ([\d,]+) tokens\)", line):
+            found[-1]["of"] = int(m[1].replace(",", ""))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize(
+    "flags", [[], FLAGS, ["--top-k", 0], ["--temperature", 0], ["--top-k", 0, "--top-p", 0.3]], ids=str
+)
+def test_the_token_follows_by_hand_from_the_explained_table_and_the_number(write, kind, flags):
+    """From the printed figures alone. Ten rows: some of the drawn tokens stand below them, in a row of their own."""
+    _, err = write("--prompt", "def ", "--tokens", 25, "--explain", "--readable", "--show", 10, *flags, kind=kind)
+    steps = tables(err)
+    assert len(steps) == 25 or "ended the document" in err
+    assert len(steps) > 5
+    for step in steps:
+        assert sum(row["p"] for row in step["rows"]) == pytest.approx(1, abs=2e-5)
+        end = 0.0
+        for row in step["rows"]:  # laid end to end, and in the one where the number falls
+            assert (row["start"], row["end"]) == (pytest.approx(end, abs=2e-5), pytest.approx(end + row["p"], abs=2e-5))
+            end = row["end"]
+        (row,) = [row for row in step["rows"] if row["start"] <= step["number"] < row["end"]]
+        assert row["id"] == step["chosen"]
+        assert row["mark"] == ">"
+        assert sum(row.get("count", 1) for row in step["rows"]) == step["of"]
+
+
+def test_every_column_of_the_explained_table_follows_from_the_one_before(write, trained):
+    """All of the vocabulary shown; each filter's cut found again by hand from the figures in the rows."""
+    model, tokenizer, _ = load_model(trained["char"])
+    _, err = write("--prompt", "def ", "--tokens", 8, "--explain", "--readable", "--show", 999, *FLAGS)
+    context = tokenizer.encode("def ").tolist()
+    removals = set()
+    for step in tables(err):
+        rows = step["rows"]
+        logits = model(torch.tensor([context]))[0, -1].tolist()
+        assert sorted(row["id"] for row in rows) == list(range(tokenizer.vocab_size))
+        for row in rows:
+            assert row["logit"] == pytest.approx(logits[row["id"]], abs=1e-3)
+            penalty = 1 if row["id"] not in context else 1 / 1.3 if row["logit"] > 0 else 1.3
+            assert row["penalised"] == pytest.approx(row["logit"] * penalty, abs=1e-3)
+            assert row["tempered"] == pytest.approx((row["penalised"] - rows[0]["penalised"]) / 0.7, abs=1e-3)
+        left = [math.exp(row["tempered"]) for row in rows[:9]]
+        removed = ["top-k"] * (len(rows) - 9)
+        fewest = next(n for n in range(1, 10) if sum(left[:n]) / sum(left) >= 0.95 or n == 9)
+        removed = ["top-p"] * (len(left) - fewest) + removed
+        left = left[:fewest]
+        stay = [x for x in left if x >= 0.02 * left[0]]
+        removed = [""] * len(stay) + ["min-p"] * (len(left) - len(stay)) + removed
+        assert [row["removed"] for row in rows] == removed
+        assert [row["p"] for row in rows[: len(stay)]] == pytest.approx([x / sum(stay) for x in stay], abs=1e-3)
+        removals |= set(removed)
+        context.append(step["chosen"])
+    assert removals >= {"", "top-k", "top-p"}
+
+
+def test_the_trace_holds_the_same_as_data(write, tmp_path):
+    file = tmp_path / "steps.jsonl"
+    _, err = write("--prompt", "def ", "--tokens", 12, "--explain", "--show", 4, "--trace", file, *FLAGS)
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    steps = tables(err)
+    assert len(lines) == len(steps) == 12
+    for number, (line, step) in enumerate(zip(lines, steps, strict=True), 1):
+        assert (line["step"], line["sample"]) == (number, 0)
+        assert line["number"] == pytest.approx(step["number"], abs=1e-6)
+        start = 0.0  # the token by hand, now with all digits
+        for i, p in enumerate(line["sampled_p"]):
+            if start <= line["number"] < start + p:
+                assert line["ids"][i] == line["token"] == step["chosen"]
+                assert i + 1 == line["rank"]
+            start += p
+        assert start == pytest.approx(1, abs=1e-9)
+        for i, row in enumerate(row for row in step["rows"] if row["id"] in line["ids"][:4]):
+            assert line["ids"][i] == row["id"]
+            assert line["removed_by"][i] == row["removed"]
+            for name, key in (("logits", "logit"), ("penalised", "penalised"), ("ends", "end"), ("sampled_p", "p")):
+                assert line[name][i] == pytest.approx(row[key], abs=6e-5)
+
+
+def test_an_interrupted_trace_keeps_its_lines(write, tmp_path, monkeypatch):
+    file = tmp_path / "steps.jsonl"
+    real = generate.trace_step
+
+    def interrupt_at_step_4(sample, number, *rest):
+        if number == 4:
+            assert len((tmp_path / "steps.jsonl.tmp").read_text("utf-8").splitlines()) == 3, "written as it goes"
+            raise KeyboardInterrupt
+        return real(sample, number, *rest)
+
+    monkeypatch.setattr(generate, "trace_step", interrupt_at_step_4)
+    write("--trace", file)
+    assert [json.loads(line)["step"] for line in file.read_text("utf-8").splitlines()] == [1, 2, 3]
+
+    def fail(sample, number, *rest):
+        if number == 3:
+            raise OSError("the pipe of the text is closed")
+        return real(sample, number, *rest)
+
+    monkeypatch.setattr(generate, "trace_step", fail)
+    with pytest.raises(OSError, match="pipe"):
+        write("--trace", file)
+    assert [json.loads(line)["step"] for line in file.read_text("utf-8").splitlines()] == [1, 2]
+
+
+def test_the_trace_is_json_for_others_too(write, tmp_path):
+    """Python writes and reads Infinity, which is no JSON."""
+    file = tmp_path / "steps.jsonl"
+    write("--tokens", 3, "--temperature", 0, "--trace", file, "--quiet")
+    for line in file.read_text("utf-8").splitlines():
+        step = json.loads(line, parse_constant=pytest.fail)
+        assert step["sampled_p"][0] == 1
+        assert step["tempered"][1:] == [None] * (len(step["ids"]) - 1)
+        assert step["removed_by"][1:] == ["temperature"] * (len(step["ids"]) - 1)
+
+
+# --- several texts, and prompts that come otherwise -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_samples_are_the_texts_of_successive_seeds(write, tmp_path, kind):
+    file, flags = tmp_path / "out.txt", ["--prompt", "def é", "--tokens", 50, "--temperature", 1.5, "--stop", "\n\n"]
+    out, err = write(*flags, "--samples", 3, "--seed", 7, "--output-file", file, kind=kind)
+    alone = [write(*flags, "--seed", 7 + i, kind=kind)[0] for i in range(3)]
+    assert out == file.read_bytes() == b"\n<|endoftext|>\n".join(alone)
+    assert len(set(alone)) == 3
+    assert err.count("Stopped after") == 3
+    assert "sample 2, step 1: chose" in err
+    assert write(*flags, "--samples", 3, "--seed", 7, "--quiet", kind=kind) == (out, "")
+
+
+def test_the_prompt_can_come_from_a_file(write, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("def é\r\n\n".encode())
+    out, _ = write("--prompt-file", file, "--tokens", 5)
+    assert out.startswith("def é\r\n\n".encode())
+    assert out == write("--prompt", "def é\r\n\n", "--tokens", 5)[0]
+    with pytest.raises(UserError, match="There is no file .*nowhere.txt"):
+        write("--prompt-file", tmp_path / "nowhere.txt")
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match="prompt.txt is not a text"):
+        write("--prompt-file", file)
+
+
+@pytest.fixture
+def talk(write, monkeypatch):
+    """Run a generator with --interactive and this as its standard input."""
+
+    def run(text: str, *flags):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "surrogateescape"))))
+        return write("--interactive", "--tokens", 12, "--temperature", 0, *flags)
+
+    return run
+
+
+def test_a_conversation(write, talk):
+    out, err = talk("def add\nimport \n/tokens 3\n/temperature 1.5\n/seed 4\nimport \n//x\n\n", "--quiet")
+    flags = ["--tokens", 3, "--temperature", 1.5, "--seed", 4]
+    expected = [
+        write("--prompt", "def add", "--tokens", 12, "--temperature", 0)[0],
+        write("--prompt", "import ", "--tokens", 12, "--temperature", 0)[0],
+        *(write("--prompt", prompt, *flags)[0] for prompt in ("import ", "/x", "")),
+    ]
+    assert out == b"".join(text + b"\n" for text in expected)
+    assert "error" not in err
+
+
+def test_a_conversation_survives_mistakes(write, talk):
+    out, err = talk("/temperature cold\n/temperature -1\n/colour red\n/device cpu\ncaf\udce9\n/\nimport \n")
+    assert "'cold' is no value for temperature" in err
+    assert "--temperature must be 0" in err
+    assert err.count("There is no setting") == 2
+    assert "not UTF-8" in err
+    assert "tokens 12  temperature 0.0  top_k 50" in err
+    assert out.startswith(b"import ")
+
+
+def test_ctrl_c_in_a_conversation_ends_one_completion_only(write, talk, monkeypatch):
+    real, calls = generate.show_step, []
+
+    def interrupt_once(name, *rest):
+        calls.append(name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(generate, "show_step", interrupt_once)
+    out, err = talk("import \nimport \n")
+    whole = write("--prompt", "import ", "--tokens", 12, "--temperature", 0)[0]
+    assert out == whole[: len("import ") + 3] + b"\n" + whole + b"\n"
+    assert err.count("you stopped it") == 1
+
+
+def test_the_text_comes_while_it_is_written(trained):
+    """Through a pipe, from another process: the first bytes are there long before the last."""
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(trained["char"]), "--device", "cpu", "--quiet"]
+    command += ["--prompt", "def ", "--tokens", "1000000", "--temperature", "3", "--top-k", "0", "--stop", "<never>"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        begin = process.stdout.read(40)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert begin.startswith(b"def ")
+    assert process.returncode in (0, 130), err
+    (begin + rest).decode("utf-8")
+
+
 # --- limits and refusals ----------------------------------------------------------------------------------------------
 
 
@@ -244,7 +479,13 @@ def test_characters_never_seen_are_named(write):
         (("--top-p", 0), "--top-p"),
         (("--top-p", 1.5), "--top-p"),
         (("--tokens", -1), "--tokens"),
+        (("--min-p", -0.1), "--min-p"),
+        (("--min-p", 1.1), "--min-p"),
+        (("--repetition-penalty", 0), "--repetition-penalty"),
+        (("--samples", 0), "--samples"),
         (("--stop", ""), "--stop"),
+        (("--explain", "--quiet"), "--explain"),
+        (("--interactive", "--output-file", "x"), "--output-file"),
         (("--prompt", "caf\udce9"), "not UTF-8"),
         (("--device", "abacus"), "'abacus' cannot be used"),
     ],

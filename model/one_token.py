@@ -1,0 +1,127 @@
+"""One token at a time on a CPU, in numpy: the arithmetic of GPT.forward for B = T = 1, with nothing around it.
+
+Where one token is fed, a small model's time in PyTorch goes into starting operations, some microseconds each, and a
+large model's into reading every weight once from memory. numpy starts an operation in a fraction of that time, and its
+product of a vector and a matrix reads memory faster. So the step has its own copy of the weights: transposed, one
+behind the other, with the weights of each RMSNorm multiplied into the matrix that follows it. The cache is the model's
+own memory, seen by numpy: each goes on from what the other has written. tests/test_one_token.py compares the two.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.gpt import GPT
+from model.layers import KeyValueCache
+
+# exp of a larger number overflows in fp32 where many are added; QK-norm keeps scores far below, in all but odd models.
+LARGEST_SCORE = 80.0
+
+
+class OneToken:
+    """step(token) gives the logits (V,) that model(token, cache) gives, up to fp32 rounding; the cache grows by one.
+
+    For fp32 weights on the CPU and a cache of one sequence. The logits lie in a buffer that the next call overwrites,
+    and weights that change after the step was made are not seen. Notation as in layers.py.
+    """
+
+    def __init__(self, model: GPT, cache: KeyValueCache):
+        C, H = model.architecture["n_embd"], model.architecture["n_head"]
+        D = C // H
+        self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps
+
+        # --- weights -------------------------------------------------------------------------------------------------
+        self.memory = np.empty(sum(weight.numel() for weight in model.state_dict().values()), np.float32)
+        self.used = 0
+        self.embedding = model.embedding.weight.detach().numpy()  # (V, C)
+        self.layers = []
+        for block, (keys, values) in zip(model.blocks, cache.store[:, :, 0].numpy(), strict=True):  # (H, block_size, D)
+            a, mlp = block.attention, block.mlp
+            norms = np.stack([a.query_norm.weight.detach().numpy(), a.key_norm.weight.detach().numpy()])  # (2, D)
+            bounded = np.abs(norms).max(axis=1).prod() * D**0.5 < LARGEST_SCORE
+            # With the sqrt(D) of a head's root mean square in them, and the 1 / sqrt(D) of the scores in the query's.
+            norms = np.repeat(norms * [[1.0], [D**0.5]], H, axis=0).astype(np.float32)  # (2 H, D)
+            self.layers.append((
+                self.transposed(a.qkv.weight, block.attention_norm.weight), norms,
+                keys.transpose(0, 2, 1), values, bounded, self.transposed(a.output.weight),
+                # Negated, which spares an operation: silu(gate) * up = -gate / (1 + exp(-gate)) * -up
+                self.transposed(mlp.gate_up.weight, -block.mlp_norm.weight), self.transposed(mlp.down.weight),
+            ))  # fmt: skip
+        self.head = self.transposed(model.head.weight, model.norm.weight)
+        # Rotary tables for all heads: turned = x * cos + (x with the halves of each head exchanged) * sin
+        sign = np.repeat(np.float32([-1, 1]), D // 2)
+        self.cos = np.tile(model.cos.numpy(), 2 * H).reshape(-1, 2 * H, D)
+        self.sin = np.tile(model.sin.numpy() * sign, 2 * H).reshape(-1, 2 * H, 2, D // 2)
+
+        # --- buffers and views of them, so that a step allocates next to nothing -------------------------------------
+        # (constants are arrays of shape (): numpy takes longer to make one of a Python number than to compute with it)
+        hidden = model.blocks[0].mlp.down.weight.size(1)
+        self.x, self.normed, self.added = (np.empty(C, np.float32) for _ in range(3))
+        self.qkv, self.gate_up = np.empty(3 * C, np.float32), np.empty(2 * hidden, np.float32)
+        self.qk = self.qkv[: 2 * C].reshape(2 * H, D)
+        self.query, self.key, self.value = self.qkv.reshape(3, H, D)
+        self.query = self.query[:, None]  # (H, 1, D)
+        self.exchanged = self.qk.reshape(2 * H, 2, D // 2)[:, ::-1]
+        self.turned = np.empty((2 * H, D), np.float32)
+        self.length = np.empty((2 * H, 1), np.float32)  # of each head, as a vector
+        self.gate, self.up = self.gate_up.reshape(2, hidden)
+        self.denominator = np.empty(hidden, np.float32)
+        self.one, self.length_eps = np.array(1, np.float32), np.array(D * self.eps, np.float32)
+        self.logits = np.empty(model.vocab_size, np.float32)
+
+    def transposed(self, weight: Tensor, norm: Tensor | None = None) -> np.ndarray:
+        """(outputs, inputs) -> (inputs, outputs) in the step's own memory, each input scaled by its RMSNorm weight."""
+        matrix = weight.detach().T
+        place = torch.from_numpy(self.memory[self.used : self.used + matrix.numel()]).view(matrix.shape)
+        self.used += matrix.numel()
+        place.copy_(matrix)  # torch transposes in blocks, several times as fast as numpy
+        return (place if norm is None else place.mul_(norm.detach()[:, None])).numpy()
+
+    def normalise(self) -> None:
+        """normed = x / sqrt(mean(x^2) + eps); the weights of the norm are in the next matrix."""
+        x = self.x
+        np.multiply(x, 1 / math.sqrt(float(x.dot(x)) / len(x) + self.eps), self.normed)
+
+    @np.errstate(over="ignore")  # exp(-gate) may be infinite, and silu is then 0, as it should be
+    def __call__(self, token: int) -> np.ndarray:
+        position, end = self.cache.length, self.cache.length + 1
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit a block of {self.block_size}.")
+        dot, add, multiply, divide = np.dot, np.add, np.multiply, np.divide  # a third argument is where the result goes
+        x, normed, added, qkv, gate_up, gate = self.x, self.normed, self.added, self.qkv, self.gate_up, self.gate
+        qk, length, turned, denominator, query = self.qk, self.length, self.turned, self.denominator, self.query
+        cos, sin = self.cos[position], self.sin[position]
+
+        x[:] = self.embedding[token]
+        for qkv_matrix, norms, keys, values, bounded, output_matrix, gate_up_matrix, down_matrix in self.layers:
+            # x += output(softmax(q k) v)
+            self.normalise()
+            dot(normed, qkv_matrix, qkv)
+            np.vecdot(qk, qk, length[:, 0])
+            add(length, self.length_eps, length)
+            divide(qk, np.sqrt(length, length), qk)
+            multiply(qk, norms, qk)
+            multiply(qk, cos, turned)
+            turned += (self.exchanged * sin).reshape(turned.shape)
+            qk[:] = turned
+            keys[:, :, position], values[:, position] = self.key, self.value
+            scores = query @ keys[:, :, :end]  # (H, 1, S)
+            if not bounded:
+                scores -= scores.max(axis=2, keepdims=True)
+            np.exp(scores, scores)
+            y = scores @ values[:, :end]  # (H, 1, D)
+            y /= np.add.reduce(scores, 2, None, None, True)
+            dot(y.reshape(-1), output_matrix, added)
+            add(x, added, x)
+            # x += down(silu(gate) * up)
+            self.normalise()
+            dot(normed, gate_up_matrix, gate_up)
+            add(np.exp(gate, denominator), self.one, denominator)
+            multiply(divide(gate, denominator, gate), self.up, gate)
+            dot(gate, down_matrix, added)
+            add(x, added, x)
+        self.cache.length = end
+        self.normalise()
+        return dot(normed, self.head, self.logits)

@@ -1,0 +1,47 @@
+"""Text while it is being written: whole characters only, and nothing that a stop text would take back."""
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Bytes go in, token by token; text comes out as soon as it is certain.
+
+    A character that two tokens share waits for the second one. What might be the beginning of a stop text waits until
+    it is one, or is not: with the stop text "\\n\\n", a newline comes out together with what follows it.
+
+        stream = TextStream(["</end>"])
+        stream.feed(b"a <"), stream.feed(b"/b")     ->  "a ", "</b"
+
+    What came out in all, with finish() at the end, is what decoding all bytes at once gives, bytes that are not UTF-8
+    as U+FFFD, up to the first stop text.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()):
+        self.stops = list(stops)
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.held = ""  # the end of the text, which may be the beginning of a stop text
+        self.stopped = False  # a stop text has come up; nothing comes out any more
+
+    def feed(self, data: bytes, final: bool = False) -> str:
+        """The text that is certain now."""
+        if self.stopped:
+            return ""
+        text = self.held + self.decoder.decode(data, final)
+        places = [text.find(stop) for stop in self.stops if stop in text]
+        self.stopped = bool(places)
+        certain = min(places) if places else len(text) if final else len(text) - self.uncertain(text)
+        self.held = text[certain:]
+        return text[:certain]
+
+    def finish(self) -> str:
+        """What was held back, when nothing more comes."""
+        return self.feed(b"", final=True)
+
+    def uncertain(self, text: str) -> int:
+        """How many characters at the end of the text a stop text may begin with."""
+        longest = max(map(len, self.stops), default=0)
+        for n in range(min(longest - 1, len(text)), 0, -1):
+            if any(stop.startswith(text[-n:]) for stop in self.stops):
+                return n
+        return 0
