@@ -375,6 +375,12 @@ def test_two_trainings_do_not_work_in_one_folder(copy, tmp_path):
     train.main(copy, fresh=False)
 
 
+def test_without_a_lock_two_trainings_would_work_in_one_folder(copy, monkeypatch):
+    monkeypatch.setattr(checkpoint, "hold", lambda file: True)
+    with only_training_in(copy.checkpoint_dir):
+        assert train.main(copy, fresh=False) == 0
+
+
 def test_a_killed_training_holds_no_lock(copy):
     def training():
         with only_training_in(copy.checkpoint_dir):
@@ -443,6 +449,13 @@ def test_a_signal_anywhere_saves_the_current_step(finished, tmp_path, place, num
     train.main(settings, fresh=False)
     ours, whole = newest_checkpoint(settings.checkpoint_dir)[1], finished[2]
     assert same(ours["model"], whole["model"]) and same(ours["optimizer"], whole["optimizer"])
+
+
+def test_a_training_that_does_not_look_for_signals_is_noticed(finished, tmp_path, monkeypatch):
+    """The control: it goes on to its end."""
+    settings = replace(finished[0], checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
+    monkeypatch.setattr(train.StopFlag, "check", lambda self: None)
+    assert signalled(settings, "step", signal.SIGTERM, tmp_path / "errors")[0] == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])

@@ -330,6 +330,15 @@ def test_hostile_text_is_used_or_named(run, project, number):
                     refused(result, "No document of c.txt fell to")
 
 
+def test_text_that_is_repaired_without_a_word_is_noticed(project, monkeypatch):
+    """The control of the test above."""
+    write_corpus(project / "c.txt", []).write_bytes(b"a\xffb")
+    with pytest.raises(UserError):
+        list(read_documents(project / "c.txt"))
+    monkeypatch.setattr(dataset, "decode_text", lambda data, path, offset: data.decode(errors="replace"))
+    assert list(read_documents(project / "c.txt")) == ["a\ufffdb"]
+
+
 @pytest.mark.parametrize("megabytes", [2, pytest.param(100, marks=pytest.mark.soak)])
 def test_one_very_long_line(run, project, megabytes):
     word = "".join(random.Random(1).choices("abcdefgh ", k=1000))
