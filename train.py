@@ -34,7 +34,16 @@ from tqdm import tqdm
 
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
 from model import insight
-from model.checkpoint import Log, checkpoint_path, move_aside, newest_checkpoint, save_checkpoint, save_model
+from model.checkpoint import (
+    Log,
+    check_architecture,
+    checkpoint_path,
+    move_aside,
+    newest_checkpoint,
+    only_training_in,
+    save_checkpoint,
+    save_model,
+)
 from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device, wait_for
 from model.gpt import GPT
 from model.optimizer import Optimizer, learning_rate_at
@@ -229,7 +238,9 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
     was = "on" if saved.get("compiled", False) else "off"
     if settings.compile not in ("auto", was):
         harmful.append(f"compile was {was}, is {settings.compile}")
-    harmful += [f"the {name} is another one" for name in sources if saved["sources"][name] != sources[name]]
+    for name, sha256 in sources.items():
+        if (was := saved["sources"][name]) != sha256:
+            harmful.append(f"the {name} is another one (SHA-256 was {was[:8]}..., is {sha256[:8]}...)")
     if harmful:
         raise UserError(
             f"The run in {shown_path(settings.checkpoint_dir)} was made otherwise: {'; '.join(harmful)}. Set that back "
@@ -281,6 +292,11 @@ def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, 
 @memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
 def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
     check_settings(settings)
+    with only_training_in(settings.checkpoint_dir):
+        return start_or_resume(settings, fresh, kind)
+
+
+def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
     train, val, tokenizer = open_inputs(settings, kind)
     sources = {
         "tokenizer": tokenizer.sha256,
@@ -314,8 +330,10 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
     dtype = pick_dtype(dtype_name, device)
     torch.manual_seed(settings.seed)
+    architecture = {"vocab_size": tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE}}
     try:
-        model = GPT(tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE})
+        check_architecture(architecture)
+        model = GPT(**architecture)
     except ValueError as error:
         raise UsageError(str(error)) from None
     model.to(device).compute_in(dtype)
@@ -343,8 +361,9 @@ def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
         )
 
     def checkpoint() -> Path:
-        if not all(weight.isfinite().all() for weight in model.parameters()):
-            raise wrong("a weight is not a finite number")
+        for tensor in (*model.parameters(), *optimizer.state_dict().values()):
+            if not tensor.isfinite().all():
+                raise wrong("a weight, or what the optimizer remembers, is not a finite number")
         content = {
             "settings": plain(settings),
             "sources": sources,

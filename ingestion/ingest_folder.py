@@ -108,7 +108,8 @@ def main() -> None:
     pending = files = size = 0  # bytes in rows; files and bytes in all
     left_out: Counter[str] = Counter()
     seen: set[bytes] = set()
-    with whole_file(args.output) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}  # extraction compares the checksums
+    with whole_file(args.output) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:
 
         def flush() -> None:
             writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=SCHEMA))

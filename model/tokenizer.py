@@ -23,6 +23,7 @@ from config import UserError, shown_path
 from dataset import END_OF_TEXT, MAX_VOCAB_SIZE, whole_file
 
 UNKNOWN = "<|unk|>"
+MAX_FILE_SIZE = 12_000_000  # bytes; 65,536 ids take about half of it
 KINDS = {"WordLevel": "char", "BPE": "bpe"}  # how the file's model is called -> what we call it
 
 
@@ -35,11 +36,14 @@ class Tokenizer:
 
     def __init__(self, json_text: str, name: str = "the tokenizer"):
         try:
-            self.library = tokenizers.Tokenizer.from_str(json_text)
-            self.kind = KINDS[json.loads(json_text)["model"]["type"]]
+            self.kind, content = check_tokenizer(json_text)
+            # Written anew, so that the library reads what was checked and not, say, a key's second value.
+            self.library = tokenizers.Tokenizer.from_str(json.dumps(content))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library's Rust code panics on some files, which is no Exception
+        except UserError as error:
+            raise UserError(f"{name} {error}") from None
+        except BaseException as error:  # a panic of the library's Rust code is no Exception
             raise UserError(f"{name} is not a tokenizer of this project: {error!r}"[:300]) from None
         # Text that reads <|endoftext|> is text. The library does not save this setting, so it has its place here.
         self.library.encode_special_tokens = True
@@ -48,10 +52,6 @@ class Tokenizer:
         self.vocab_size = self.library.get_vocab_size()
         self.end_of_text_id = self.library.token_to_id(END_OF_TEXT)
         self.unknown_id = self.library.token_to_id(UNKNOWN) if self.kind == "char" else None
-        if self.end_of_text_id is None or (self.kind == "char" and self.unknown_id is None):
-            raise UserError(f"{name} lacks the special token {END_OF_TEXT} or {UNKNOWN}. Train it again.")
-        if (largest := max(self.library.get_vocab().values())) >= MAX_VOCAB_SIZE:
-            raise UserError(f"{name} has the id {largest:,}, more than uint16 can hold. Train a smaller one.")
         if self.kind == "char":
             self.character_to_id = character_table(self.library.get_vocab(), self.unknown_id)
 
@@ -85,6 +85,51 @@ class Tokenizer:
         return bytes(LETTER_TO_BYTE[letter] for letter in piece)
 
 
+def check_tokenizer(json_text: str) -> tuple[str, dict]:
+    """The kind and the content of a tokenizer's JSON text. Raises an error for one that this project does not write.
+
+    Before the library sees it, which panics on some files (BPE with a continuing_subword_prefix, say) and runs regular
+    expressions that never come to an end. So a file may differ from what make_character_tokenizer() and
+    train_bpe_tokenizer() write in its vocabulary and its merges alone, and there only in what makes sense.
+    """
+    content = json.loads(json_text)
+    model = content["model"]
+    kind, vocab = KINDS[model["type"]], model["vocab"]
+    special = [END_OF_TEXT, UNKNOWN] if kind == "char" else [END_OF_TEXT]
+    if not all(type(token) is int and 0 <= token < 2**64 for token in vocab.values()):
+        raise ValueError("an id is no whole number, or no sensible one")
+    if any(token not in vocab for token in special):
+        raise UserError(f"lacks the special token {END_OF_TEXT} or {UNKNOWN}. Train it again.")
+    if (largest := max(vocab.values())) >= MAX_VOCAB_SIZE:
+        raise UserError(f"has the id {largest:,}, more than uint16 can hold. Train a smaller one.")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("its ids are not 0, 1, 2, ...")
+
+    # --- all but vocabulary and merges is as the library writes it for us ---------------------------------------------
+    library = make_character_tokenizer("") if kind == "char" else byte_pairs()
+    library.add_special_tokens(special)
+    ours = json.loads(library.to_str())
+    for theirs, expected, free in ((content, ours, {"model"}), (model, ours["model"], {"vocab", "merges"})):
+        for key in {**theirs, **expected}:
+            if key not in free and not (key in theirs and key in expected and theirs[key] == expected[key]):
+                raise ValueError(f"its {key[:40]} is not the one of this project's {kind} tokenizers")
+
+    # --- tokens and merges --------------------------------------------------------------------------------------------
+    tokens = [token for token in vocab if token not in special]
+    "".join(tokens).encode()  # raises an error for half a surrogate pair
+    if kind == "char":
+        if "merges" in model or any(len(token) != 1 for token in tokens):
+            raise ValueError("a token is not one character")
+        return kind, content
+    letters, known = LETTER_TO_BYTE.keys(), set(tokens)
+    if not all(token and letters >= set(token) for token in tokens) or not known >= letters:
+        raise ValueError("its tokens are not made of the 256 bytes")
+    for left, right in model["merges"]:
+        if not {left, right, left + right} <= known:
+            raise ValueError("it merges what has no id")
+    return kind, content
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer file. Raises UserError where it is missing, unreadable, or not of this project."""
     path = Path(path)
@@ -93,6 +138,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"There is no tokenizer {shown_path(path)}. Train one with scripts/train_tokenizer_character_level.py "
             "or scripts/train_tokenizer_bpe.py."
         )
+    if path.stat().st_size > MAX_FILE_SIZE:
+        raise UserError(f"{shown_path(path)} is not a tokenizer file: it is too large to be one.")
     try:
         return Tokenizer(path.read_bytes().decode("utf-8"), shown_path(path))
     except UnicodeDecodeError:
@@ -120,6 +167,14 @@ def make_character_tokenizer(characters: Iterable[str]) -> tokenizers.Tokenizer:
     return library
 
 
+def byte_pairs() -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer that has learned nothing yet."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # a space of its own would change code
+    library.decoder = decoders.ByteLevel()
+    return library
+
+
 def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
     """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and a merge each.
 
@@ -127,9 +182,7 @@ def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: boo
     text into words, numbers, punctuation and white space, and merges stay within these. A little text has fewer merges
     to offer, and the vocabulary stays smaller.
     """
-    library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # a space of its own would change code
-    library.decoder = decoders.ByteLevel()
+    library = byte_pairs()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],

@@ -61,7 +61,7 @@ def find_inputs(given: list[Path], settings: Settings) -> list[Path]:
 def read_rows(path: Path, column: str, counts: Counter) -> Iterator[str]:
     """Yield the texts of a parquet file. Raises ValueError where it is damaged, UserError where it lacks the column."""
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:  # where it has checksums
             columns = parquet.schema_arrow.names
             if columns.count(column) != 1:
                 raise UserError(
@@ -72,12 +72,18 @@ def read_rows(path: Path, column: str, counts: Counter) -> Iterator[str]:
             text_kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a pandas categorical, say
             if text_kind not in (pa.string(), pa.large_string(), pa.string_view()):
                 raise UserError(f"The column {column!r} of {shown_path(path)} holds {kind}, not text.")
+            rows = 0
             for batch in parquet.iter_batches(batch_size=ROWS, columns=[column]):
+                rows += len(batch)
                 for text in batch.column(0).to_pylist():
                     if not text:
                         counts["empty rows"] += 1
                     else:
                         yield text.replace("\r\n", "\n").replace("\r", "\n")
+            if rows != parquet.metadata.num_rows:
+                raise ValueError(
+                    f"{shown_path(path)} is damaged: it has {rows:,} of {parquet.metadata.num_rows:,} rows"
+                )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{shown_path(path)} is damaged: {str(error).splitlines()[0]}") from None
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from config import CHAR, Settings, UsageError, UserError, add_flags, parse, run, shown_path
-from dataset import open_tokens, split_documents, token_writer
+from dataset import flush_to_disk, open_tokens, split_documents, token_writer, withdraw
 from model.insight import cut_line, visible
 from model.tokenizer import Tokenizer, load_tokenizer
 
@@ -108,6 +108,10 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
                     f"No document of {shown_path(settings.corpus)} fell to {part}. Use more documents, or another "
                     f"--val-fraction than {settings.val_fraction}."
                 )
+        # Both files are replaced, or neither: a new one beside the other's earlier version could hold the same text.
+        flush_to_disk(train.file)
+        flush_to_disk(val.file)
+        withdraw(settings.train_file, settings.val_file)
     seconds = time.perf_counter() - start
 
     # === check what was written =======================================================================================

@@ -535,12 +535,12 @@ def test_a_model_file_gives_back_the_model(trained, tmp_path):
     model = GPT(tokenizer.vocab_size, 10, 3, 2, 12, dropout=0.3, tie_embeddings=True)
     for p in model.parameters():
         torch.nn.init.normal_(p)
-    save_model(tmp_path / "m.pt", model, tokenizer, {"steps": 3})
+    save_model(tmp_path / "m.pt", model, tokenizer, {"steps": 3, "val_bits_per_byte": 2.5})
     again, tokens, training = load_model(tmp_path / "m.pt")
     assert again.architecture == model.architecture
     assert again.head.weight is again.embedding.weight
     idx = torch.randint(tokenizer.vocab_size, (2, 10))
     assert torch.equal(again(idx), model.eval()(idx))
     assert not again.training
-    assert training == {"steps": 3}
+    assert training == {"steps": 3, "val_bits_per_byte": 2.5}
     assert tokens.json_text == tokenizer.json_text

@@ -129,6 +129,40 @@ def test_training_and_generation_need_four_packages(script):
     assert {"torch", "numpy", "tokenizers"} <= packages <= {"torch", "numpy", "tokenizers", "tqdm"}
 
 
+# === nothing runs what stands in a file ==============================================================================
+
+RUNS_DATA = {"pickle", "marshal", "shelve", "dill"}
+
+
+def dangers(source: str) -> set[str]:
+    """Imports and calls that run data as code, or a shell. (Ruff's rules S look for them too, and for more.)"""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            found |= RUNS_DATA & {name.partition(".")[0] for name in names}
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            shell = any(keyword.arg == "shell" for keyword in node.keywords)
+            if name in ("eval", "exec", "compile", "os.system", "os.popen", "torch.load") or shell:
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_no_script_runs_data_as_code(path):
+    allowed = {"pickle"} if path.name == "benchmark.py" else set()  # it writes a file for nanoGPT, and reads none
+    assert dangers(path.read_text("utf-8")) <= allowed
+
+
+def test_what_runs_data_would_be_found():
+    source = "import pickle\nfrom shelve import open\neval('1')\nrun('ls', shell=True)\ntorch.load('x')\n"
+    assert dangers(source) == {"pickle", "shelve", "eval", "run", "torch.load"}
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["lint"]
+    assert "S" in linter["select"] and [name for name in linter["ignore"] if name.startswith("S3")] == []
+    assert [pattern for pattern, rules in linter["per-file-ignores"].items() if "S" in rules] == ["tests/*"]
+
+
 # === settings ========================================================================================================
 
 

@@ -1,0 +1,109 @@
+"""Ways to break things on purpose: processes that are killed, disks that are full, at the Nth call or the Nth byte."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import dataset
+
+
+def runs(quick: int, full: int):
+    """Run a test with the argument `number`: a few in every run of the tests, all of them with `pytest -m soak`."""
+    return pytest.mark.parametrize("number", [quick, pytest.param(full, marks=pytest.mark.soak)])
+
+
+def start(function: Callable, errors: Path | None = None) -> int:
+    """Run a function in a copy of this process, which has torch imported already. Returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        if errors is not None:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stderr = open(2, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 (until the end of the process)
+        code = function() or 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end_of(pid: int) -> int:
+    """Wait for the end of a process: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class Faults:
+    """Counts the calls and bytes with which whole_file() writes. At one of them, a fault: this process is killed, or,
+    where `error` is an errno, the call fails with it, and so do all further ones until the context is left.
+    """
+
+    def __init__(self, at_call: int = 0, at_byte: int = -1, error: int | None = None):
+        self.at_call, self.at_byte, self.error = at_call, at_byte, error
+        self.calls = self.bytes = 0
+
+    def strike(self) -> None:
+        if self.error is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(self.error, os.strerror(self.error))
+
+    def count(self) -> None:
+        self.calls += 1
+        if self.calls == self.at_call or (self.error is not None and 0 < self.at_call < self.calls):
+            self.strike()
+
+    @contextlib.contextmanager
+    def __call__(self):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("fsync", "replace", "unlink"):
+                if name == "unlink" and self.error is not None:
+                    continue  # a full disk lets files be removed
+                patch.setattr(os, name, self.counted(getattr(os, name)))
+            patch.setattr(dataset, "open", self.open, raising=False)
+            yield self
+
+    def counted(self, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            self.count()
+            return function(*args, **kwargs)
+
+        return call
+
+    def open(self, path, mode="r", **options):
+        if mode != "wb":
+            return open(path, mode, **options)
+        self.count()
+        return FaultyFile(path, self)
+
+
+class FaultyFile(io.FileIO):
+    """A file without a buffer, so that a kill leaves just what was written."""
+
+    def __init__(self, path, faults: Faults):
+        super().__init__(path, "w")
+        self.faults = faults
+
+    def write(self, data) -> int:
+        self.faults.count()
+        data = memoryview(data).cast("B")
+        if 0 <= self.faults.at_byte < self.faults.bytes + len(data):
+            super().write(data[: max(0, self.faults.at_byte - self.faults.bytes)])
+            self.faults.strike()
+        self.faults.bytes += len(data)
+        return super().write(data)
+
+
+def left_over(folder: Path) -> list[Path]:
+    """The temporary files in a folder."""
+    return list(folder.rglob("*.tmp"))
