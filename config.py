@@ -94,6 +94,10 @@ BPE = replace(
     train_file=DATA / "train_bpe.bin",
     val_file=DATA / "val_bpe.bin",
     checkpoint_dir=ROOT / "checkpoints" / "bpe",
+    # A token of BPE is a rarer one, and says more: fewer of them in a step, and a higher rate for their embeddings.
+    n_layer=3,
+    batch_size=8,
+    learning_rate=0.03,
 )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from config import UserError, shown_path
 from dataset import MAX_VOCAB_SIZE, hold, saying_what_is_free, whole_file
 from model.gpt import GPT
-from model.optimizer import Optimizer
+from model.optimizer import memory_of_shapes
 from model.pt_file import load, save
 from model.tokenizer import Tokenizer
 
@@ -145,7 +145,7 @@ def load_checkpoint(path: Path) -> dict:
     names = ("block_size", "n_layer", "n_head", "n_embd", "rotary_base", "dropout", "tie_embeddings")
     model = skeleton({"vocab_size": sum(embedding.shape[:1]), **{name: settings.get(name) for name in names}}, weights)
     check_tensors(weights, model.state_dict())
-    check_tensors(memory, Optimizer(model, *[0.0] * 6).state_dict())
+    check_tensors(memory, memory_of_shapes(model))
     check_tensors({"rng": content.get("rng")}, {"rng": torch.get_rng_state()})
     if "cuda_rng" in content and part(content, "cuda_rng", Tensor).dtype != torch.uint8:
         raise ValueError("cuda_rng is no state of a generator")

@@ -59,8 +59,9 @@ def rotary_table(length: int, head_size: int, base: float) -> tuple[Tensor, Tens
     stand twice, because channel i is paired with channel i + D / 2. The paper's base of 10,000 is for long texts: in a
     block of 64 or 128 tokens half its channels hardly turn, and heads find the token just before them later.
     """
-    frequency = base ** (-torch.arange(0, head_size, 2).float() / head_size)  # (D / 2)
-    angle = torch.arange(length).float()[:, None] * frequency  # (length, D / 2)
+    # On the CPU even for a model of shapes alone (torch's device "meta"), where arithmetic takes a second to import.
+    frequency = base ** (-torch.arange(0, head_size, 2, device="cpu").float() / head_size)  # (D / 2)
+    angle = torch.arange(length, device="cpu").float()[:, None] * frequency  # (length, D / 2)
     angle = torch.cat([angle, angle], dim=-1)  # (length, D)
     return angle.cos(), angle.sin()
 

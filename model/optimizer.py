@@ -29,10 +29,8 @@ class Optimizer:
         self.learning_rate, self.muon_rate, self.weight_decay = learning_rate, muon_rate, weight_decay
         self.beta1, self.beta2, self.momentum = beta1, beta2, momentum
         stacks: dict[tuple[int, int], list[Tensor]] = {}  # by (m, n); fused weights count as the matrices they hold
-        for block in model.blocks:
-            for weight, parts in ((block.attention.qkv.weight, 3), (block.attention.output.weight, 1),
-                                  (block.mlp.gate_up.weight, 2), (block.mlp.down.weight, 1)):  # fmt: skip
-                stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
+        for weight, parts in matrices(model):
+            stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
         hidden = [weight for stack in stacks.values() for weight in stack]
         heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
         taken = {id(weight) for weight in hidden + heads}
@@ -92,6 +90,25 @@ class Optimizer:
     def load_state_dict(self, state: dict) -> None:
         for name, tensor in self.state_dict().items():
             tensor.copy_(torch.as_tensor(state[name]))
+
+
+def matrices(model: nn.Module) -> list[tuple[Tensor, int]]:
+    """The weights that Muon moves, and how many matrices lie fused in each."""
+    return [
+        (weight, parts)
+        for block in model.blocks
+        for weight, parts in (
+            (block.attention.qkv.weight, 3), (block.attention.output.weight, 1),
+            (block.mlp.gate_up.weight, 2), (block.mlp.down.weight, 1),
+        )
+    ]  # fmt: skip
+
+
+def memory_of_shapes(model: nn.Module) -> dict[str, Tensor]:
+    """What state_dict() holds for this model, as shapes without numbers, to compare a file's with."""
+    total, hidden = (sum(w.numel() for w in ws) for ws in (model.parameters(), [w for w, _ in matrices(model)]))
+    sizes = {"mean": (total,), "square": (total - hidden,), "steps": ()}
+    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
 
 
 def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -544,3 +544,18 @@ def test_a_model_file_gives_back_the_model(trained, tmp_path):
     assert not again.training
     assert training == {"steps": 3, "val_bits_per_byte": 2.5}
     assert tokens.json_text == tokenizer.json_text
+
+
+def test_loading_does_not_wait_for_torchs_compiler(trained):
+    """To import it takes longer than all else, and some harmless looking operations of torch do."""
+    checkpoint = next((trained["char"].parent / "checkpoints" / "char").glob("step_*.pt"))
+    script = f"""
+import sys
+from pathlib import Path
+from model.checkpoint import load_checkpoint, load_model
+load_model(Path({str(trained["char"])!r}))
+load_checkpoint(Path({str(checkpoint)!r}))
+print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model.gpt import GPT
 from model.muon import muon_update, orthogonalise, update_scale
-from model.optimizer import Optimizer, learning_rate_at
+from model.optimizer import Optimizer, learning_rate_at, memory_of_shapes
 
 in_any_time = settings(deadline=None)  # a busy machine is no failure
 
@@ -157,6 +157,12 @@ def test_a_saved_optimizer_goes_on_as_if_nothing_had_happened():
     generator.set_state(position)
     steps(again, resumed, 2, generator)
     assert torch.equal(optimizer.weights, again.weights)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_shapes_of_its_memory_are_known_without_it(tied):
+    shapes = {name: (memory.shape, memory.dtype) for name, memory in make(tiny(tied)).state_dict().items()}
+    assert shapes == {name: (memory.shape, memory.dtype) for name, memory in memory_of_shapes(tiny(tied)).items()}
 
 
 def test_muon_in_bfloat16_is_nearly_the_same_step():

@@ -519,8 +519,8 @@ def test_batches_from_the_device_are_those_from_the_file(char):
 def test_a_step_reads_no_value_back(char, dropout):
     """So that it can be recorded as a CUDA graph, and Python can run ahead of the GPU. On torch's device "meta", which
     has shapes and no numbers, a step goes the way of a GPU, and to read a value is an error."""
+    model = train.GPT(10, 8, 2, 2, 16, dropout=dropout).to("meta").compute_in(torch.bfloat16)
     with torch.device("meta"):
-        model = train.GPT(10, 8, 2, 2, 16, dropout=dropout).compute_in(torch.bfloat16)
         optimizer = train.make_optimizer(model, char, torch.bfloat16)
         idx = torch.empty(3, 8, dtype=torch.long)
         loss, norm = train.train_step(model.loss, optimizer, idx, idx, torch.empty(()), 1.0)
