@@ -301,7 +301,7 @@ def test_every_column_of_the_explained_table_follows_from_the_one_before(write, 
 
 def test_the_trace_holds_the_same_as_data(write, tmp_path):
     file = tmp_path / "steps.jsonl"
-    _, err = write("--prompt", "def ", "--tokens", 12, "--explain", "--show", 4, "--trace", file, *FLAGS)
+    _, err = write("--prompt", "def ", "--tokens", 12, "--explain", "--readable", "--show", 4, "--trace", file, *FLAGS)
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     steps = tables(err)
     assert len(lines) == len(steps) == 12
