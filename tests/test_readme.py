@@ -107,7 +107,6 @@ def test_every_section_is_there_in_order():
     titles = re.findall(r"^## (.+)$", README, re.MULTILINE)
     wanted = ["Quick start", "Setup", "Preparing data", "Training", "Generating text", "Looking inside"]
     wanted += ["What you can rely on", "Repository structure", "Reading order for the curious", "Using your own code"]
-    wanted += ["Repository structure", "Reading order for the curious", "Using your own code"]
     assert [title for title in titles if title in wanted] == wanted
 
 
