@@ -534,7 +534,7 @@ def main() -> int:
     common.add_argument("--json", type=Path, help="write the figures to this file as well")
     common.add_argument("--nanogpt", type=Path, metavar="DIR", help="an unmodified checkout of nanoGPT to measure too")
     common.add_argument("--rounds", type=int, default=5, help="runs of each, in turn [%(default)s]")
-    subjects = parser.add_subparsers(dest="subject", required=True)
+    subjects = parser.add_subparsers(dest="subject")
 
     subject = subjects.add_parser("train", parents=[common], help="tokens/s by model size, or races to a loss")
     subject.add_argument("--sizes", nargs="+", choices=SHAPES, default=[*SHAPES][:2], help="[0.8M 10.7M]")
@@ -550,6 +550,8 @@ def main() -> int:
     subject.set_defaults(measure=measure_generating)
 
     args = parser.parse_args()
+    if args.subject is None:
+        parser.error("name what to measure: train or generate")
     print(machine())
     rows = args.measure(args)
     show_table(rows)

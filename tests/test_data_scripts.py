@@ -129,7 +129,8 @@ from pathlib import Path
 root, scripts = Path(sys.argv[1]), sys.argv[2:]
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
-    for flags in (["--help"], ["--no-such-flag", *(["--fraction", "1"] if "sample" in script else [])]):
+    needed = ["--fraction", "1"] if "sample" in script else ["a.txt"] if "surprise" in script else []
+    for flags in (["--help"], ["--no-such-flag", *needed]):
         for name in [n for n in sys.modules if n.partition(".")[0] in ("config", "dataset", "model", "scripts")]:
             del sys.modules[name]
         sys.path[:] = [str((root / script).parent), *outer]
