@@ -15,7 +15,7 @@ chance in a thousand. These rules say what is counted, and where:
   scored once; no end-of-text is scored after the last one. A line <|endoftext|> in the text is text like any other.
 - A text longer than block_size (B tokens) is read in windows of B that overlap by half. In the first window all tokens
   are scored, in each later one the half that is new, so from there on a token is foreseen from at least half a block.
-  Training scores its validation file in blocks that do not overlap, so its figures are a little higher.
+  Training scores its validation file in blocks that do not overlap, so its figures are not quite these.
 - A token is charged to the line in which it begins. A line end belongs to the line that it ends. The costs of the lines
   add up to the total, exactly: a surprise is rounded to 2^-20 bits, and sums of such numbers are exact.
 - Tokens that hold parts of the same character are shown together, in the colour of their sum, which is the surprise of
