@@ -114,9 +114,10 @@ def main() -> int:
                             print(f"  a document of {len(text):,} characters begins: {visible(text[:70])}")
                         counts["rows"] += 1
                         yield text
-                except ValueError as error:
+                except (ValueError, UserError) as error:  # damage can take the name of a column, too
                     if not args.skip_bad:
-                        raise UserError(f"{error}. Leave out such files with --skip-bad.") from None
+                        advice = "" if isinstance(error, UserError) else ". Leave out such files with --skip-bad."
+                        raise UserError(f"{error}{advice}") from None
                     bad.append(path)
                     tqdm.write(f"left out from where it broke off: {error}", file=sys.stderr)
                 progress.update(size)
