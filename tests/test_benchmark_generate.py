@@ -17,7 +17,7 @@ TINY = {"vocab_size": 65, "block_size": 12, "n_layer": 1, "n_head": 1, "n_embd":
 @pytest.fixture
 def flags(monkeypatch):
     monkeypatch.setattr(benchmark, "GENERATING", {"tiny": TINY, "15M": TINY | {"vocab_size": 2000}})
-    monkeypatch.setattr(benchmark, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(benchmark, "bandwidth", lambda: 1e7)
     return argparse.Namespace(nanogpt=None, llama2c=None, llama2c_model=None, rounds=1)
 
 
@@ -28,9 +28,9 @@ def number(text: str) -> float:
 def test_a_row_without_a_peer(flags, tmp_path):
     row = benchmark.generating_row("tiny", flags, tmp_path)
     weights = sum(p.numel() for n, p in GPT(**TINY).named_parameters() if n != "embedding.weight")
-    assert number(row["limit"]) == pytest.approx(1e9 / (4 * weights), abs=1)
+    assert number(row["limit"]) == pytest.approx(1e7 / (4 * weights), abs=1)
     assert number(row["fraction"]) / 100 == pytest.approx(
-        number(row["with candidates"]) / number(row["limit"]), abs=0.006
+        number(row["with candidates"]) / number(row["limit"]), rel=0.01, abs=0.006
     )
     assert number(row["ours, tokens/s"]) > 0
     assert (row["peer"], row["ratio"]) == ("none", "")

@@ -334,7 +334,7 @@ def test_an_interrupted_trace_keeps_its_lines(write, tmp_path, monkeypatch):
         return real(sample, number, *rest)
 
     monkeypatch.setattr(generate, "trace_step", interrupt_at_step_4)
-    write("--trace", file)
+    write("--trace", file, "--top-k", 2, "--show", 2)  # lines so short that a buffer would hold all of them
     assert [json.loads(line)["step"] for line in file.read_text("utf-8").splitlines()] == [1, 2, 3]
 
     def fail(sample, number, *rest):

@@ -292,6 +292,14 @@ def test_the_likeliest_are_the_first_of_a_stable_sort(values, n):
     assert likeliest(np.array(values, np.float64), n).tolist() == expected
 
 
+@in_any_time
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(300, 3000), st.sampled_from([3, 1000]))
+def test_the_likeliest_of_many_are_found_through_their_groups(seed, n, size, distinct):
+    """Sizes at which groups hand in their highest, whether or not they divide the size; with and without ties."""
+    values = np.random.default_rng(seed).integers(0, distinct, size).astype(np.float32)
+    assert likeliest(values, n).tolist() == (-values).argsort(kind="stable")[:n].tolist()
+
+
 def test_penalty_by_hand():
     logits, seen = np.array([3.0, -3.0, 3.0, -3.0, 0.0]), np.array([True, True, False, False, True])
     assert penalise(logits, seen, 2.0).tolist() == [1.5, -6.0, 3.0, -3.0, 0.0]
