@@ -45,14 +45,14 @@ from model.checkpoint import (
     save_model,
 )
 from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device, wait_for
-from model.gpt import GPT
+from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import Optimizer, learning_rate_at
 from model.sampling import generate, read
 from model.speed import pick_step, seconds_a_step
 from model.tokenizer import Tokenizer, load_tokenizer
 
-# A run that is resumed must be the run that was started. The result depends on these settings, so they must not change:
-ARCHITECTURE = "block_size n_layer n_head n_embd rotary_base dropout tie_embeddings".split()
+# A run that is resumed must be the run that was started. The result depends on the architecture and on these settings,
+# so they must not change:
 RECIPE = """batch_size learning_rate muon_rate warmup_steps decay_fraction weight_decay momentum beta1 beta2 grad_clip
     seed""".split()
 # These may, and a change is named (max_steps, of which the learning rate is a function, so that a run can go on):
@@ -235,7 +235,7 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
     harmful = [changed[name] for name in changed if name not in FREE]
     if settings.dtype not in ("auto", saved["dtype"]):
         harmful.append(f"dtype was {saved['dtype']}, is {settings.dtype}")
-    was = "on" if saved.get("compiled", False) else "off"
+    was = "on" if saved["compiled"] else "off"
     if settings.compile not in ("auto", was):
         harmful.append(f"compile was {was}, is {settings.compile}")
     for name, sha256 in sources.items():
@@ -339,7 +339,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
     model.to(device).compute_in(dtype)
     optimizer = make_optimizer(model, settings, dtype)
     batches = Batches(train, settings, device)
-    compiled = saved is not None and saved.get("compiled", False)  # checkpoints of old did not say
+    compiled = saved is not None and saved["compiled"]
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -424,6 +424,8 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
             return 60 * minutes - (time.perf_counter() - STARTED)
 
         def time_step(step_of: Callable) -> float:
+            if choice == "off" and minutes == 0 and device.type == "cpu":
+                return math.nan  # nothing depends on it: a resumed run starts at once
             return seconds_a_step(step_of, optimizer, batches, at_most=0.02 * time_left(), check=stop.check)
 
         def planned(seconds: float) -> float:

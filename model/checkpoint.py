@@ -20,7 +20,7 @@ from torch import Tensor
 
 from config import UserError, shown_path
 from dataset import MAX_VOCAB_SIZE, hold, saying_what_is_free, whole_file
-from model.gpt import GPT
+from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import memory_of_shapes
 from model.pt_file import load, save
 from model.tokenizer import Tokenizer
@@ -136,14 +136,12 @@ def load_checkpoint(path: Path) -> dict:
     sources = part(content, "sources", dict)
     if not all(isinstance(sources.get(name), str) for name in ("tokenizer", "training data", "validation data")):
         raise ValueError("it does not say of which data it is")
-    part(content, "device", str), part(content, "dtype", str)
-    if not isinstance(content.get("compiled", False), bool):
-        raise ValueError("it does not say whether it was compiled")
+    part(content, "device", str), part(content, "dtype", str), part(content, "compiled", bool)
 
     weights, memory = part(content, "model", dict), part(content, "optimizer", dict)
     embedding = part(weights, "embedding.weight", Tensor)
-    names = ("block_size", "n_layer", "n_head", "n_embd", "rotary_base", "dropout", "tie_embeddings")
-    model = skeleton({"vocab_size": sum(embedding.shape[:1]), **{name: settings.get(name) for name in names}}, weights)
+    architecture = {"vocab_size": sum(embedding.shape[:1]), **{name: settings.get(name) for name in ARCHITECTURE}}
+    model = skeleton(architecture, weights)
     check_tensors(weights, model.state_dict())
     check_tensors(memory, memory_of_shapes(model))
     check_tensors({"rng": content.get("rng")}, {"rng": torch.get_rng_state()})

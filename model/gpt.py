@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from model.by_hand import HeadLossByHand
 from model.layers import Block, KeyValueCache, Linear, RMSNorm, by_hand, rotary_table
 
+# The settings that make an architecture, together with the vocabulary's size.
+ARCHITECTURE = "block_size n_layer n_head n_embd rotary_base dropout tie_embeddings".split()
+
 
 class GPT(nn.Module):
     """A decoder-only transformer. `architecture` holds the arguments it was made with, so that a file can rebuild it.

@@ -89,7 +89,7 @@ class Optimizer:
 
     def load_state_dict(self, state: dict) -> None:
         for name, tensor in self.state_dict().items():
-            tensor.copy_(torch.as_tensor(state[name]))
+            tensor.copy_(state[name])
 
 
 def matrices(model: nn.Module) -> list[tuple[Tensor, int]]:

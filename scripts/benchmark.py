@@ -84,14 +84,31 @@ def bandwidth(megabytes: int = 256) -> float:
     return data.nbytes / seconds_of(data.sum)
 
 
+def command_seconds(command: list, folder: Path) -> float:
+    """Run a command to its end, out of sight. Returns its wall time, the start of Python included."""
+    start = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise UserError(
+            f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr[-400:]}"
+        )
+    return time.perf_counter() - start
+
+
+# === the models that are measured =====================================================================================
+
+# What nanoGPT's README trains on a CPU and on a GPU, the smallest of llama2.c, one between, and GPT-2.
+MODELS = {
+    "0.8M": {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128},
+    "10.7M": {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
+    "15M": {"vocab_size": 32000, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 288},
+    "30M": {"vocab_size": 4096, "block_size": 256, "n_layer": 8, "n_head": 8, "n_embd": 512},
+    "124M": {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
+}
+
 # === training: tokens a second ========================================================================================
 
-SHAPES = {  # vocab_size, block_size, n_layer, n_head, n_embd; sequences in a step
-    "0.8M": ((65, 64, 4, 4, 128), 32),
-    "10.7M": ((65, 256, 6, 6, 384), 32),
-    "30M": ((4096, 256, 8, 8, 512), 16),
-    "124M": ((50257, 1024, 12, 12, 768), 2),
-}
+BATCH_SIZES = {"0.8M": 32, "10.7M": 32, "30M": 16, "124M": 2}  # sequences in a step, by model
 
 # What runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a
 # CPU (fp32) or a GPU (bfloat16, compiled), on random tokens, one line of seconds for each line that it reads.
@@ -149,12 +166,13 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
     from model.gpt import GPT
     from model.optimizer import Optimizer
 
-    (vocab_size, block_size, n_layer, n_head, n_embd), batch_size = SHAPES[name]
+    shape, batch_size = MODELS[name], BATCH_SIZES[name]
+    vocab_size, block_size = shape["vocab_size"], shape["block_size"]
     device = pick_device("auto")
     if device.type == "cpu":
         keep_memory()
     dtype = pick_dtype("auto", device)
-    model = GPT(vocab_size, block_size, n_layer, n_head, n_embd).to(device).compute_in(dtype)
+    model = GPT(**shape).to(device).compute_in(dtype)
     optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9, dtype)
     loss_of = torch.compile(model.loss, dynamic=False) if compile else model.loss
     idx, targets = torch.randint(vocab_size, (2, batch_size, block_size), device=device)
@@ -176,7 +194,7 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
         work()
         return time.perf_counter() - start
 
-    peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, vocab_size, block_size, n_layer, n_head, n_embd, batch_size)
+    peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, *shape.values(), batch_size)
     times = []  # (forward and backward, update, the peer's step), in turn
     for number in range(rounds + 1):
         both = timed(forward_backward), timed(update), peer() if peer else math.nan
@@ -188,7 +206,7 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
     tokens = batch_size * block_size
     weights = sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
     # 6 N + 12 L C T a token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B
-    operations = tokens * (6 * weights + 12 * n_layer * n_embd * block_size)
+    operations = tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * block_size)
     rate, limit = operations / (compute + updating), product_rate(dtype)
     return {
         "model": name,
@@ -237,31 +255,11 @@ print(total / (len(tokens) - 1))
 """
 
 
-def command_seconds(command: list, folder: Path) -> float:
-    """Run a command to its end, out of sight. Returns its wall time, the start of Python included."""
-    start = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        raise UserError(
-            f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr[-400:]}"
-        )
-    return time.perf_counter() - start
-
-
 def race_ours(script: str, flags: str, files: dict, seed: int, minutes: float) -> tuple[float, float]:
     """A run of ours from the command to the saved model: (seconds, loss over the whole validation file)."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            ROOT / script,
-            *flags.split(),
-            "--eval-every",
-            0,
-            "--sample-tokens",
-            0,
-            "--seed",
-            seed,
-        ]
+        command = [sys.executable, ROOT / script, *flags.split(), "--seed", seed]
+        command += ["--eval-every", 0, "--sample-tokens", 0]
         command += ["--checkpoint-dir", folder, "--model-file", Path(folder, "model.pt")]
         command += [part for flag, path in files.items() for part in (flag, path)]
         seconds = command_seconds(command + ["--minutes", minutes] * (minutes > 0), ROOT)
@@ -343,13 +341,7 @@ def train(args) -> list[dict]:
 
 # === generating: tokens a second, one at a time =======================================================================
 
-# What nanoGPT's README trains on a CPU, on a GPU, and GPT-2; and the smallest of llama2.c.
-GENERATING = {
-    "0.8M": {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128},
-    "10.7M": {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
-    "124M": {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
-    "15M": {"vocab_size": 32000, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 288},
-}
+GENERATING = ["0.8M", "10.7M", "124M", "15M"]
 
 
 def measure_generating(args) -> list[dict]:
@@ -373,7 +365,7 @@ def generating_row(name: str, args, folder: Path) -> dict:
 
     from model.gpt import GPT
 
-    shape = GENERATING[name]
+    shape = MODELS[name]
     model = GPT(**shape, tie_embeddings=shape["vocab_size"] > 1000).eval()  # tied as the peers' are
     with torch.no_grad():
         for weight in model.parameters():
@@ -490,7 +482,6 @@ def random_llama2c_model(model, folder: Path) -> Path:
 
 def first_token(folder: Path, rounds: int) -> None:
     """Print how long one token takes from the start of the process, beside an import of torch that does nothing."""
-    from config import CHAR
     from model.checkpoint import save_model
     from model.gpt import GPT
     from model.tokenizer import Tokenizer, make_character_tokenizer
@@ -500,15 +491,15 @@ def first_token(folder: Path, rounds: int) -> None:
     model = GPT(tokenizer.vocab_size, **{name: getattr(CHAR, name) for name in names})
     path = folder / "model.pt"
     save_model(path, model, tokenizer, {"steps": 0, "val_bits_per_byte": 0.0})
-    script = str(Path(__file__).resolve().parents[1] / "generate.py")
-    generate = [sys.executable, script, "--model", str(path), "--prompt", "def ", "--tokens", "1", "--quiet"]
-    bare = [sys.executable, "-c", "import torch"]
-    seconds = {"bare": [], "generate": []}
+    flags = ["--model", path, "--prompt", "def ", "--tokens", 1, "--quiet"]
+    commands = {
+        "bare": [sys.executable, "-c", "import torch"],
+        "generate": [sys.executable, ROOT / "generate.py", *flags],
+    }
+    seconds = {name: [] for name in commands}
     for _ in range(rounds):
-        for name, command in (("bare", bare), ("generate", generate)):
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)  # noqa: S603
-            seconds[name].append(time.perf_counter() - start)
+        for name, command in commands.items():
+            seconds[name].append(command_seconds(command, ROOT))
     torch_alone, first = (statistics.median(seconds[name]) for name in ("bare", "generate"))
     print(
         f"First token of the default model, process and all: {first:.2f} s; a bare import of torch: "
@@ -537,7 +528,7 @@ def main() -> int:
     subjects = parser.add_subparsers(dest="subject")
 
     subject = subjects.add_parser("train", parents=[common], help="tokens/s by model size, or races to a loss")
-    subject.add_argument("--sizes", nargs="+", choices=SHAPES, default=[*SHAPES][:2], help="[0.8M 10.7M]")
+    subject.add_argument("--sizes", nargs="+", choices=BATCH_SIZES, default=["0.8M", "10.7M"], help="[0.8M 10.7M]")
     subject.add_argument("--compile", action="store_true", help="compile our model first, as long runs do")
     subject.add_argument("--race", choices=RACES, help="whole trainings instead, on the token files in --data")
     subject.add_argument("--data", type=Path, default=DATA, help="folder of token files and tokenizer [data]")
@@ -546,7 +537,7 @@ def main() -> int:
     subject = subjects.add_parser("generate", parents=[common], help="tokens/s of one text, with its candidates")
     subject.add_argument("--llama2c", type=Path, metavar="BINARY", help="run of karpathy/llama2.c, built with runomp")
     subject.add_argument("--llama2c-model", type=Path, metavar="FILE", help="its weights; default: random, of 15M")
-    subject.add_argument("--shapes", nargs="+", choices=GENERATING, default=[*GENERATING], help="only these")
+    subject.add_argument("--shapes", nargs="+", choices=GENERATING, default=GENERATING, help="only these")
     subject.set_defaults(measure=measure_generating)
 
     args = parser.parse_args()

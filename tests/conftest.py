@@ -13,10 +13,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; tests/test_ingest.py starts its own server
 
 import pytest
+import torch
 from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
 from dataset import split_documents, token_writer, write_documents
+from model.checkpoint import newest_checkpoint
+from model.pt_file import save
 from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer, train_bpe_tokenizer
 
 DOCUMENT = '''"""Module {i}."""
@@ -75,6 +78,16 @@ def make_pipeline(folder, settings, kind):
         for part, text in split_documents(settings.corpus, 0.2):
             {"train": train, "val": val}[part].add(tokenizer.encode(text), len(text.encode()))
     return settings
+
+
+def lose(folder, part):
+    """Take the random numbers ("rng") or the optimizer's memory ("optimizer") out of a run's newest checkpoint."""
+    path, content, _ = newest_checkpoint(folder)
+    if part == "rng":
+        content["rng"] = torch.Generator().manual_seed(0).get_state()
+    else:
+        content["optimizer"]["mean"].zero_()
+    save(path, content)
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ torch.save({"model": model.state_dict(), "model_args": args}, flags["out_dir"] +
 
 def test_a_step_of_both_is_measured(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text(MODEL)
-    monkeypatch.setattr(benchmark, "SHAPES", {"tiny": ((11, 8, 1, 2, 8), 3)})
+    shape = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    monkeypatch.setattr(benchmark, "MODELS", {"tiny": shape})
+    monkeypatch.setattr(benchmark, "BATCH_SIZES", {"tiny": 3})
     monkeypatch.setattr(benchmark, "product_rate", lambda dtype: 1e12)
     row = benchmark.measure_step("tiny", tmp_path, rounds=2, compile=False)
     assert row["tokens a step"] == 24

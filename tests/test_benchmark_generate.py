@@ -16,7 +16,7 @@ TINY = {"vocab_size": 65, "block_size": 12, "n_layer": 1, "n_head": 1, "n_embd":
 
 @pytest.fixture
 def flags(monkeypatch):
-    monkeypatch.setattr(benchmark, "GENERATING", {"tiny": TINY, "15M": TINY | {"vocab_size": 2000}})
+    monkeypatch.setattr(benchmark, "MODELS", {"tiny": TINY, "15M": TINY | {"vocab_size": 2000}})
     monkeypatch.setattr(benchmark, "bandwidth", lambda: 1e7)
     return argparse.Namespace(nanogpt=None, llama2c=None, llama2c_model=None, rounds=1)
 

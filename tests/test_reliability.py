@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import lose, make_pipeline
 from faults import Faults, end_of, left_over, runs, start
 from test_training import interrupt_after, log_of, same, steps_of
 
@@ -351,12 +351,7 @@ def test_a_run_killed_at_random_moments_is_the_same_run(finished, tmp_path, numb
 @pytest.mark.parametrize("lost", ["rng", "optimizer"])
 def test_a_run_that_resumes_without_a_part_is_noticed(finished, copy, lost):
     """The control of the test above."""
-    path, content, _ = newest_checkpoint(copy.checkpoint_dir)
-    if lost == "rng":
-        content["rng"] = torch.Generator().manual_seed(0).get_state()
-    else:
-        content["optimizer"]["mean"].zero_()
-    checkpoint.save(path, content)
+    lose(copy.checkpoint_dir, lost)
     train.main(copy, fresh=False)
     assert not same(newest_checkpoint(copy.checkpoint_dir)[1]["model"], finished[2]["model"])
 

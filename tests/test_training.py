@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_pipeline
+from conftest import lose, make_pipeline
 
 import train
 from config import BPE, CHAR, ROOT, UserError, training_flags
 from dataset import open_tokens
-from model import checkpoint, insight, speed
+from model import insight, speed
 from model.checkpoint import load, load_model, newest_checkpoint
 
 
@@ -229,12 +229,7 @@ def test_a_checkpoint_without_a_part_would_not_resume_exactly(char, lost):
     train.main(char, fresh=False)
     whole = newest_checkpoint(char.checkpoint_dir)[1]
     interrupt_after(char, 5)
-    path, content, _ = newest_checkpoint(char.checkpoint_dir)
-    if lost == "rng":
-        content["rng"] = torch.Generator().manual_seed(0).get_state()
-    else:
-        content["optimizer"]["mean"].zero_()
-    checkpoint.save(path, content)
+    lose(char.checkpoint_dir, lost)
     train.main(char, fresh=False)
     assert not same(whole["model"], newest_checkpoint(char.checkpoint_dir)[1]["model"])
 
