@@ -129,12 +129,13 @@ class HeadLossByHand(Function):
     """
 
     PIECE = 1 << 20  # logits at a time, 4 MB in fp32
+    TOKENS = 256  # but never fewer tokens: each piece adds to the gradient of the whole (V, C) weight
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         loss = torch.zeros((), device=x.device)
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
-        n = max(32, HeadLossByHand.PIECE // len(weight))  # tokens at a time
+        n = max(HeadLossByHand.TOKENS, HeadLossByHand.PIECE // len(weight))  # tokens at a time
         for part, target, dpart in zip(x.split(n), targets.split(n), dx.split(n), strict=True):
             log_p = F.log_softmax(part @ weight.T, dim=1, dtype=torch.float32)  # (n, V)
             own = torch.arange(len(part), device=x.device), target
