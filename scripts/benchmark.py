@@ -30,7 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BPE, CHAR, DATA, ROOT, UsageError, UserError, run, shown_path
-from dataset import TokenFile, open_tokens, whole_file
+from dataset import TokenFile, draw_batch, open_tokens, whole_file
 from model.insight import bits_per_byte
 
 # === what the machine can do ==========================================================================================
@@ -159,10 +159,13 @@ class Peer:
 
 
 def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
-    """One shape: our step and the peer's in turn, the limit, and where the time of ours goes."""
+    """One shape: our step and the peer's in turn, the limit, and where the time of ours goes: to the update, to drawing
+    the batch, and to evaluations, as config.py has them by default.
+    """
+    import numpy as np
     import torch
 
-    from model.device import keep_memory, pick_device, pick_dtype, wait_for
+    from model.device import keep_memory, pick_device, pick_dtype, to_device, wait_for
     from model.gpt import GPT
     from model.optimizer import Optimizer
 
@@ -189,35 +192,52 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
         optimizer.step(rate)
         wait_for(device)
 
+    text = np.zeros(1 << 24, np.uint16)
+    sequences = max(1, 4096 // block_size)  # that train.py evaluates at once
+
+    def draw():
+        for part in draw_batch(text, block_size, batch_size, 1, 0):
+            to_device(part, device)
+        wait_for(device)
+
+    @torch.inference_mode()
+    def evaluate():
+        model.loss(idx[:1].expand(sequences, -1), targets[:1].expand(sequences, -1))
+        wait_for(device)
+
     def timed(work) -> float:
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
 
     peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, *shape.values(), batch_size)
-    times = []  # (forward and backward, update, the peer's step), in turn
+    times = []  # (forward and backward, update, drawing, evaluation of a batch, the peer's step), in turn
     for number in range(rounds + 1):
-        both = timed(forward_backward), timed(update), peer() if peer else math.nan
+        all_parts = *map(timed, (forward_backward, update, draw, evaluate)), peer() if peer else math.nan
         if number > 0:  # the first one allocates and compiles
-            times.append(both)
+            times.append(all_parts)
     if peer:
         peer.close()
-    compute, updating, theirs = map(statistics.median, zip(*times, strict=True))
+    compute, updating, drawing, evaluating, theirs = map(statistics.median, zip(*times, strict=True))
+    step = compute + updating + drawing
+    evaluating *= CHAR.eval_tokens / (sequences * block_size) / CHAR.eval_every  # a step's share of it
     tokens = batch_size * block_size
     weights = sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
     # 6 N + 12 L C T a token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B
     operations = tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * block_size)
-    rate, limit = operations / (compute + updating), product_rate(dtype)
+    rate, limit = operations / step, product_rate(dtype)
     return {
         "model": name,
         "tokens a step": tokens,
-        "ours, tokens/s": round(tokens / (compute + updating)),
+        "ours, tokens/s": round(tokens / step),
         "nanoGPT, tokens/s": round(tokens / theirs) if peer else "",
-        "ratio": f"{theirs / (compute + updating):.2f}" if peer else "",
+        "ratio": f"{theirs / step:.2f}" if peer else "",
         "GFLOP/s": round(rate / 1e9),
         "limit": round(limit / 1e9),
         "of the limit": f"{rate / limit:.0%}",
-        "update": f"{updating / (compute + updating):.0%}",
+        "update": f"{updating / step:.0%}",
+        "data": f"{drawing / step:.1%}",
+        "evaluation": f"{evaluating / (step + evaluating):.1%}",
     }
 
 
