@@ -13,6 +13,7 @@ two machines, or of two days, do not compare; the ratios do.
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -108,6 +109,7 @@ MODELS = {
 
 # === training: tokens a second ========================================================================================
 
+LEAST_SECONDS = 10.0  # small models take more rounds than asked for, until so much time is over
 BATCH_SIZES = {"0.8M": 32, "10.7M": 32, "30M": 16, "124M": 2}  # sequences in a step, by model
 
 # What runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a
@@ -211,30 +213,35 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
         return time.perf_counter() - start
 
     peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, *shape.values(), batch_size)
-    times = []  # (forward and backward, update, drawing, evaluation of a batch, the peer's step), in turn
-    for number in range(rounds + 1):
-        all_parts = *map(timed, (forward_backward, update, draw, evaluate)), peer() if peer else math.nan
-        if number > 0:  # the first one allocates and compiles
-            times.append(all_parts)
-    if peer:
-        peer.close()
-    compute, updating, drawing, evaluating, theirs = map(statistics.median, zip(*times, strict=True))
-    step = compute + updating + drawing
-    evaluating *= CHAR.eval_tokens / (sequences * block_size) / CHAR.eval_every  # a step's share of it
     tokens = batch_size * block_size
     weights = sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
     # 6 N + 12 L C T a token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B
     operations = tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * block_size)
-    rate, limit = operations / step, product_rate(dtype)
+    times = []  # in turn, so that what slows down the machine slows down all of a round
+    begin = time.perf_counter()
+    for number in itertools.count():
+        parts = list(map(timed, (forward_backward, update, draw, evaluate)))
+        theirs, limit = peer() if peer else math.nan, product_rate(dtype)
+        step = sum(parts[:3])
+        parts[3] *= CHAR.eval_tokens / (sequences * block_size) / CHAR.eval_every  # a step's share of it
+        if number > 0:  # the first one allocates and compiles
+            times.append((*parts, step, theirs, theirs / step, limit, operations / step / limit))
+        if number >= rounds and time.perf_counter() - begin > LEAST_SECONDS:
+            break
+    if peer:
+        peer.close()
+    _, updating, drawing, evaluating, step, theirs, ratio, limit, fraction = map(
+        statistics.median, zip(*times, strict=True)
+    )
     return {
         "model": name,
         "tokens a step": tokens,
         "ours, tokens/s": round(tokens / step),
         "nanoGPT, tokens/s": round(tokens / theirs) if peer else "",
-        "ratio": f"{theirs / step:.2f}" if peer else "",
-        "GFLOP/s": round(rate / 1e9),
+        "ratio": f"{ratio:.2f}" if peer else "",
+        "GFLOP/s": round(operations / step / 1e9),
         "limit": round(limit / 1e9),
-        "of the limit": f"{rate / limit:.0%}",
+        "of the limit": f"{fraction:.0%}",
         "update": f"{updating / step:.0%}",
         "data": f"{drawing / step:.1%}",
         "evaluation": f"{evaluating / (step + evaluating):.1%}",
