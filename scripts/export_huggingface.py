@@ -1,14 +1,15 @@
 """Take a trained model into other tools: a folder that Hugging Face's transformers opens without any code of ours.
 
     python scripts/export_huggingface.py --output data/exported
-    python scripts/export_huggingface.py --model char.pt --output data/exported_char
+    python scripts/export_huggingface.py --output data/exported --gguf data/tiny.gguf
 
 Reads   gpt_model.pt (train.py, trainv2.py)
-Writes  config.json, model.safetensors, tokenizer.json and what goes with them, and a model card, README.md, to edit
+Writes  config.json, model.safetensors, tokenizer.json and what goes with them, and a model card, README.md, to edit;
+        with --gguf all of it as one file for llama.cpp and the programs built on it
 Next    AutoModelForCausalLM.from_pretrained("data/exported"), or python train.py --init-from data/exported
 
 Nothing is converted but names, because the model has the shape that is called Qwen3 there. Needs the package
-safetensors: uv run --extra export, or pip install safetensors.
+safetensors, and for --gguf the package gguf: uv run --extra export, or pip install safetensors gguf.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def command_line(argv: list[str] | None = None):
         "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="write this file for llama.cpp as well")
     add_flags(parser, CHAR, "debug")
     return parse_before_torch(parser, CHAR, argv)
 
@@ -40,6 +42,7 @@ import torch
 
 from dataset import END_OF_TEXT, whole_file
 from model.checkpoint import load_model
+from model.gguf_file import write_gguf
 from model.gpt import GPT
 from model.huggingface import qwen3_config, read_folder, safetensors_library, their_names, to_qwen3
 from model.tokenizer import UNKNOWN, Tokenizer
@@ -77,7 +80,7 @@ It has seen texts of {block_size} tokens, prompt included. Beyond that it writes
 
 ## Data
 
-{data} Its documents were divided by a hash of their text: what the validation figures come from was never trained on.
+{data} What the validation figures come from was not among what it was trained on.
 
 ## Licence
 
@@ -177,6 +180,11 @@ def main(settings, args) -> None:
         raise UserError(f"{shown_path(folder)} does not hold the model that was written. Write it again.")
     megabytes = sum(map(len, files.values())) / 1e6
     print(f"{shown_path(folder)}: {len(files)} files, {megabytes:.1f} MB, read back: the same")
+    if args.gguf:
+        write_gguf(args.gguf, model, tokenizer, CHAT_TEMPLATE)
+        print(f"{shown_path(args.gguf)}: {args.gguf.stat().st_size / 1e6:.1f} MB for llama.cpp")
+        if tokenizer.kind == "char":
+            print("  llama.cpp leaves out the characters that the model has never seen; here they are read as <|unk|>")
     print(f"Next: edit {shown_path(folder / 'README.md')}: what the model was trained on, and what may be done with it")
 
 

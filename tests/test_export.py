@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from test_model import SMALL, random_model
 
@@ -17,7 +18,7 @@ from model.checkpoint import load_model, save_model
 from model.gpt import GPT
 from model.huggingface import read_folder
 from model.sampling import generate, read
-from model.tokenizer import Tokenizer, make_character_tokenizer, train_bpe_tokenizer
+from model.tokenizer import LETTER_TO_BYTE, Tokenizer, make_character_tokenizer, train_bpe_tokenizer
 from scripts import export_huggingface
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -282,3 +283,59 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path):
         file.write_bytes(data)
         with pytest.raises(UserError, match="cannot be the start of a training"):
             read_folder(tmp_path, 24)
+
+
+# --- one file for llama.cpp -------------------------------------------------------------------------------------------
+
+
+def test_gguf_holds_the_model_and_its_tokenizer(exported, tmp_path, capsys):
+    """What llama.cpp's qwen3 reads, read back with the package; and its way to cut text, by the file's own merges."""
+    gguf = pytest.importorskip("gguf", reason="gguf, the extra `export`, is not installed")
+    folder, model, tokenizer = exported
+    run_export(folder.parent / "model.pt", folder, "--gguf", str(tmp_path / "tiny.gguf"))
+    assert ("leaves out the characters" in capsys.readouterr().out) == (tokenizer.kind == "char")
+    reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
+    value = {name: field.contents() for name, field in reader.fields.items()}
+    assert value["general.architecture"] == "qwen3"
+    a = model.architecture
+    expected = {
+        "context_length": a["block_size"],
+        "embedding_length": a["n_embd"],
+        "block_count": a["n_layer"],
+        "feed_forward_length": model.blocks[0].mlp.down.weight.size(1),
+        "attention.head_count": a["n_head"],
+        "attention.head_count_kv": a["n_head"],
+        "attention.key_length": a["n_embd"] // a["n_head"],
+        "attention.value_length": a["n_embd"] // a["n_head"],
+        "rope.freq_base": a["rotary_base"],
+    }
+    assert {name: value[f"qwen3.{name}"] for name in expected} == expected
+    assert value["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    assert value["tokenizer.ggml.bos_token_id"] == value["tokenizer.ggml.eos_token_id"] == tokenizer.end_of_text_id
+
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    attention = model.blocks[1].attention
+    q, k, v = attention.qkv.weight.detach().chunk(3)
+    ours = {"attn_q": q, "attn_k": k, "attn_v": v, "attn_q_norm": attention.query_norm.weight.detach()}
+    for name, weight in ours.items():
+        assert (tensors[f"blk.1.{name}.weight"] == weight.numpy()).all()
+    assert (tensors["token_embd.weight"] == model.embedding.weight.detach().numpy()).all()
+    assert ("output.weight" in tensors) != a["tie_embeddings"]
+    assert len(tensors) == len(model.state_dict()) + 3 * a["n_layer"] - a["tie_embeddings"]
+
+    # GPT-2's byte-level BPE with these tokens and merges cuts text as our tokenizer does.
+    vocab = {token: i for i, token in enumerate(value["tokenizer.ggml.tokens"])}
+    assert len(vocab) == tokenizer.vocab_size
+    merges = [tuple(merge.split(" ")) for merge in value["tokenizer.ggml.merges"]]
+    # The library wants every product of a merge to have an id, llama.cpp does not: the first two bytes of 日, say.
+    known = {**vocab}
+    for letter in LETTER_TO_BYTE:
+        known.setdefault(letter, len(known))
+    for left, right in merges:
+        known.setdefault(left + right, len(known))
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(known, merges))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for text in ODD + texts(150):
+        ids = tokenizer.encode(text)
+        left = ids[ids != (tokenizer.unknown_id or -1)]  # llama.cpp drops what has no id
+        assert [token for token in theirs.encode(text).ids if token < len(vocab)] == left.tolist()
