@@ -149,6 +149,12 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
     """The command line of train.py and trainv2.py. Here, so that both answer --help before they import torch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is moved aside, not deleted")
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights, architecture and tokenizer of this folder in Hugging Face's layout (Qwen3)",
+    )
     add_flags(parser, settings, TRAINING_FLAGS)
     return parse_before_torch(parser, settings, argv)
 

@@ -15,7 +15,7 @@ import time
 
 STARTED = time.perf_counter()  # --minutes counts from here
 
-from config import CHAR, Settings, UsageError, UserError, run, shown_path, training_flags
+from config import BPE, CHAR, Settings, UsageError, UserError, run, shown_path, training_flags
 
 if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -188,7 +188,7 @@ def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, To
         if data.facts["tokenizer_sha256"] != tokenizer.sha256:
             raise UserError(
                 f"{shown_path(data.path)} was made with another tokenizer than {shown_path(settings.tokenizer_file)}. "
-                "Run the scripts/prepare_dataset script again."
+                "Run the scripts/prepare_dataset script again, with this --tokenizer-file."
             )
     if len(train) <= settings.block_size or len(val) < 2:
         raise UserError(
@@ -196,6 +196,29 @@ def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, To
             f"of {settings.block_size}. Use more text, or a smaller --block-size."
         )
     return train, val, tokenizer
+
+
+def begin_from(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:
+    """What --init-from stands for: the settings with the architecture and the tokenizer of a folder in Hugging Face's
+    layout, its weights, and their SHA-256. A flag that says otherwise is refused."""
+    from model.huggingface import read_folder
+
+    architecture, weights, sha256 = read_folder(folder, settings.block_size)
+    own = {name: architecture[name] for name in ARCHITECTURE if name != "dropout"}
+    for name, value in own.items():
+        if getattr(settings, name) not in (value, getattr({"char": CHAR, "bpe": BPE}[kind], name)):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is {getattr(settings, name)}, and the model in {shown_path(folder)} has "
+                f"{value}. Leave the flag out: with --init-from, the folder decides."
+            )
+    settings = replace(settings, tokenizer_file=folder / "tokenizer.json", **own)
+    ids = load_tokenizer(settings.tokenizer_file).vocab_size
+    if ids != architecture["vocab_size"]:
+        raise UserError(
+            f"The tokenizer in {shown_path(folder)} has {ids:,} ids, and the model beside it "
+            f"{architecture['vocab_size']:,}: they do not belong together."
+        )
+    return settings, weights, sha256
 
 
 def check_settings(settings: Settings) -> None:
@@ -238,8 +261,9 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
     was = "on" if saved["compiled"] else "off"
     if settings.compile not in ("auto", was):
         harmful.append(f"compile was {was}, is {settings.compile}")
-    for name, sha256 in sources.items():
-        if (was := saved["sources"][name]) != sha256:
+    for name in {**saved["sources"], **sources}:
+        was, sha256 = (which.get(name, "of none") for which in (saved["sources"], sources))
+        if was != sha256:
             harmful.append(f"the {name} is another one (SHA-256 was {was[:8]}..., is {sha256[:8]}...)")
     if harmful:
         raise UserError(
@@ -257,7 +281,9 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
 # === what is printed before the first step ===========================================================================
 
 
-def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, tokenizer: Tokenizer) -> None:
+def show_plan(
+    settings: Settings, model: GPT, train: TokenFile, val: TokenFile, tokenizer: Tokenizer, init_from: Path | None
+) -> None:
     """Settings, parameters, what the first loss must be, and one training example as text."""
     print("Settings (config.py, or a flag for each):")
     for name, value in plain(settings).items():
@@ -279,6 +305,9 @@ def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, 
     print("One training example, cut into tokens. The targets are the inputs, one token later:")
     print(f"  inputs   {insight.cut_line(tokenizer, idx[0, :24])} ...")
     print(f"  targets  {insight.cut_line(tokenizer, targets[0, :24])} ...")
+    if init_from is not None:
+        print(f"Its weights come from {shown_path(init_from)}: it begins with what it has learned there.")
+        return
     expected = insight.first_loss(model.vocab_size)
     print(
         f"The untrained model finds all {model.vocab_size:,} tokens equally likely, so its loss must be "
@@ -290,19 +319,23 @@ def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, 
 
 
 @memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
-def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
+def main(settings: Settings, fresh: bool, kind: str = "char", init_from: Path | None = None) -> int:
     check_settings(settings)
     with only_training_in(settings.checkpoint_dir):
-        return start_or_resume(settings, fresh, kind)
+        return start_or_resume(settings, fresh, kind, init_from)
 
 
-def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
+def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path | None) -> int:
+    if init_from is not None:
+        settings, first_weights, first_sha256 = begin_from(settings, init_from, kind)
     train, val, tokenizer = open_inputs(settings, kind)
     sources = {
         "tokenizer": tokenizer.sha256,
         "training data": train.facts["sha256"],
         "validation data": val.facts["sha256"],
     }
+    if init_from is not None:
+        sources["--init-from folder"] = first_sha256
     folder = settings.checkpoint_dir
     if fresh:
         move_aside(folder)
@@ -336,6 +369,8 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
         model = GPT(**architecture)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if init_from is not None:
+        model.load_state_dict(first_weights)
     model.to(device).compute_in(dtype)
     optimizer = make_optimizer(model, settings, dtype)
     batches = Batches(train, settings, device)
@@ -350,7 +385,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
     log = Log(folder, step if saved is not None else None)
     if settings.debug:
         print(f"Computing on {device} in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
-        show_plan(settings, model, train, val, tokenizer)
+        show_plan(settings, model, train, val, tokenizer, init_from)
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
@@ -504,6 +539,8 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
         "val_loss": val_loss,
         "val_bits_per_byte": insight.bits_per_byte(val_loss, val.tokens_per_byte),
         "settings": plain(settings),
+        "data": {name: train.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
+        "init_from": init_from.resolve().name if init_from is not None else "",
     }
     save_model(settings.model_file, model, tokenizer, training)
     if saved is not None and step == resumed_at:
@@ -520,4 +557,4 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh))
+    run(lambda: main(settings, args.fresh, init_from=args.init_from))

@@ -133,8 +133,8 @@ def load_checkpoint(path: Path) -> dict:
         raise ValueError("a setting is no plain value")
     if not is_whole(settings.get("max_steps"), 1):
         raise ValueError("its settings have no max_steps")
-    sources = part(content, "sources", dict)
-    if not all(isinstance(sources.get(name), str) for name in ("tokenizer", "training data", "validation data")):
+    sources = {"tokenizer": None, "training data": None, "validation data": None, **part(content, "sources", dict)}
+    if not all(isinstance(sha256, str) for sha256 in sources.values()):
         raise ValueError("it does not say of which data it is")
     part(content, "device", str), part(content, "dtype", str), part(content, "compiled", bool)
 

@@ -11,6 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from model.gpt import GPT
+from model.huggingface import qwen3_config, to_qwen3
 from model.layers import RMSNorm, causal_mask, mlp_size, rotary_table, rotate
 from model.optimizer import Optimizer
 
@@ -54,52 +55,12 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
 # --- parity with Qwen3 ------------------------------------------------------------------------------------------------
 
 
-def qwen3_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our state dict under Qwen3's names, with the products that we keep in one matrix taken apart."""
-    parts = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-    in_block = {
-        "attention_norm": ["input_layernorm"],
-        "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        "attention.query_norm": ["self_attn.q_norm"],
-        "attention.key_norm": ["self_attn.k_norm"],
-        "attention.output": ["self_attn.o_proj"],
-        "mlp_norm": ["post_attention_layernorm"],
-        "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-        "mlp.down": ["mlp.down_proj"],
-    }
-    named = {}
-    for name, weight in weights.items():
-        name = name.removesuffix(".weight")
-        if name in parts:
-            named[f"{parts[name]}.weight"] = weight
-        else:
-            _, layer, part = name.split(".", 2)
-            for theirs, piece in zip(in_block[part], weight.chunk(len(in_block[part])), strict=True):
-                named[f"model.layers.{layer}.{theirs}.weight"] = piece
-    return named
-
-
 def as_qwen3(model: GPT) -> Qwen3ForCausalLM:
     """transformers' model with our weights, in its plain (eager) implementation of attention."""
-    a = model.architecture
-    config = Qwen3Config(
-        vocab_size=a["vocab_size"],
-        hidden_size=a["n_embd"],
-        intermediate_size=mlp_size(a["n_embd"]),
-        num_hidden_layers=a["n_layer"],
-        num_attention_heads=a["n_head"],
-        num_key_value_heads=a["n_head"],
-        head_dim=a["n_embd"] // a["n_head"],
-        max_position_embeddings=a["block_size"],
-        rms_norm_eps=1e-6,
-        rope_theta=a["rotary_base"],  # the name that transformers 4.57 knows; 5 reads the next one
-        rope_parameters={"rope_type": "default", "rope_theta": a["rotary_base"]},
-        attention_bias=False,
-        tie_word_embeddings=a["tie_embeddings"],
-        attn_implementation="eager",
-    )
+    config = Qwen3Config(**qwen3_config(model.architecture, end_of_text_id=0), attn_implementation="eager")
     reference = Qwen3ForCausalLM(config).eval()
-    reference.load_state_dict(qwen3_names(model.state_dict()))  # strict: every name on both sides
+    tied = {"lm_head.weight": model.head.weight} if model.architecture["tie_embeddings"] else {}
+    reference.load_state_dict({**to_qwen3(model), **tied})  # strict: every name on both sides
     return reference
 
 
