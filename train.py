@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
-from model import insight
+from model import insight, ladder
 from model.checkpoint import (
     Log,
     check_architecture,
@@ -47,7 +47,7 @@ from model.checkpoint import (
 from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device, wait_for
 from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import Optimizer, learning_rate_at
-from model.sampling import generate, read
+from model.recorder import Recorder, sample_text
 from model.speed import pick_step, seconds_a_step
 from model.tokenizer import Tokenizer, load_tokenizer
 
@@ -159,19 +159,6 @@ class Batches:
         starts = to_device(draw_starts(len(self.data), *self.shape, step), self.device)
         window = self.resident[starts + torch.arange(self.shape[0] + 1, device=self.device)].long()  # (B, T + 1)
         return window[:, :-1], window[:, 1:]
-
-
-def sample_text(model: GPT, tokenizer: Tokenizer, settings: Settings, stop: StopFlag) -> str:
-    """Text that the model writes after <|endoftext|>, as it stands: what it has learned so far."""
-    model.eval()
-    prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-    logits = read(model, prompt, cache)
-    knobs = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    for step in generate(model, prompt, logits[-1], cache, settings.sample_tokens, **knobs):
-        stop.check()
-        ids.append(step.token)
-    model.train()
-    return tokenizer.decode(ids)
 
 
 # === what a run stands on ============================================================================================
@@ -383,9 +370,21 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
     model.train()
     log = Log(folder, step if saved is not None else None)
+
+    def sample() -> str:
+        knobs = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        return sample_text(model, tokenizer, settings.sample_tokens, knobs, stop.check)
+
     if settings.debug:
         print(f"Computing on {device} in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
         show_plan(settings, model, train, val, tokenizer, init_from)
+    rungs = log.about["ladder"] if log.about else {}
+    if settings.eval_every and not rungs:
+        rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte)
+    if settings.debug and rungs:
+        print("What others reach on the validation file, in bits per byte (model/ladder.py says how):")
+        print(ladder.show(rungs))
+    recorder = Recorder(model, val, tokenizer, log, settings.eval_every, settings.grad_clip, sample, rungs)
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
@@ -432,10 +431,11 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             f"{insight.perplexity(loss):.2f}, surprise {insight.bits(loss):.3f} bits a token, "
             f"{bits_per_byte:.3f} bits per byte"
         )
-        sample = sample_text(model, tokenizer, settings, stop)
-        if sample:
-            print("  it writes:\n  | " + sample.replace("\n", "\n  | "))
-        log.write(step=step, val_loss=loss, val_tokens=scored, val_bits_per_byte=bits_per_byte, sample=sample)
+        if rungs:
+            print(f"  {ladder.verdict(bits_per_byte, rungs)}")
+        if text := sample():
+            print("  it writes:\n  | " + text.replace("\n", "\n  | "))
+        log.write(step=step, val_loss=loss, val_tokens=scored, val_bits_per_byte=bits_per_byte, sample=text)
         log.evaluations[step] = (loss, scored)
         return time.perf_counter() - start
 
@@ -448,7 +448,9 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
     # --- the loop ----------------------------------------------------------------------------------------------------
     resumed_at = step
     progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug, delay=2)
+    started = time.perf_counter()
     try:
+        recorder.after(step)
         eval_seconds = validate() if evaluation_due() else 0.0
 
         # How to compute a step, and with --minutes how many of them there will be: decided once, and saved.
@@ -470,17 +472,20 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         if minutes > 0:
             last = len(val) * seconds / (3 * settings.batch_size * settings.block_size)  # a third is the forward pass
             each = eval_seconds / settings.eval_every if settings.eval_every else 0.0
+            last += 12 * recorder.seconds  # about so many records
             max_steps = max(1, int((time_left() - last) / (seconds + each)))
             settings = replace(settings, max_steps=max_steps)
             print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
             progress.reset(total=max_steps)
 
+        recorder.last = settings.max_steps
         begin = since = time.perf_counter()
         steps_timed, pauses = 0, 0.0  # training steps since the last line of output, seconds of other work among them
         while step < settings.max_steps:
             stop.check()
             fraction = learning_rate_at(step, settings.max_steps, settings.warmup_steps, settings.decay_fraction)
             rate = torch.full((), fraction, device=device)
+            recorder.before(step + 1)
             loss, norm = step_of(*batches(step), rate)
             step += 1
             steps_timed += 1
@@ -510,9 +515,10 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
                     )
                 since, steps_timed, pauses = now, 0, 0.0
             saving = step % settings.checkpoint_every == 0 or step == settings.max_steps
-            if saving or evaluation_due():
+            if saving or evaluation_due() or recorder.due(step):
                 wait_for(device)
                 pause = time.perf_counter()
+                recorder.after(step, norm)
                 if saving:
                     path = checkpoint()
                     if settings.debug:
@@ -530,6 +536,10 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         raise wrong(error) from None
     finally:
         progress.close()
+
+    if settings.debug and settings.eval_every and step > resumed_at:
+        share = recorder.seconds / (time.perf_counter() - started)
+        print(f"Records for scripts/plot_training.py took {recorder.seconds:.1f} s, {share:.1%} of the training")
 
     # --- the model ---------------------------------------------------------------------------------------------------
     val_loss, _ = log.evaluations[step]

@@ -201,13 +201,14 @@ class Log:
     """log.jsonl: one JSON object a line. A run resumed at `step` takes out what came after that; a new run, whose
     step is None, takes out everything.
 
-    Evaluations are read back, and so carry a checksum: without one, or with a wrong one, a line is not believed.
+    What is read back carries a checksum, and without one, or with a wrong one, a line is not believed.
     """
 
     def __init__(self, folder: Path, step: int | None):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         self.evaluations, kept, damaged = {}, [], 0  # by step: (validation loss, tokens scored)
+        self.recorded, self.about = set(), None  # steps that have a record, what a run that records says of itself
         if step is not None and self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 entry = read_line(line)
@@ -217,16 +218,22 @@ class Log:
                     kept.append(line + b"\n")
                     if "val_loss" in entry:
                         self.evaluations[entry["step"]] = (entry["val_loss"], entry["val_tokens"])
+                    if "record" in entry:
+                        self.recorded.add(entry["step"])
+                    self.about = entry.get("about", self.about)
         if damaged:  # a kill cuts one short
             print(f"{shown_path(self.path)}: left out {damaged} line{'s'[: damaged > 1]} not whole")
         with whole_file(self.path) as file:
             file.writelines(kept)
 
     def write(self, **entry) -> None:
-        if "val_loss" in entry:
+        if READ_BACK & entry.keys():
             entry["crc32"] = checksum(entry)
         with saying_what_is_free(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+READ_BACK = {"val_loss", "about"}  # an entry that has one of these is used when a run goes on
 
 
 def checksum(entry: dict) -> int:
@@ -238,7 +245,7 @@ def read_line(line: bytes) -> dict | None:
     """The entry in a line of the log, or None where it is damaged."""
     try:
         entry = json.loads(line)
-        if not is_whole(entry["step"], 0) or ("val_loss" in entry and entry.pop("crc32") != checksum(entry)):
+        if not is_whole(entry["step"], 0) or (READ_BACK & entry.keys() and entry.pop("crc32") != checksum(entry)):
             return None
         return entry
     except (ValueError, KeyError, TypeError, RecursionError):

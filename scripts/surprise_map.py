@@ -52,12 +52,10 @@ if __name__ == "__main__":
     settings, args = command_line()  # before torch, which takes seconds to import
 
 import html
-import json
 import os
 import re
 import shlex
 import shutil
-import string
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
@@ -74,6 +72,7 @@ from model import insight
 from model.checkpoint import load_model
 from model.device import memory_advice, pick_device
 from model.gpt import GPT
+from model.page import fill, json_in_html
 from model.tokenizer import Tokenizer, code_points
 
 WORST = 10  # the most surprising tokens that the summary names
@@ -265,15 +264,6 @@ def print_map(lines, bits: list[float], costs: list[float], colours: bool, width
 # === the page =========================================================================================================
 
 
-class Page(string.Template):
-    delimiter = "%%"  # the usual one, $, has a meaning in the page's own script
-
-
-def json_in_html(value) -> str:
-    """JSON that can stand in a <script> element, whatever the texts in it say: "<" becomes \\u003c, so none ends it."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-
-
 def make_page(
     name: str, facts: list[str], worst: list, lines, bits: list[float], costs: list[float], details: dict
 ) -> str:
@@ -301,8 +291,8 @@ def make_page(
             f"<td>{row.rank:,}<td><code>{html.escape(row.token)}</code><td>{instead}"
         )
     legend = "".join(f"<li><span class=l{i}>{text}</span>" for i, text in enumerate(RANGES))
-    template = Path(__file__).with_suffix(".html").read_text("utf-8")
-    return Page(template).substitute(
+    return fill(
+        Path(__file__).with_suffix(".html"),
         name=html.escape(name),
         facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),
         legend=legend,

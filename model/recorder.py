@@ -1,0 +1,283 @@
+"""The time machine: what training notes of itself on the way, so that one can look back at how it learned.
+
+At steps 0, 1, 2, 4, 8, ... and at each evaluation, a line of log.jsonl gets a "record": what the model writes, how
+surprised it is by a held-out paragraph that stays the same, what it expects at a few places of it, its loss by kind of
+Python token, gradients and updates by layer, and how widely each head looks. scripts/plot_training.py shows them.
+
+Training is none the wiser: a record draws no random number of torch's, and leaves weights and gradients as they are. It
+costs about as much as a training step, and there are few of them. With --eval-every 0 there are none.
+"""
+
+import io
+import keyword
+import time
+import tokenize
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import TokenFile
+from model import insight
+from model.gpt import GPT
+from model.microscope import entropy
+from model.one_token import OneToken
+from model.sampling import generate, read
+from model.tokenizer import Tokenizer
+
+TOKENS = 1024  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
+PLACES = 4  # of the paragraph, at which the five likeliest tokens are kept
+KINDS = ["indentation", "keyword", "name", "operator", "number", "string", "comment", "line end"]
+LONGEST = 50_000  # tokens of a document that are read to know what kind of token stands at a place
+
+
+def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, knobs: dict, check: Callable = lambda: None) -> str:
+    """Text that the model writes after <|endoftext|>, as it stands: what it has learned so far. check() is called
+    before each token. In fp32, as generate.py writes."""
+    if not tokens:
+        return ""
+    dtype = model.head.compute
+    model.eval().compute_in(torch.float32)
+    try:
+        prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
+        one_token = OneToken(model, cache) if model.device.type == "cpu" else None
+        logits = read(model, prompt, cache)
+        for step in generate(model, prompt, logits[-1], cache, tokens, one_token=one_token, **knobs):
+            check()
+            ids.append(step.token)
+    finally:
+        model.train().compute_in(dtype)
+    return tokenizer.decode(ids)
+
+
+class Recorder:
+    """Writes the records of a run to its log. `sample` gives the text that the model writes now; `rungs` are what the
+    loss will be compared with (ladder.py).
+
+    before(step) and after(step, norm) go around the training step that ends at `step`; due(step) says whether they do
+    anything. seconds: what the records have cost so far.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        val: TokenFile,
+        tokenizer: Tokenizer,
+        log,
+        every: int,
+        grad_clip: float,
+        sample: Callable,
+        rungs: dict,
+    ):
+        self.model, self.log, self.every = model, log, every
+        self.grad_clip, self.sample = grad_clip, sample
+        self.last = 0  # the step at which the run ends, when that is known
+        self.seconds, self.weights_before = 0.0, None
+        if not every:
+            return
+        start = time.perf_counter()
+        self.layers = parameters_by_layer(model)
+        self.idx, self.targets, starts = held_out_blocks(val, model.block_size)
+        kinds = [kinds_of(val, tokenizer, start, self.idx.shape[1]) for start in starts]
+        self.kinds = np.stack(kinds) if all(kind is not None for kind in kinds) else None  # (blocks, T), of the targets
+        T = self.idx.shape[1]
+        self.places = [T * (place + 1) // (PLACES + 1) for place in range(PLACES)]
+        self.about = {
+            "vocab_size": model.vocab_size,
+            "ladder": rungs,
+            "val_tokens_per_byte": val.tokens_per_byte,
+            "n_head": model.blocks[0].attention.n_head,
+            "paragraph": [insight.token_text(tokenizer, token) for token in [self.idx[0, 0], *self.targets[0]]],
+            "places": self.places,
+            "kinds": {} if self.kinds is None else {name: int((self.kinds == i).sum()) for i, name in enumerate(KINDS)},
+        }
+        self.text_of = lambda token: insight.token_text(tokenizer, token)
+        self.seconds += time.perf_counter() - start
+
+    def due(self, step: int) -> bool:
+        """Whether the log wants a record of this step and has none."""
+        wanted = (
+            step & (step - 1) == 0 or step == self.last or (self.every and step % self.every == 0)
+        )  # 0, 1, 2, 4, ...
+        return bool(self.every and wanted) and step not in self.log.recorded
+
+    def before(self, step: int) -> None:
+        """Keep the weights from which the training step that ends at `step` sets out."""
+        if self.due(step):
+            start = time.perf_counter()
+            self.weights_before = {name: [w.detach().clone() for w in ws] for name, ws in self.layers.items()}
+            self.seconds += time.perf_counter() - start
+
+    def after(self, step: int, norm: Tensor | None = None) -> dict | None:
+        """Write the record of a step and return it, where it is due; `norm` is its gradient's, before clipping."""
+        if not self.due(step):
+            return None
+        start = time.perf_counter()
+        if self.log.about is None:
+            self.log.about = self.about
+            self.log.write(step=step, about=self.about)
+        record = self.look()
+        if self.weights_before is not None:
+            record |= self.movement(norm)
+        self.weights_before = None
+        record["sample"] = self.sample()
+        self.log.write(step=step, record=record)
+        self.log.recorded.add(step)
+        self.seconds += time.perf_counter() - start
+        return record
+
+    @torch.inference_mode()
+    def look(self) -> dict:
+        """What the model makes of the held-out blocks: one forward pass, by the path that shows attention."""
+        model, weights, bits, inside = self.model.eval(), [], [], {}
+        hooks = [
+            block.mlp.down.register_forward_pre_hook(lambda _, h, name=f"layer {i}": inside.update({name: h[0]}))
+            for i, block in enumerate(model.blocks)
+        ]
+        x = model.features(torch.from_numpy(self.idx).to(model.device), weights=weights)  # (blocks, T, C)
+        for hook in hooks:
+            hook.remove()
+        for i, targets in enumerate(self.targets):  # a block's logits at a time: a large vocabulary's are many
+            log_p = model.head(x[i]).float().log_softmax(-1)  # (T, V)
+            own = log_p.gather(1, torch.from_numpy(targets).to(model.device)[:, None])[:, 0]
+            bits.append(insight.bits(-own).cpu().numpy())
+            if i == 0:
+                top = log_p[self.places].exp().topk(min(5, model.vocab_size))
+        model.train()
+        bits = np.stack(bits)  # (blocks, T)
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        kinds = {}
+        if self.kinds is not None:
+            kinds = {
+                name: round(float(bits[self.kinds == i].mean()), 4)
+                for i, name in enumerate(KINDS)
+                if (self.kinds == i).any()
+            }
+        return {
+            "surprise_bits": [round(float(b), 3) for b in bits[0]],
+            "expected": [[[self.text_of(t), round(p, 4)] for t, p in zip(*pair, strict=True)] for pair in pairs],
+            "kind_bits": kinds,
+            "silent_units": {name: round(silent(hidden), 4) for name, hidden in inside.items()},
+            "entropy_bits": [[round(h, 4) for h in entropy(layer).mean(0).tolist()] for layer in weights],
+        }
+
+    def movement(self, norm: Tensor) -> dict:
+        """How the last step moved each layer: the norm of its gradient before clipping, and the length of the update
+        over that of the weights."""
+        clipped = min(1.0, self.grad_clip / (norm.item() + 1e-6)) if self.grad_clip > 0 else 1.0
+        sizes = {"gradient_norm": {}, "update_to_weight": {}}
+        for name, weights in self.layers.items():
+            before = self.weights_before[name]
+            update = length([w.detach() - b for w, b in zip(weights, before, strict=True)])
+            sizes["gradient_norm"][name] = length([w.grad for w in weights]) / clipped
+            sizes["update_to_weight"][name] = update / max(length(before), 1e-30)
+        return sizes
+
+
+def length(tensors: list[Tensor]) -> float:
+    """The root of the sum of the squares of all numbers in some tensors."""
+    return float(torch.stack([tensor.float().square().sum() for tensor in tensors]).sum()) ** 0.5
+
+
+def silent(hidden: Tensor) -> float:
+    """The share of an MLP's units (..., hidden) that stay below a thousandth of the usual for every token."""
+    loudest = hidden.float().abs().flatten(0, -2).amax(0)  # (hidden)
+    return float((loudest <= 1e-3 * loudest.mean()).float().mean())
+
+
+def parameters_by_layer(model: GPT) -> dict[str, list[Tensor]]:
+    """The weights of each layer, the embedding's before them, and the last norm's and the head's after them."""
+    head = [] if model.head.weight is model.embedding.weight else [model.head.weight]
+    return {
+        "embedding": [model.embedding.weight],
+        **{f"layer {i}": list(block.parameters()) for i, block in enumerate(model.blocks)},
+        "head": [model.norm.weight, *head],
+    }
+
+
+def held_out_blocks(val: TokenFile, block_size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """About TOKENS tokens of a file in blocks that are evenly spread, the first at its beginning: idx and targets, both
+    (blocks, T), and where the blocks begin."""
+    T = min(block_size, len(val) - 1)
+    count = max(1, min(TOKENS // T, (len(val) - 1) // T))
+    starts = [i * (len(val) - 1 - T) // max(1, count - 1) for i in range(count)]
+    tokens = val.tokens
+    window = np.stack([tokens[start : start + T + 1] for start in starts]).astype(np.int64)
+    return window[:, :-1], window[:, 1:], starts
+
+
+def kinds_of(val: TokenFile, tokenizer: Tokenizer, start: int, length: int) -> np.ndarray | None:
+    """The kinds (length,) of the tokens start + 1, ... of a file, as places in KINDS; -1 for none of these. None where
+    their document is no Python up to there, or begins too far before them."""
+    tokens = val.tokens[max(0, start - LONGEST) : start + 1 + length]
+    own = len(tokens) - length  # the first of the tokens in question
+    ends = np.flatnonzero(tokens[:own] == tokenizer.end_of_text_id)
+    if len(ends):
+        tokens, own = tokens[ends[-1] + 1 :], own - int(ends[-1]) - 1
+    elif start > LONGEST:
+        return None
+    pieces = [b"" if t == tokenizer.end_of_text_id else tokenizer.token_bytes(t) for t in tokens.tolist()]
+    kinds, first = np.full(length, -1), 0
+    # A block can hold the end of one document and the beginning of others: each is Python by itself.
+    while first < len(tokens):
+        ends = np.flatnonzero(tokens[first:] == tokenizer.end_of_text_id)
+        last = first + int(ends[0]) if len(ends) else len(tokens)
+        by_byte = kinds_of_bytes(b"".join(pieces[first:last]), whole=bool(len(ends)))
+        if by_byte is None:
+            return None
+        place = 0
+        for i in range(first, last):
+            if i >= own and pieces[i]:
+                kinds[i - own] = kind_of(pieces[i], by_byte[place : place + len(pieces[i])])
+            place += len(pieces[i])
+        first = last + 1
+    return kinds
+
+
+def kind_of(piece: bytes, kinds: np.ndarray) -> int:
+    """The kind of a token: of its first byte that is no white space, else of its last one."""
+    visible = [i for i, byte in enumerate(piece) if byte not in b" \t\r\n\f"]
+    return int(kinds[visible[0] if visible else -1])
+
+
+def kinds_of_bytes(text: bytes, whole: bool) -> np.ndarray | None:
+    """The kind of every byte of a Python source, by Python's own tokenizer; -1 for spaces between tokens. Of a text
+    that is not `whole`, what stands behind its last token is open. None where it is no Python."""
+    lines = text.splitlines(keepends=True)
+    offsets = np.cumsum([0, *map(len, lines)])
+    kinds = np.full(len(text), -1)
+    for offset, line in zip(offsets.tolist(), lines, strict=False):
+        kinds[offset : offset + len(line) - len(line.lstrip(b" \t\f"))] = KINDS.index("indentation")
+        if line.endswith(b"\n"):
+            kinds[offset + len(line) - 1] = KINDS.index("line end")
+    decoded = [line.decode("utf-8", errors="replace") for line in lines]
+    end = 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO("".join(decoded), newline="").readline):
+            name = kind_name(token)
+            begin, end = (
+                int(offsets[min(row - 1, len(lines))])
+                + (len(decoded[row - 1][:column].encode()) if row <= len(lines) else 0)
+                for row, column in (token.start, token.end)
+            )
+            if name is not None:
+                kinds[begin:end] = KINDS.index(name)
+    except (tokenize.TokenError, SyntaxError, IndexError):
+        if whole or end < len(text) - 4000:  # what is cut off may end in the midst of a string
+            return None
+        kinds[end:] = -1
+    return kinds
+
+
+def kind_name(token: tokenize.TokenInfo) -> str | None:
+    """The name of a token's kind, one of KINDS; None where it has none of its own. Raises TokenError for what is no
+    Python."""
+    if token.type == tokenize.ERRORTOKEN and not token.string.isspace():
+        raise tokenize.TokenError(token.string)
+    if token.type == tokenize.NAME:
+        return "keyword" if keyword.iskeyword(token.string) else "name"
+    kind = tokenize.tok_name[token.type]
+    if kind.startswith(("FSTRING", "TSTRING")):
+        return "string"
+    return {"OP": "operator", "NUMBER": "number", "STRING": "string", "COMMENT": "comment"}.get(kind)
