@@ -294,8 +294,8 @@ def split_documents(path: Path, val_fraction: float) -> Iterator[tuple[str, str]
 
 def only_document(path: Path) -> bytes | None:
     """The document of a corpus that has just one, and None where it has more, or none."""
-    first = list(itertools.islice(read_document_bytes(path), 2))
-    return first[0] if len(first) == 1 else None
+    found = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
+    return next(read_document_bytes(path)) if found == 1 else None
 
 
 def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
@@ -380,7 +380,7 @@ class TokenWriter:
         """Append ids as they are: those of so many documents, the end-of-text id behind each."""
         if len(ids) and int(ids.max()) >= self.vocab_size:
             raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.vocab_size}")
-        data = memoryview(ids.astype("<u2", copy=False)).cast("B")
+        data = memoryview(np.ascontiguousarray(ids, "<u2")).cast("B")
         self.file.write(data)
         self.hash.update(data)
         self.tokens += len(ids)

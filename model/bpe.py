@@ -16,7 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import tokenizers
+from tokenizers import models
+from tqdm import tqdm
 
+from dataset import END_OF_TEXT
+from model.tokenizer import LETTER_TO_BYTE, LETTERS, byte_pairs
 from model.words import END, WordCounter
 
 TEXT_BYTES = 1 << 22  # counted at once
@@ -34,7 +39,7 @@ def count_words(documents: Iterable[str], cut: Callable[[str], list[bytes]]) -> 
             waiting, size = [], 0
     counter.add(bytes([END]).join([*waiting, b""]))
     counts: Counter[bytes] = Counter()
-    for word, count in zip(counter.words, counter.counts.tolist(), strict=True):
+    for word, count in zip(counter.rows, counter.counts.tolist(), strict=True):
         if word.isascii():
             counts[word] += count
         elif word != bytes([END]):
@@ -150,3 +155,24 @@ def learn_merges(
             spots.setdefault(other, []).append(where)
             heapq.heappush(heap, (-total[other], other, len(spots[other]) - 1))
     return list(merges)
+
+
+def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
+    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and a merge each.
+
+    Byte-level BPE as in GPT-2 (Radford et al. 2019): a pattern first cuts the text into words, numbers, punctuation and
+    white space, and merges stay within these. A little text has few merges to offer, and the vocabulary stays smaller.
+    """
+    cutter = byte_pairs().pre_tokenizer
+
+    def cut(text: str) -> list[bytes]:
+        return [bytes(LETTER_TO_BYTE[letter] for letter in word) for word, _ in cutter.pre_tokenize_str(text)]
+
+    vocab = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(LETTER_TO_BYTE)])}
+    byte_ids = np.array([vocab[LETTERS[byte]] for byte in range(256)])
+    counts = count_words(documents, cut)
+    with tqdm(desc="merges", total=vocab_size - len(vocab), delay=2, disable=not progress) as shown:
+        merges = learn_merges(counts, vocab, byte_ids, vocab_size, shown.update)
+    library = byte_pairs(models.BPE(vocab, merges))
+    library.add_special_tokens([END_OF_TEXT])
+    return library

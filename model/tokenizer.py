@@ -18,12 +18,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
-from tqdm import tqdm
 
 from config import UserError, shown_path
 from dataset import END_OF_TEXT, MAX_VOCAB_SIZE, whole_file
-from model.bpe import count_words, learn_merges
-from model.words import CharacterEncoder, WordEncoder
 
 UNKNOWN = "<|unk|>"
 MAX_FILE_SIZE = 12_000_000  # bytes; 65,536 ids take about half of it
@@ -67,12 +64,6 @@ class Tokenizer:
         if self.kind == "bpe":
             return [np.array(e.ids, np.uint16) for e in self.library.encode_batch_fast(texts, add_special_tokens=False)]
         return [self.character_to_id[code_points(text)] for text in texts]
-
-    def document_encoder(self) -> CharacterEncoder | WordEncoder:
-        """A fast encoder of many documents, with the same ids as encode(). Each thread needs its own."""
-        if self.kind == "bpe":
-            return WordEncoder(self.library, self.end_of_text_id)
-        return CharacterEncoder(self.character_to_id, self.end_of_text_id, self.unknown_id)
 
     def unknown(self, text: str, ids: np.ndarray) -> list[str]:
         """The characters of a text that became <|unk|>, in order; empty for BPE."""
@@ -181,27 +172,6 @@ def byte_pairs(model: models.BPE | None = None) -> tokenizers.Tokenizer:
     library = tokenizers.Tokenizer(model or models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # a space of its own would change code
     library.decoder = decoders.ByteLevel()
-    return library
-
-
-def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
-    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and a merge each.
-
-    Byte-level BPE as in GPT-2 (Radford et al. 2019): a pattern first cuts the text into words, numbers, punctuation and
-    white space, and merges stay within these. A little text has few merges to offer, and the vocabulary stays smaller.
-    """
-    cutter = byte_pairs().pre_tokenizer
-
-    def cut(text: str) -> list[bytes]:
-        return [bytes(LETTER_TO_BYTE[letter] for letter in word) for word, _ in cutter.pre_tokenize_str(text)]
-
-    vocab = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(LETTER_TO_BYTE)])}
-    byte_ids = np.array([vocab[LETTERS[byte]] for byte in range(256)])
-    counts = count_words(documents, cut)
-    with tqdm(desc="merges", total=vocab_size - len(vocab), delay=2, disable=not progress) as shown:
-        merges = learn_merges(counts, vocab, byte_ids, vocab_size, shown.update)
-    library = byte_pairs(models.BPE(vocab, merges))
-    library.add_special_tokens([END_OF_TEXT])
     return library
 
 

@@ -3,9 +3,9 @@
 Merges never cross the words that GPT-2's pattern cuts a text into, so the ids of a text are those of its words, one
 after the other, and a word that was seen before needs no merging again. Source code repeats itself: of a megabyte of
 Python nearly all words are known from the megabytes before. So each distinct word goes once through the `tokenizers`
-library, and the rest is arrays: where words begin, their bytes as numbers, a table of numbers, the ids found there.
+library, and the rest is arrays: where words begin, which of them are the same, where the ids of each are kept.
 
-    import os    ->    import| os|END    ->    two numbers of 128 bits each    ->    [id, id, end-of-text id]
+    import os END import sys END   ->   words import| os|END|import| sys|END, distinct ones 0 1 2 0 3 2   ->   ids
 
 The pattern (Radford et al. 2019, as in the library's ByteLevel) tries, at each place, from left to right:
 
@@ -14,12 +14,15 @@ The pattern (Radford et al. 2019, as in the library's ByteLevel) tries, at each 
 For ASCII this is a rule about neighbours, see word_starts(). A stretch with other characters goes to the library whole.
 """
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 END = 0xFF  # the byte that stands behind every document: no byte of UTF-8 is 255
 BLOCK = 1 << 18  # bytes worked on at once: few enough that the arrays stay in the processor's caches
+WORD_BLOCK = 1 << 20  # the same where words are told apart: enough that most of them are there more than once
 
 LETTER, DIGIT, OTHER, HIGH, SPACE, BLANK, STOP = 1, 2, 3, 4, 8, 9, 16  # HIGH: not ASCII; BLANK: the space character
 KIND = bytearray([OTHER] * 128 + [HIGH] * 127 + [STOP])  # of each byte
@@ -28,6 +31,7 @@ KIND[ord("0") : ord("9") + 1] = bytes([DIGIT] * 10)
 KIND[9:14] = bytes([SPACE] * 5)
 KIND[ord(" ")] = BLANK
 
+WHITE = b" \t\n\v\f\r"
 APOSTROPHE = ord("'")
 SUFFIX = np.zeros(256, np.uint8)  # 's 't 'm 'd are words of one letter; r, v and l need a second one
 SUFFIX[list(b"stmd")] = 1
@@ -54,11 +58,9 @@ def word_starts(data: bytes) -> np.ndarray:
     previous[1:] = kind[: size - 1]
     white = (kind & SPACE) != 0
     changed = kind[:size] != previous
-    first_white = (previous & SPACE) == 0
-    last_white = ~white[1:] & (kind[1:] != STOP)
+    at_edge = ((previous & SPACE) == 0) | ~white[1:] & (kind[1:] != STOP)  # the first or last of white characters
     starts = np.zeros(size + 4, bool)
-    starts[:size] = np.where(white[:size], first_white | last_white, changed & (previous != BLANK))
-    starts[:size] |= kind[:size] == STOP
+    starts[:size] = white[:size] & at_edge | ~white[:size] & changed & (previous != BLANK) | (kind[:size] == STOP)
 
     # --- an apostrophe and a suffix -----------------------------------------------------------------------------------
     quotes = np.flatnonzero(starts[:size] & (text[:size] == APOSTROPHE))
@@ -86,7 +88,7 @@ def safe_borders(kind: np.ndarray, previous: np.ndarray) -> np.ndarray:
     return ((kind & SPACE) != 0) & (previous < HIGH) | (kind == STOP) | (previous == STOP)
 
 
-def blocks(data: bytes, size: int = BLOCK) -> Iterator[bytes]:
+def blocks(data: bytes, size: int) -> Iterator[bytes]:
     """Cut a text (documents with an END behind each) into blocks of about `size` bytes, its words left whole."""
     begin = 0
     while len(data) - begin > size:
@@ -102,191 +104,106 @@ def blocks(data: bytes, size: int = BLOCK) -> Iterator[bytes]:
     yield data[begin:] if begin else data
 
 
-# --- words as numbers -------------------------------------------------------------------------------------------------
+# --- words to ids -----------------------------------------------------------------------------------------------------
 
-SHORT = 16  # bytes: a word of up to so many is two numbers of 64 bits, exactly
-MASK = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(9)], np.uint64)  # the first n bytes of a number
-ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))  # multipliers that mix bits
-
-
-def pack(data: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Words of at most 16 bytes, none of them NUL, as two numbers each: (2, words) uint64. Longer ones are cut off.
-
-    Bytes that are not there count as NUL, so words with a NUL would not be told apart. b"ab" gives 0x6261, 0.
-    """
-    padded = data + bytes(SHORT)
-    eight = np.ndarray(len(data) + 8, "<u8", padded, strides=(1,))  # the 8 bytes from each place on
-    numbers = np.zeros((2, len(starts)), np.uint64)
-    numbers[0] = eight[starts] & MASK[np.minimum(lengths, 8)]
-    longer = np.flatnonzero(lengths > 8)
-    numbers[1, longer] = eight[starts[longer] + 8] & MASK[np.minimum(lengths[longer] - 8, 8)]
-    return numbers
+WORDS = 500_000  # remembered at most, with their ids: about 80 MB
+LONGEST = 256  # bytes of a word that is remembered
+TOGETHER = 200  # new words that the library gets as one text
 
 
-class WordTable:
-    """From words to rows: an exact hash table (open addressing, linear probing) in numpy that looks up many at once."""
-
-    def __init__(self, bits: int):
-        self.size, self.shift, self.used = 1 << bits, np.uint64(64 - bits), 0
-        self.keys = np.zeros((self.size, 2), np.uint64)
-        self.rows = np.full(self.size, -1, np.int32)
-
-    def slots(self, numbers: np.ndarray) -> np.ndarray:
-        mixed = numbers[0] * ODD[0] ^ numbers[1] * ODD[1]
-        return ((mixed ^ (mixed >> np.uint64(29))) * ODD[0] >> self.shift).astype(np.int64)
-
-    def find(self, numbers: np.ndarray) -> np.ndarray:
-        """The row of each word, (words,) int32; -1 where it is not in the table."""
-        slots = self.slots(numbers)
-        keys = self.keys[slots]
-        rows = self.rows[slots]
-        wrong = np.flatnonzero(((keys[:, 0] != numbers[0]) | (keys[:, 1] != numbers[1])) & (rows >= 0))
-        while len(wrong):  # another word has its place: the next place, until it is found or a place is free
-            slots[wrong] = (slots[wrong] + 1) % self.size
-            keys = self.keys[slots[wrong]]
-            rows[wrong] = self.rows[slots[wrong]]
-            differs = (keys[:, 0] != numbers[0, wrong]) | (keys[:, 1] != numbers[1, wrong])
-            wrong = wrong[differs & (rows[wrong] >= 0)]
-        return rows
-
-    def add(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """Enter words that are not in the table and differ from each other."""
-        slots, waiting = self.slots(numbers), np.arange(len(rows))
-        self.used += len(rows)
-        while len(waiting):
-            free = waiting[self.rows[slots[waiting]] < 0]
-            self.rows[slots[free]] = rows[free]  # of several for one place, the last one gets it
-            settled = free[self.rows[slots[free]] == rows[free]]
-            self.keys[slots[settled]] = numbers[:, settled].T
-            waiting = waiting[~np.isin(waiting, settled, assume_unique=True)]
-            slots[waiting] = (slots[waiting] + 1) % self.size
+def distinct_words(data: bytes) -> tuple[list[bytes], np.ndarray]:
+    """The different words of a block, and for each of its words which of these it is, (words,) int32."""
+    starts = word_starts(data)
+    offsets = np.append(starts, len(data)).astype(np.int32)
+    array = pa.Array.from_buffers(pa.binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    encoded = array.dictionary_encode()  # a hash table in C++, which compares the bytes
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
-# --- text to ids ------------------------------------------------------------------------------------------------------
-
-WORDS = 1 << 20  # remembered at most: with their ids about 70 MB an encoder
-LONG_BYTES = 16_000_000  # and so many bytes of longer ones
-
-
-class Words:
-    """Gives each distinct word a number, its row, and the words of a text as rows. Not for several threads at once."""
-
-    def __init__(self, table_bits: int):
-        self.table = WordTable(table_bits)
-        self.long: dict[bytes, int] = {}  # words of more than 16 bytes, or with a NUL
-        self.rows = 0
-
-    def learn(self, words: list[bytes]) -> dict[bytes, int]:
-        """Rows for words that are not known yet: for good where there is room, else until the next call."""
-        raise NotImplementedError
-
-    def enter(self, short: list[bytes], long: list[bytes]) -> None:
-        """Remember words under the next rows."""
-        numbers = np.frombuffer(b"".join(word.ljust(SHORT, b"\0") for word in short), "<u8").reshape(-1, 2).T
-        self.table.add(numbers, np.arange(self.rows, self.rows + len(short)))
-        self.rows += len(short)
-        self.long |= dict(zip(long, range(self.rows, self.rows + len(long)), strict=True))
-        self.rows += len(long)
-
-    def rows_of(self, data: bytes) -> np.ndarray:
-        """The row of each word of a block, (words,) int32."""
-        starts = word_starts(data)
-        lengths = np.diff(starts, append=len(data))
-        numbers = pack(data, starts, lengths)
-        rows = self.table.find(numbers)
-        rows[lengths > SHORT] = -1
-        if 0 in data:
-            zeros = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
-            rows[np.searchsorted(starts, zeros, "right") - 1] = -1
-        unknown = np.flatnonzero(rows < 0)
-        words = [data[a : a + n] for a, n in zip(starts[unknown].tolist(), lengths[unknown].tolist(), strict=True)]
-        found = [self.long.get(word, -1) for word in words]
-        new = dict.fromkeys(word for word, row in zip(words, found, strict=True) if row < 0)
-        if new:
-            new = self.learn(list(new))
-            found = [new.get(word, row) for word, row in zip(words, found, strict=True)]
-        rows[unknown] = found
-        return rows
-
-
-def is_short(word: bytes) -> bool:
-    return len(word) <= SHORT and b"\0" not in word
-
-
-class WordEncoder(Words):
+class WordEncoder:
     """Encodes documents with a BPE tokenizer, to the very ids that the `tokenizers` library gives.
 
-    It remembers the words that it has seen, up to WORDS of them, so it gets faster with every megabyte.
+    Several threads may use one encoder: what one of them has learned, all know. It remembers up to WORDS words.
     """
 
-    def __init__(self, library, end_of_text_id: int):
-        super().__init__(WORDS.bit_length())  # a table that is at most half full
-        self.library = library
-        self.long_bytes = 0
-        # Row i stands for the ids[first[i] : first[i + 1]]. Row 0 is the END of a document.
-        self.ids, self.first = np.array([end_of_text_id], np.uint16), np.array([0, 1])
-        self.enter([bytes([END])], [])
+    def __init__(self, tokenizer):
+        self.library, self.lock = tokenizer.library, threading.Lock()
+        self.newline = self.library.encode("\n", add_special_tokens=False).ids[0]
+        # Where the ids of a word are in self.ids, and how many: place << 32 | number.
+        self.known: dict[bytes, int] = {bytes([END]): 1}
+        self.ids, self.used = np.array([tokenizer.end_of_text_id], np.uint16), 1
 
     def encode(self, data: bytes) -> Iterator[np.ndarray]:
         """Yield the ids of a text, (tokens,) uint16, a piece at a time. The text is documents with an END behind each;
         the end-of-text id stands for it."""
-        for block in blocks(data):
-            rows = self.rows_of(block)
-            begin = self.first[rows]
-            counts = self.first[rows + 1] - begin
-            ends = np.cumsum(counts)
-            # All ids of all rows in one step: their places in self.ids, which go up by one inside a row.
-            places = np.repeat(begin - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
-            yield self.ids[places]
+        for block in blocks(data, WORD_BLOCK):
+            words, index = distinct_words(block)
+            spans = np.array([self.known.get(word, -1) for word in words], np.int64)
+            new = np.flatnonzero(spans < 0)
+            ids = self.ids
+            if len(new):
+                spans[new], ids = self.learn([words[i] for i in new.tolist()])
+            place, number = spans[index] >> 32, spans[index] & 0xFFFFFFFF
+            ends = np.cumsum(number)
+            # All ids of all words in one step: their places in ids, which go up by one inside a word.
+            places = np.repeat(place - ends + number, number) + np.arange(ends[-1] if len(ends) else 0)
+            yield ids[places]
 
-    def learn(self, words: list[bytes]) -> dict[bytes, int]:
-        """Encode words with the library and give them rows."""
-        short, long, others = [], [], []
-        for word in words:
-            if is_short(word) and self.table.used + len(short) < WORDS:
-                short.append(word)
-            elif not is_short(word) and self.long_bytes < LONG_BYTES:
-                long.append(word)
-                self.long_bytes += len(word)
-            else:
-                others.append(word)
-        words = [*short, *long, *others]
-        encodings = self.library.encode_batch_fast([word.decode() for word in words], add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        ends = self.first[self.rows] + np.cumsum([len(part) for part in ids])
-        self.ids = append(self.ids, int(self.first[self.rows]), np.array([i for part in ids for i in part], np.uint16))
-        self.first = append(self.first, self.rows + 1, ends)
-        rows = dict(zip(words, range(self.rows, self.rows + len(words)), strict=True))
-        self.enter(short, long)
-        return rows
+    def learn(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode words with the library. Returns (where the ids of each are, the array of ids that they are in)."""
+        ids, place, number = self.encode_words(words)
+        if len(self.known) < WORDS:
+            with self.lock:
+                place += self.used
+                pool = self.ids = append(self.ids, self.used, ids)
+                self.used += len(ids)
+            spans = place << 32 | number
+            self.known.update(
+                (word, span) for word, span in zip(words, spans.tolist(), strict=True) if len(word) <= LONGEST
+            )
+            return spans, pool
+        pool = self.ids
+        return (place + len(pool)) << 32 | number, np.append(pool, ids)
+
+    def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(the ids of all words, where those of each begin, how many they are).
+
+        The library is quicker with a text than with its words: words that do not end in white space go to it many at a
+        time, a newline behind each, which is a word and a token by itself.
+        """
+        plain = [i for i, word in enumerate(words) if word[-1] not in WHITE and word.isascii()]
+        others = sorted(set(range(len(words))) - set(plain))
+        texts = [words[i].decode() for i in others]
+        for first in range(0, len(plain), TOGETHER):
+            texts.append(b"\n".join([*(words[i] for i in plain[first : first + TOGETHER]), b""]).decode())
+        found = [encoding.ids for encoding in self.library.encode_batch_fast(texts, add_special_tokens=False)]
+        ids = np.array([token for part in found for token in part], np.uint16)
+        counts = np.array([len(part) for part in found[: len(others)]], np.int64)
+        ends = np.flatnonzero(ids[counts.sum() :] == self.newline)
+        number = np.append(counts, np.diff(ends, prepend=-1) - 1)
+        ids = np.delete(ids, ends + counts.sum())
+        order = np.array([*others, *plain], np.int64)
+        by_word = np.zeros((2, len(words)), np.int64)
+        by_word[:, order] = np.cumsum(number) - number, number
+        return ids, *by_word
 
 
-class WordCounter(Words):
+class WordCounter:
     """Counts the distinct words of documents."""
 
     def __init__(self):
-        super().__init__(table_bits=20)
-        self.words: list[bytes] = []
+        self.rows: dict[bytes, int] = {}
         self.counts = np.zeros(0, np.int64)
 
     def add(self, data: bytes) -> None:
         """Count the words of a text: documents with an END behind each."""
-        for block in blocks(data):
-            counts = np.bincount(self.rows_of(block), minlength=self.rows)
-            counts[: len(self.counts)] += self.counts
+        for block in blocks(data, WORD_BLOCK):
+            words, index = distinct_words(block)
+            rows = [self.rows.setdefault(word, len(self.rows)) for word in words]
+            counts = np.zeros(len(self.rows), np.int64)
+            counts[: len(self.counts)] = self.counts
+            counts[rows] += np.bincount(index)
             self.counts = counts
-
-    def learn(self, words: list[bytes]) -> dict[bytes, int]:
-        short, long = [word for word in words if is_short(word)], [word for word in words if not is_short(word)]
-        if 2 * (self.table.used + len(short)) > self.table.size:
-            known = np.flatnonzero(self.table.rows >= 0)
-            larger = WordTable(self.table.size.bit_length())
-            larger.add(self.table.keys[known].T, self.table.rows[known])
-            self.table = larger
-        rows = dict(zip([*short, *long], range(self.rows, self.rows + len(words)), strict=True))
-        self.words += [*short, *long]
-        self.enter(short, long)
-        return rows
 
 
 def append(array: np.ndarray, used: int, more: np.ndarray) -> np.ndarray:
@@ -300,10 +217,11 @@ def append(array: np.ndarray, used: int, more: np.ndarray) -> np.ndarray:
 
 
 class CharacterEncoder:
-    """Encodes documents with a character tokenizer; `table` is its character_table()."""
+    """Encodes documents with a character tokenizer. One for each thread, as it counts what is unknown."""
 
-    def __init__(self, table: np.ndarray, end_of_text_id: int, unknown_id: int):
-        self.table, self.unknown_id = table, unknown_id
+    def __init__(self, tokenizer):
+        table, end_of_text_id = tokenizer.character_to_id, tokenizer.end_of_text_id
+        self.table, self.unknown_id = table, tokenizer.unknown_id
         ascii_ids = np.append(
             table[:128], np.full(128, end_of_text_id, table.dtype)
         )  # the upper half: only END is used

@@ -571,20 +571,15 @@ def snippet_seconds(code: str, *args) -> float:
     return float(done.stdout)
 
 
-def encoding_rates(tokenizer, texts: list[bytes], workers: int) -> float:
-    """MB/s of our encoder, text in memory to ids in memory, on so many threads. Words are remembered from text to text,
-    as in one run of a script; none is known at the start."""
-    import threading
-
-    from model.words import END
+def encoding_rate(tokenizer, texts: list[bytes], workers: int) -> float:
+    """MB/s of our encoder, text in memory to ids in memory, on so many threads. At the start it knows no word."""
+    from model.words import END, CharacterEncoder, WordEncoder
     from pieces import in_order
 
-    own = threading.local()
+    words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
 
     def work(piece: list[bytes]):
-        if not hasattr(own, "encoder"):
-            own.encoder = tokenizer.document_encoder()
-        for _ in own.encoder.encode(bytes([END]).join([*piece, b""])):
+        for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*piece, b""])):
             pass
         yield None
 
@@ -632,12 +627,12 @@ def measure_data(args) -> list[dict]:
     import pyarrow.parquet as pq
     from tokenizers import trainers
 
+    from model.bpe import train_bpe_tokenizer
     from model.tokenizer import (
         byte_pairs,
         load_tokenizer,
         make_character_tokenizer,
         save_tokenizer,
-        train_bpe_tokenizer,
     )  # fmt: skip
     from pieces import cores
 
@@ -679,13 +674,13 @@ def measure_data(args) -> list[dict]:
                                     "--output", folder / "s.txt", "--quiet")  # fmt: skip
             note("sample a fifth", ours=rate, peak=peak)
 
-            ours = encoding_rates(char, documents, cores())
+            ours = encoding_rate(char, documents, cores())
             text = texts[0] if len(texts) == 1 else "".join(texts)
             note("characters to ids", ours=ours, nanoGPT=rate_of(lambda: [ids[c] for c in text], part))  # noqa: B023
             rate, peak = script_run("prepare_dataset.py", *flags["char"], *outputs)
             note("characters to ids, the script", ours=rate, peak=peak)
 
-            ours = encoding_rates(bpe, documents, cores())
+            ours = encoding_rate(bpe, documents, cores())
             theirs = rate_of(lambda: bpe.library.encode_batch_fast(texts, add_special_tokens=False), part)
             note("BPE to ids", ours=ours, tokenizers=theirs)
             if peer:

@@ -12,8 +12,8 @@ validation file, so its loss there says what it has learned and not what it reme
 """
 
 import argparse
+import os
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ from dataset import (
 )
 from model.insight import cut_line, visible
 from model.tokenizer import Tokenizer, load_tokenizer
-from model.words import END
+from model.words import END, CharacterEncoder, WordEncoder
 from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
 
 PIECE_BYTES = 1 << 23  # of the corpus in a piece, 8 MB: enough to be worth the change, little to hold in memory
@@ -59,16 +59,16 @@ class Encoded:
 
 
 class Encode:
-    """Turns a piece of the corpus into tokens: the work of one thread, which has an encoder of its own."""
+    """Turns pieces of the corpus into tokens, on several threads."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer):
-        self.settings, self.tokenizer, self.own = settings, tokenizer, threading.local()
+        self.settings, self.tokenizer = settings, tokenizer
+        # Characters are a table; what one thread has learned about words, the others use, too.
+        self.words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
 
     def __call__(self, piece: tuple[int, int] | dict[str, bytes]) -> Iterator[Encoded]:
         """Yield the tokens of a piece: (start, end) in the corpus, or the two parts of its only document."""
-        if not hasattr(self.own, "encoder"):
-            self.own.encoder = self.tokenizer.document_encoder()
-        encoder, parts = self.own.encoder, {"train": [], "val": []}
+        encoder, parts = self.words or CharacterEncoder(self.tokenizer), {"train": [], "val": []}
         if isinstance(piece, dict):
             parts = {part: [text] for part, text in piece.items()}
         else:
@@ -89,15 +89,16 @@ class Encode:
             unknown.clear()
 
 
-def show_first(settings: Settings, tokenizer: Tokenizer, piece: tuple[int, int] | dict[str, bytes]) -> dict[str, str]:
+def show_first(work: Encode, piece: tuple[int, int] | dict[str, bytes]) -> dict[str, str]:
     """Print how the first documents fall apart. Returns the beginning of the first document of each part."""
+    settings, tokenizer = work.settings, work.tokenizer
     firsts: dict[str, str] = {}
     if isinstance(piece, dict):
         documents = iter(piece.items())
     else:
         found = read_document_bytes(settings.corpus, *piece)
         documents = ((part_of(document, settings.val_fraction), document) for document in found)
-    encoder = tokenizer.document_encoder()
+    encoder = work.words or CharacterEncoder(tokenizer)
     for number, (part, document) in enumerate(documents):
         if settings.debug and number < 3:
             ids = next(encoder.encode(document + bytes([END])))
@@ -162,37 +163,40 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
         raise UserError(f"{shown_path(settings.corpus)} is a single document, which --shard cannot divide.")
     depends_on = [facts, identity(settings.corpus), settings.val_fraction, begin, end]
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pieces keep all cores busy
+
     # === encode and write =============================================================================================
     unknown: Counter[str] = Counter()
+    progress = {"desc": "encoding", "total": end - begin, "unit": "B", "unit_scale": True, "delay": 2}
     with (
         Journal([settings.train_file, settings.val_file], depends_on) as journal,
         token_writer(settings.train_file, facts, journal) as train,
         token_writer(settings.val_file, facts, journal) as val,
+        tqdm(**progress) as progress,
     ):
         writers, at = {"train": train, "val": val}, begin
         if journal.state:
             at, unknown = journal.state["at"], Counter(journal.state["unknown"])
             for part, writer in writers.items():
                 writer.take_up(journal.state[part])
+            progress.initial = progress.n = at - begin
             print(f"Going on behind the {(at - begin) / 1e6:,.1f} MB that an earlier run has finished.")
         if only is not None:
             pieces = [cut_in_two(only, settings.val_fraction)]
-            only = None
         else:
             pieces = cut_at_borders(settings.corpus, at, end, PIECE_BYTES)
-        firsts = show_first(settings, tokenizer, pieces[0] if isinstance(pieces, list) else (begin, end))
         work = Encode(settings, tokenizer)
-        options = {"desc": "encoding", "unit": "B", "unit_scale": True, "delay": 2}
-        with tqdm(total=end - begin, initial=at - begin, **options) as progress:
-            for piece, results in in_order(work, pieces, pick_workers(settings.workers)):
-                for encoded in results:
-                    total = encoded.unknown and sum(encoded.unknown.values())
-                    writers[encoded.part].extend(encoded.ids, encoded.documents, encoded.utf8_bytes, total or 0)
-                    unknown.update(encoded.unknown)
-                if not isinstance(piece, dict):
-                    state = {"at": piece[1], "unknown": unknown, **{p: w.counts() for p, w in writers.items()}}
-                    journal.note([train.file, val.file], state)
-                    progress.update(piece[1] - piece[0])
+        firsts = show_first(work, pieces[0] if only is not None else (begin, end))
+        only = None  # a long document need not stand in memory twice
+        for piece, results in in_order(work, pieces, pick_workers(settings.workers)):
+            for encoded in results:
+                total = sum(encoded.unknown.values())
+                writers[encoded.part].extend(encoded.ids, encoded.documents, encoded.utf8_bytes, total)
+                unknown.update(encoded.unknown)
+            if not isinstance(piece, dict):
+                state = {"at": piece[1], "unknown": unknown, **{p: w.counts() for p, w in writers.items()}}
+                journal.note([train.file, val.file], state)
+                progress.update(piece[1] - piece[0])
         for part in writers:
             if not writers[part].utf8_bytes:  # raised inside `with`, so that neither file is replaced
                 raise UserError(
