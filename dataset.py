@@ -182,7 +182,7 @@ def find_border(path: Path, position: int) -> int:
     if position <= 0:
         return 0
     with open(path, "rb") as file:
-        offset = max(0, position - len(SEPARATOR))
+        offset = max(0, min(position, path.stat().st_size) - len(SEPARATOR))
         file.seek(offset)
         rest = b""
         while chunk := file.read(CHUNK):
