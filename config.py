@@ -83,6 +83,7 @@ class Settings:
     show: int = 5  # candidates to print at each step
 
     # --- everywhere --------------------------------------------------------------------------------------------------
+    workers: int = 0  # pieces that a step of the data works on at once (0: one for each core)
     debug: bool = True  # show the work as it is done; --quiet turns it off
 
 

@@ -47,22 +47,27 @@ MAX_VOCAB_SIZE = 1 << 16  # what uint16 can count
 
 
 @contextmanager
-def whole_file(path: Path):
+def whole_file(path: Path, journal=None):
     """Open a binary file that appears under `path` only when the block ends without an error.
 
     It is written in the same folder as `path`.PROCESS.tmp, flushed to the disk, then renamed: a run that is killed, or
-    a disk that fills up, leaves the earlier file as it was. What a killed run left is removed by the next one.
+    a disk that fills up, leaves the earlier file as it was. What a killed run left is removed by the next one, or, with
+    a journal (pieces.Journal), taken up: the file then opens behind the bytes that the journal vouches for.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
         raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # no two processes write into the same one
+    if journal:
+        temporary = journal.unfinished(path)
+    else:
+        remove_abandoned(path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # no two processes write into the same one
     try:
         with saying_what_is_free(path):
-            with open(temporary, "wb") as file:
+            with open(temporary, "r+b" if temporary.exists() else "wb") as file:
                 hold(file)  # tells others that its writer lives
+                file.seek(file.truncate(journal.size(path) if journal else 0))
                 yield file
                 flush_to_disk(file)  # the bytes before the name: a rename can reach the disk first
             os.replace(temporary, path)
@@ -73,7 +78,8 @@ def whole_file(path: Path):
                 finally:
                     os.close(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        if not (journal and journal.saved):
+            temporary.unlink(missing_ok=True)
 
 
 def flush_to_disk(file) -> None:
@@ -132,6 +138,14 @@ def read_documents(path: Path) -> Iterator[str]:
     Memory: about one chunk and the longest document. Raises UserError for a missing file and for bytes that are not
     UTF-8, with their offset.
     """
+    return (document.decode() for document in read_document_bytes(path))
+
+
+def read_document_bytes(path: Path, start: int = 0, end: int | None = None, check: bool = True) -> Iterator[bytes]:
+    """Yield the documents of a corpus file, or of the bytes between two of its borders, as their bytes.
+
+    As read_documents() otherwise; with check=False, what is not UTF-8 is not noticed.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(
@@ -139,22 +153,53 @@ def read_documents(path: Path) -> Iterator[str]:
             "or name any text file with --corpus."
         )
     with open(path, "rb") as file:
-        rest, offset = b"", 0  # what is read but not yet cut; where it starts in the file, in bytes
+        file.seek(start)
+        left = (path.stat().st_size if end is None else end) - start
+        rest, offset = b"", start  # what is read but not yet cut; where it starts in the file, in bytes
         while True:
-            chunk = file.read(max(CHUNK, len(rest)))  # growing with a long document, so that it is scanned O(1) times
+            # The chunk grows with a long document, so that this is scanned O(1) times.
+            chunk = file.read(min(max(CHUNK, len(rest)), left))
+            left -= len(chunk)
             *complete, rest = (rest + chunk).split(SEPARATOR)
             if not chunk:
                 complete, rest = [*complete, rest], b""
             for document in complete:
-                text = decode_text(document, path, offset)
+                if check and not document.isascii():
+                    decode_text(document, path, offset)
                 offset += len(document) + len(SEPARATOR)
                 # A marker line at the very start or end of the file, or right behind another one, has no text before
                 # or after it, so the separator above does not match it.
-                text = text.removeprefix(END_OF_TEXT + "\n").removesuffix("\n" + END_OF_TEXT)
-                if text and text != END_OF_TEXT:
-                    yield text
+                document = document.removeprefix(MARKER + b"\n").removesuffix(b"\n" + MARKER)
+                if document and document != MARKER:
+                    yield document
             if not chunk:
                 return
+
+
+def find_border(path: Path, position: int) -> int:
+    """The first place at or behind a position where the file can be cut between documents: behind a separator, or the
+    end of the file."""
+    if position <= 0:
+        return 0
+    with open(path, "rb") as file:
+        offset = max(0, min(position, path.stat().st_size) - len(SEPARATOR))
+        file.seek(offset)
+        rest = b""
+        while chunk := file.read(CHUNK):
+            found = (rest + chunk).find(SEPARATOR)
+            if found >= 0:
+                return offset - len(rest) + found + len(SEPARATOR)
+            offset += len(chunk)
+            rest = (rest + chunk)[-len(SEPARATOR) :]
+        return offset
+
+
+def cut_at_borders(path: Path, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut the bytes between two borders of a corpus file into pieces of about `size` bytes: (start, end) of each."""
+    while start < end:
+        border = min(end, find_border(path, start + size))
+        yield start, border
+        start = border
 
 
 def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
@@ -168,20 +213,21 @@ def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
         ) from None
 
 
-def split_at_marker(text: str) -> list[str]:
+def split_at_marker(text: str | bytes) -> list:
     """Cut a text at lines that are exactly <|endoftext|>: "a\\n<|endoftext|>\\nb" gives ["a", "b"]."""
-    if END_OF_TEXT not in text:
+    marker, newline = (END_OF_TEXT, "\n") if isinstance(text, str) else (MARKER, b"\n")
+    if marker not in text:
         return [text]
-    documents: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if line == END_OF_TEXT:
+    documents: list[list] = [[]]
+    for line in text.split(newline):
+        if line == marker:
             documents.append([])
         else:
             documents[-1].append(line)
-    return ["\n".join(lines) for lines in documents]
+    return [newline.join(lines) for lines in documents]
 
 
-def write_documents(path: Path, documents: Iterable[str]) -> tuple[int, int]:
+def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, int]:
     """Write documents to a corpus file. Returns (documents, bytes of the file).
 
     Empty documents are left out, and one that holds a line <|endoftext|> becomes two. Refuses to write an empty file.
@@ -190,14 +236,20 @@ def write_documents(path: Path, documents: Iterable[str]) -> tuple[int, int]:
     with whole_file(path) as file:
         for document in documents:
             for part in filter(None, split_at_marker(document)):
-                size += file.write((SEPARATOR if count else b"") + part.encode())
+                data = part.encode() if isinstance(part, str) else part
+                size += file.write((SEPARATOR if count else b"") + data)
                 count += 1
         if not count:
             raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")
     return count, size
 
 
-def sample_documents(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[str]:
+def sample_documents(path: Path, seed: int, **wanted) -> Iterator[str]:
+    """sample_document_bytes() as text."""
+    return (document.decode() for document in sample_document_bytes(path, seed, **wanted))
+
+
+def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[bytes]:
     """Yield a random subset of a corpus: whole documents, in their order, the same ones for the same seed.
 
     Give one of: megabytes (of 1,000,000 bytes, at most), documents (their number), fraction (of the documents, 0 to 1).
@@ -206,19 +258,21 @@ def sample_documents(path: Path, seed: int, *, megabytes=None, documents=None, f
     algorithm S), with bytes in place of documents where a size is asked for.
     """
     by_size = megabytes is not None
-    to_come = sum(len(text.encode()) if by_size else 1 for text in read_documents(path))
+    to_come = sum(len(document) if by_size else 1 for document in read_document_bytes(path))
     if by_size:
         wanted = int(megabytes * 1e6)
     else:
         wanted = documents if documents is not None else round(fraction * to_come)
     taken = False
     rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
-    for text in read_documents(path):
-        cost = len(text.encode()) if by_size else 1
+    for document in read_document_bytes(path, check=False):  # the first pass has checked it
+        cost = len(document) if by_size else 1
         if rng.random() * to_come < wanted and cost <= wanted:
             wanted -= cost
             taken = True
-            yield text
+            yield document
+            if not wanted:
+                return
         to_come -= cost
     if not taken:
         raise UserError(f"No document of {shown_path(path)} fits into so small a sample. Ask for more.")
@@ -231,20 +285,75 @@ def split_documents(path: Path, val_fraction: float) -> Iterator[tuple[str, str]
     text is never in both parts. A corpus of one document is cut in two at int((1 - val_fraction) * characters), as
     nanoGPT cuts tiny Shakespeare.
     """
-    documents = read_documents(path)
-    first = list(itertools.islice(documents, 2))
-    if len(first) == 1:
-        cut = int((1 - val_fraction) * len(first[0]))
-        yield "train", first[0][:cut]
-        yield "val", first[0][cut:]
+    if (only := only_document(path)) is not None:
+        yield from ((part, half.decode()) for part, half in cut_in_two(only, val_fraction).items())
         return
-    for text in itertools.chain(first, documents):
-        yield ("val" if hash_fraction(text) < val_fraction else "train"), text
+    for document in read_document_bytes(path):
+        yield part_of(document, val_fraction), document.decode()
 
 
-def hash_fraction(text: str) -> float:
+def only_document(path: Path) -> bytes | None:
+    """The document of a corpus that has just one, and None where it has more, or none."""
+    found = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
+    return next(read_document_bytes(path)) if found == 1 else None
+
+
+def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
+    """{"train": its first int((1 - val_fraction) * characters) characters, "val": the rest}."""
+    whole = np.frombuffer(document, np.uint8)
+    chunks = [whole[i : i + CHUNK] for i in range(0, len(whole), CHUNK)]
+    counts = [int(np.count_nonzero((chunk & 0xC0) != 0x80)) for chunk in chunks]  # bytes that begin a character
+    before = int((1 - val_fraction) * sum(counts))
+    cut = 0
+    for chunk, count in zip(chunks, counts, strict=True):
+        if before < count:
+            cut += int(np.flatnonzero((chunk & 0xC0) != 0x80)[before])
+            break
+        before, cut = before - count, cut + len(chunk)
+    return {"train": document[:cut], "val": document[cut:]}
+
+
+def part_of(document: bytes, val_fraction: float) -> str:
+    """ "train" or "val", by the hash of a document."""
+    return "val" if hash_fraction(document) < val_fraction else "train"
+
+
+def hash_fraction(text: str | bytes) -> float:
     """A number in [0, 1) that follows from the text alone and is evenly spread over texts."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
+    data = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
+
+
+def hashes_of(documents: Iterable[bytes]) -> np.ndarray:
+    """A number of 64 bits for each document, (documents,) uint64: the same for the same bytes."""
+    digests = (hashlib.blake2b(document, digest_size=8).digest() for document in documents)
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+class Seen:
+    """Hashes of the documents so far, 64 bits each, in sorted arrays of which each is much longer than the next: at
+    most 24 bytes a document while two of them are being joined. Two different documents are taken for one with a
+    chance of one in a million among 6 million documents."""
+
+    def __init__(self):
+        self.arrays: list[np.ndarray] = []
+
+    def new(self, hashes: np.ndarray) -> np.ndarray:
+        """Which of these are here for the first time, (hashes,) bool; from now on they are known."""
+        fresh = np.zeros(len(hashes), bool)
+        values, first = np.unique(hashes, return_index=True)
+        known = np.zeros(len(values), bool)
+        for array in self.arrays:
+            places = np.minimum(np.searchsorted(array, values), len(array) - 1)
+            known |= array[places] == values
+        fresh[first[~known]] = True
+        self.arrays.append(values[~known])
+        while len(self.arrays) > 1 and len(self.arrays[-1]) * 4 > len(self.arrays[-2]):
+            joined = np.concatenate([self.arrays.pop(), self.arrays.pop()])
+            joined.sort()
+            self.arrays.append(joined)
+        self.arrays = [array for array in self.arrays if len(array)]
+        return fresh
 
 
 # --- token files ------------------------------------------------------------------------------------------------------
@@ -264,16 +373,32 @@ class TokenWriter:
         self.hash = hashlib.sha256()
 
     def add(self, ids: np.ndarray, utf8_bytes: int, unknown_characters: int = 0) -> None:
-        """Append the ids (uint16) of one document, which came from so many bytes of text, and the end-of-text id."""
+        """Append the ids of one document, which came from so many bytes of text, and the end-of-text id."""
+        self.extend(np.append(ids, self.end_of_text_id), 1, utf8_bytes, unknown_characters)
+
+    def extend(self, ids: np.ndarray, documents: int, utf8_bytes: int, unknown_characters: int = 0) -> None:
+        """Append ids as they are: those of so many documents, the end-of-text id behind each."""
         if len(ids) and int(ids.max()) >= self.vocab_size:
             raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.vocab_size}")
-        data = np.append(ids, self.end_of_text_id).astype("<u2").tobytes()
+        data = memoryview(np.ascontiguousarray(ids, "<u2")).cast("B")
         self.file.write(data)
         self.hash.update(data)
-        self.tokens += len(ids) + 1
-        self.documents += 1
+        self.tokens += len(ids)
+        self.documents += documents
         self.utf8_bytes += utf8_bytes
         self.unknown_characters += unknown_characters
+
+    def counts(self) -> dict[str, int]:
+        names = ("tokens", "documents", "utf8_bytes", "unknown_characters")
+        return {name: getattr(self, name) for name in names}
+
+    def take_up(self, counts: dict[str, int]) -> None:
+        """Go on in a file that holds tokens already: read them for the checksum, and count on from `counts`."""
+        for name, count in counts.items():
+            setattr(self, name, count)
+        self.file.seek(0)
+        while chunk := self.file.read(CHUNK):
+            self.hash.update(chunk)
 
 
 def withdraw(*paths: Path) -> None:
@@ -284,8 +409,8 @@ def withdraw(*paths: Path) -> None:
 
 
 @contextmanager
-def token_writer(path: Path, facts: dict) -> Iterator[TokenWriter]:
-    """Write a token file and its sidecar: yields a TokenWriter.
+def token_writer(path: Path, facts: dict, journal=None) -> Iterator[TokenWriter]:
+    """Write a token file and its sidecar: yields a TokenWriter. For the journal, see whole_file().
 
     `facts` goes into the sidecar as it is; its vocab_size and end_of_text_id are used here. Both files appear when the
     block ends without an error, the sidecar last, so a token file without one is unfinished.
@@ -295,13 +420,12 @@ def token_writer(path: Path, facts: dict) -> Iterator[TokenWriter]:
             f"The vocabulary has {facts['vocab_size']:,} ids, and token files (uint16) hold {MAX_VOCAB_SIZE:,}. "
             "Train a smaller tokenizer."
         )
-    with whole_file(path) as file:
+    with whole_file(path, journal) as file:
         writer = TokenWriter(file, facts["vocab_size"], facts["end_of_text_id"])
         yield writer
         flush_to_disk(file)  # a full disk shows here, while the earlier pair is still whole
         withdraw(path)
-    counts = {name: getattr(writer, name) for name in ("tokens", "documents", "utf8_bytes", "unknown_characters")}
-    facts = {"format_version": FORMAT_VERSION, **facts, **counts, "sha256": writer.hash.hexdigest()}
+    facts = {"format_version": FORMAT_VERSION, **facts, **writer.counts(), "sha256": writer.hash.hexdigest()}
     with whole_file(sidecar(path)) as file:
         file.write(json.dumps(facts, indent=2).encode() + b"\n")
 

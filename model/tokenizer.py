@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers
 
 from config import UserError, shown_path
 from dataset import END_OF_TEXT, MAX_VOCAB_SIZE, whole_file
@@ -167,29 +167,11 @@ def make_character_tokenizer(characters: Iterable[str]) -> tokenizers.Tokenizer:
     return library
 
 
-def byte_pairs() -> tokenizers.Tokenizer:
-    """A byte-level BPE tokenizer that has learned nothing yet."""
-    library = tokenizers.Tokenizer(models.BPE())
+def byte_pairs(model: models.BPE | None = None) -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer; without a model, one that has learned nothing yet."""
+    library = tokenizers.Tokenizer(model or models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # a space of its own would change code
     library.decoder = decoders.ByteLevel()
-    return library
-
-
-def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
-    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and a merge each.
-
-    Byte-level BPE as in GPT-2 (Radford et al. 2019; Sennrich et al. 2015, arXiv:1508.07909): a pattern first cuts the
-    text into words, numbers, punctuation and white space, and merges stay within these. A little text has fewer merges
-    to offer, and the vocabulary stays smaller.
-    """
-    library = byte_pairs()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte has an id, seen in training or not
-        show_progress=progress,
-    )
-    library.train_from_iterator(documents, trainer)
     return library
 
 
@@ -232,4 +214,5 @@ def byte_letters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
 
 
-LETTER_TO_BYTE = {letter: byte for byte, letter in byte_letters().items()}
+LETTERS = byte_letters()
+LETTER_TO_BYTE = {letter: byte for byte, letter in LETTERS.items()}

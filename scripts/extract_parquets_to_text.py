@@ -17,19 +17,26 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from config import CHAR, Settings, UserError, add_flags, parse, run, shown_path
-from dataset import split_at_marker, write_documents
+from dataset import MARKER, SEPARATOR, Seen, hashes_of, read_document_bytes, split_at_marker, whole_file
 from model.insight import visible
+from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
 
-ROWS = 256  # read at once: at most a row group, and few enough for a laptop's memory where rows are long
+ROWS = 256  # read at once: few enough for a laptop's memory where rows are long
+PIECE_BYTES = 1 << 24  # of text in the row groups of a piece, 16 MB, where the row groups are not larger
+BETWEEN = b"\xff"  # between two rows that are joined: no text in UTF-8 holds it
 
 
 def hub_cache() -> Path:
@@ -58,10 +65,47 @@ def find_inputs(given: list[Path], settings: Settings) -> list[Path]:
     return files
 
 
-def read_rows(path: Path, column: str, counts: Counter) -> Iterator[str]:
-    """Yield the texts of a parquet file. Raises ValueError where it is damaged, UserError where it lacks the column."""
+@dataclass(frozen=True)
+class Piece:
+    """Some neighbouring row groups of a parquet file, or why it cannot be read."""
+
+    path: Path
+    groups: tuple[int, ...] = ()
+    rows: int = 0  # that its description promises
+    last: bool = True  # whether the file ends with it
+    error: Exception | None = None
+
+
+@dataclass
+class Extracted:
+    """Documents of a piece as they stand in the corpus, without a separator before the first one."""
+
+    text: bytes
+    rows: int  # of the parquet file
+    documents: int
+    empty: int = 0
+    cut: int = 0  # rows with a line <|endoftext|>
+    hashes: np.ndarray | None = None  # of each document, to tell duplicates
+
+
+@contextmanager
+def naming_damage(path: Path):
+    """Around reading a parquet file: whatever shows that it is damaged becomes a ValueError that names it."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:  # where it has checksums
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{shown_path(path)} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Pages are checked against their checksums, where the file has some, and read in small bites."""
+    return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 16)
+
+
+def pieces_of(path: Path, column: str, first_group: int = 0) -> Iterator[Piece]:
+    """Cut a parquet file into pieces of about PIECE_BYTES, from a row group on; of a giant row group, one by itself."""
+    try:
+        with naming_damage(path), open_parquet(path) as parquet:
             columns = parquet.schema_arrow.names
             if columns.count(column) != 1:
                 raise UserError(
@@ -72,20 +116,75 @@ def read_rows(path: Path, column: str, counts: Counter) -> Iterator[str]:
             text_kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a pandas categorical, say
             if text_kind not in (pa.string(), pa.large_string(), pa.string_view()):
                 raise UserError(f"The column {column!r} of {shown_path(path)} holds {kind}, not text.")
-            rows = 0
-            for batch in parquet.iter_batches(batch_size=ROWS, columns=[column]):
-                rows += len(batch)
-                for text in batch.column(0).to_pylist():
-                    if not text:
-                        counts["empty rows"] += 1
-                    else:
-                        yield text.replace("\r\n", "\n").replace("\r", "\n")
-            if rows != parquet.metadata.num_rows:
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+            described = [(group.num_rows, group.total_byte_size) for group in groups]
+            if sum(rows for rows, _ in described) != parquet.metadata.num_rows:
                 raise ValueError(
-                    f"{shown_path(path)} is damaged: it has {rows:,} of {parquet.metadata.num_rows:,} rows"
+                    f"{shown_path(path)} is damaged: its row groups have not {parquet.metadata.num_rows:,} rows"
                 )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{shown_path(path)} is damaged: {str(error).splitlines()[0]}") from None
+    except (ValueError, UserError) as error:
+        yield Piece(path, error=error)
+        return
+    taken, rows, size = [], 0, 0
+    for number, (group_rows, group_bytes) in enumerate(described):
+        if number >= first_group:
+            taken.append(number)
+            rows, size = rows + group_rows, size + group_bytes
+        last = number == len(described) - 1
+        if taken and (size >= PIECE_BYTES or last):
+            yield Piece(path, tuple(taken), rows, last)
+            taken, rows, size = [], 0, 0
+
+
+def extract(piece: Piece, column: str, hashing: bool) -> Iterator[Extracted]:
+    """Yield the documents of a piece, some rows at a time. Raises ValueError where the file is damaged."""
+    if piece.error:
+        raise piece.error
+    rows = 0
+    with naming_damage(piece.path), open_parquet(piece.path) as parquet:
+        for batch in parquet.iter_batches(ROWS, row_groups=list(piece.groups), columns=[column], use_threads=False):
+            rows += len(batch)
+            yield join_rows(batch.column(0), hashing)
+    if rows != piece.rows:
+        raise ValueError(f"{shown_path(piece.path)} is damaged: it has {rows:,} of {piece.rows:,} rows")
+
+
+def join_rows(column: pa.Array, hashing: bool = False) -> Extracted:
+    """Rows of text as documents of a corpus, in a few steps that do not look at rows one by one.
+
+    The rows are joined with a byte that text cannot hold, so that what is replaced stays inside a row.
+    """
+    column.validate(full=True)  # that it is UTF-8, for one: raises ArrowInvalid
+    texts = column.cast(pa.large_string()).drop_null()
+    if pc.min(pc.binary_length(texts)).as_py() == 0:
+        texts = texts.filter(pc.greater(pc.binary_length(texts), 0))
+    rows, count = len(column), len(texts)
+    if not count:
+        return Extracted(b"", rows, 0, rows)
+    whole = pa.LargeListArray.from_arrays(pa.array([0, count], pa.int64()), texts.cast(pa.large_binary()))
+    text = pc.binary_join(whole, pa.scalar(BETWEEN, pa.large_binary()))[0].as_py()
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    cut = 0
+    if hashing or MARKER in text:
+        documents = []
+        for row in text.split(BETWEEN):
+            parts = split_at_marker(row)
+            cut += len(parts) > 1
+            documents += filter(None, parts)
+        count = len(documents)
+        text = BETWEEN.join(documents)
+        if hashing:
+            return Extracted(text, rows, count, rows - len(texts), cut, hashes_of(documents))
+    return Extracted(text.replace(BETWEEN, SEPARATOR), rows, count, rows - len(texts), cut)
+
+
+def without_duplicates(some: Extracted, seen: Seen) -> tuple[bytes, int, int]:
+    """The documents that were not there before, as (text, documents, bytes left out)."""
+    fresh = seen.new(some.hashes)
+    documents = some.text.split(BETWEEN) if some.documents else []
+    kept = [document for document, new in zip(documents, fresh.tolist(), strict=True) if new]
+    return SEPARATOR.join(kept), len(kept), sum(map(len, documents)) - sum(map(len, kept))
 
 
 def main() -> int:
@@ -93,44 +192,94 @@ def main() -> int:
     parser.add_argument("inputs", nargs="*", type=Path, metavar="PATH", help="parquet files, or folders of them")
     parser.add_argument("--column", default="content", help="the column that holds the text [%(default)s]")
     parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files instead of stopping")
-    add_flags(parser, CHAR, "corpus debug")
+    parser.add_argument("--deduplicate", action="store_true", help="leave out documents that are there already")
+    shard_flag(parser, "files")
+    add_flags(parser, CHAR, "corpus workers debug")
     settings, args = parse(parser, CHAR)
 
     files = find_inputs(args.inputs, settings)
+    if args.shard:
+        files = files[args.shard[0] - 1 :: args.shard[1]]
+        if not files:
+            raise UserError("There are more shares than parquet files: nothing is left for this one.")
+    corpus = shard_path(settings.corpus, args.shard)
     print(f"Extracting the column {args.column!r} of {len(files)} parquet file{'s'[: len(files) > 1]}")
-    counts: Counter[str] = Counter()
-    bad: list[Path] = []
     start = time.perf_counter()
+    sizes = {path: path.stat().st_size if path.exists() else 0 for path in files}  # a link can lead nowhere
+    inputs = [identity(path) if path.exists() else str(path) for path in files]
+    depends_on = [inputs, args.column, args.skip_bad, args.deduplicate]
+    counts, bad, seen = Counter(), [], Seen()
 
-    def documents() -> Iterator[str]:
-        sizes = [path.stat().st_size if path.exists() else 0 for path in files]  # a link can lead nowhere
-        with tqdm(total=sum(sizes), unit="B", unit_scale=True, delay=2) as progress:
-            for path, size in zip(files, sizes, strict=True):
+    # === extract and write ============================================================================================
+    with Journal([corpus], depends_on) as journal, whole_file(corpus, journal) as file:
+        at = [0, 0]  # the file and the row group that come next
+        if journal.state:
+            at, counts, bad = journal.state["at"], Counter(journal.state["counts"]), journal.state["bad"]
+            print(f"Going on behind the {file.tell() / 1e6:,.1f} MB that an earlier run has finished.")
+            if args.deduplicate:
+                for document in read_document_bytes(journal.unfinished(corpus), check=False):
+                    seen.new(hashes_of([document]))
+
+        def pieces() -> Iterator[tuple[int, Piece]]:
+            for number in range(at[0], len(files)):
+                for piece in pieces_of(files[number], args.column, at[1] if number == at[0] else 0):
+                    yield number, piece
+
+        def work(item: tuple[int, Piece]) -> Iterator[Extracted]:
+            return extract(item[1], args.column, args.deduplicate)
+
+        broken = -1  # the file that broke off
+        options = {"unit": "B", "unit_scale": True, "delay": 2}
+        before = sum(sizes[path] for path in files[: at[0]])
+        with tqdm(total=sum(sizes.values()), initial=before, **options) as progress:
+            for (number, piece), results in in_order(work, pieces(), pick_workers(settings.workers)):
+                if number == broken:
+                    continue
                 try:
-                    for text in read_rows(path, args.column, counts):
-                        parts = len(split_at_marker(text))
-                        counts["files with a line <|endoftext|>, which cuts them in parts"] += parts > 1
-                        if settings.debug and counts["rows"] < 3:
-                            print(f"  a document of {len(text):,} characters begins: {visible(text[:70])}")
-                        counts["rows"] += 1
-                        yield text
+                    for some in results:
+                        text, documents = some.text, some.documents
+                        if args.deduplicate:
+                            text, documents, left_out = without_duplicates(some, seen)
+                            counts["duplicates left out"] += some.documents - documents
+                            counts["bytes in them"] += left_out
+                        if settings.debug and counts["documents"] < 3:
+                            show(text, 3 - counts["documents"])
+                        if documents:
+                            file.write(SEPARATOR + text if counts["documents"] else text)
+                        counts["documents"] += documents
+                        counts["empty rows"] += some.empty
+                        counts["files with a line <|endoftext|>, which cuts them in parts"] += some.cut
                 except (ValueError, UserError) as error:  # damage can take the name of a column, too
                     if not args.skip_bad:
                         advice = "" if isinstance(error, UserError) else ". Leave out such files with --skip-bad."
                         raise UserError(f"{error}{advice}") from None
-                    bad.append(path)
+                    broken = number
+                    bad.append(shown_path(piece.path))
                     tqdm.write(f"left out from where it broke off: {error}", file=sys.stderr)
-                progress.update(size)
-
-    written, size = write_documents(settings.corpus, documents())
+                ended = piece.last or number == broken
+                done = [number + 1, 0] if ended else [number, piece.groups[-1] + 1]
+                journal.note([file], {"at": done, "counts": counts, "bad": bad})
+                progress.update(sizes[piece.path] if ended else 0)
+        if not counts["documents"]:
+            raise UserError(f"Nothing to write to {shown_path(corpus)}: no document was found in the input.")
+        size = file.tell()
     seconds = time.perf_counter() - start
+
+    written = counts.pop("documents")
     for reason, count in counts.items():
-        if count and reason != "rows":
+        if count:
             print(f"  {reason}: {count:,}")
-    megabytes, where = size / 1e6, shown_path(settings.corpus)
+    megabytes, where = size / 1e6, shown_path(corpus)
     print(f"{written:,} documents, {megabytes:.1f} MB, in {where} ({megabytes / seconds:.0f} MB/s)")
     print("Next: python scripts/sample_corpus_subset.py --megabytes 20")
     return 3 if bad else 0
+
+
+def show(text: bytes, number: int) -> None:
+    """Print how the first documents of a text begin."""
+    for document in text.split(SEPARATOR, number)[:number] if text else []:
+        letters = document.decode()
+        print(f"  a document of {len(letters):,} characters begins: {visible(letters[:70])}")
 
 
 if __name__ == "__main__":

@@ -12,35 +12,103 @@ validation file, so its loss there says what it has learned and not what it reme
 """
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from tqdm import tqdm
 
 from config import CHAR, Settings, UsageError, UserError, add_flags, parse, run, shown_path
-from dataset import flush_to_disk, open_tokens, split_documents, token_writer, withdraw
+from dataset import (
+    cut_at_borders,
+    cut_in_two,
+    find_border,
+    flush_to_disk,
+    only_document,
+    open_tokens,
+    part_of,
+    read_document_bytes,
+    token_writer,
+    withdraw,
+)
 from model.insight import cut_line, visible
 from model.tokenizer import Tokenizer, load_tokenizer
+from model.words import END, CharacterEncoder, WordEncoder
+from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
 
-BATCH_CHARACTERS = 1 << 20  # text that is encoded at once: enough to keep the library busy, little to hold in memory
+PIECE_BYTES = 1 << 23  # of the corpus in a piece, 8 MB: enough to be worth the change, little to hold in memory
+RESULT_TOKENS = 1 << 22  # handed to the writer at once
 
 
-def in_batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group (part, text) pairs into lists of about BATCH_CHARACTERS."""
-    batch, size = [], 0
-    for part, text in documents:
-        batch.append((part, text))
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+@dataclass
+class Encoded:
+    """Some tokens of one part of the corpus, and what they were made from."""
+
+    part: str
+    ids: np.ndarray
+    documents: int = 0
+    utf8_bytes: int = 0
+    unknown: dict[str, int] = field(default_factory=dict)  # characters without an id: how often
+
+
+class Encode:
+    """Turns pieces of the corpus into tokens, on several threads."""
+
+    def __init__(self, settings: Settings, tokenizer: Tokenizer):
+        self.settings, self.tokenizer = settings, tokenizer
+        # Characters are a table; what one thread has learned about words, the others use, too.
+        self.words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
+
+    def __call__(self, piece: tuple[int, int] | dict[str, bytes]) -> Iterator[Encoded]:
+        """Yield the tokens of a piece: (start, end) in the corpus, or the two parts of its only document."""
+        encoder, parts = self.words or CharacterEncoder(self.tokenizer), {"train": [], "val": []}
+        if isinstance(piece, dict):
+            parts = {part: [text] for part, text in piece.items()}
+        else:
+            for document in read_document_bytes(self.settings.corpus, *piece):
+                parts[part_of(document, self.settings.val_fraction)].append(document)
+        for part, documents in parts.items():
+            counts = {"documents": len(documents), "utf8_bytes": sum(map(len, documents))}
+            text = bytes([END]).join([*documents, b""])
+            documents.clear()
+            ids: list[np.ndarray] = []
+            for some in encoder.encode(text):
+                ids.append(some)
+                if sum(map(len, ids)) >= RESULT_TOKENS:
+                    yield Encoded(part, np.concatenate(ids))
+                    ids.clear()
+            unknown = getattr(encoder, "unknown", {})
+            yield Encoded(part, np.concatenate([*ids, np.zeros(0, np.uint16)]), **counts, unknown=dict(unknown))
+            unknown.clear()
+
+
+def show_first(work: Encode, piece: tuple[int, int] | dict[str, bytes]) -> dict[str, str]:
+    """Print how the first documents fall apart. Returns the beginning of the first document of each part."""
+    settings, tokenizer = work.settings, work.tokenizer
+    firsts: dict[str, str] = {}
+    if isinstance(piece, dict):
+        documents = iter(piece.items())
+    else:
+        found = read_document_bytes(settings.corpus, *piece)
+        documents = ((part_of(document, settings.val_fraction), document) for document in found)
+    encoder = work.words or CharacterEncoder(tokenizer)
+    for number, (part, document) in enumerate(documents):
+        if settings.debug and number < 3:
+            ids = next(encoder.encode(document + bytes([END])))
+            whole = f", {len(ids) - 1:,} tokens" if ids[-1] == tokenizer.end_of_text_id else ""  # not of long ones
+            cut = cut_line(tokenizer, ids[: min(28, len(ids) - 1)]) + "|..." * (len(ids) > 29)
+            print(f"{len(document):,} bytes for {part}{whole}: {cut}")
+        firsts.setdefault(part, document[:300].decode(errors="ignore"))
+        if number >= 2 and len(firsts) == 2:
+            break
+    return firsts
 
 
 def show_written(settings: Settings, tokenizer: Tokenizer, firsts: dict[str, str]) -> None:
@@ -63,11 +131,13 @@ def show_written(settings: Settings, tokenizer: Tokenizer, firsts: dict[str, str
 
 def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str = "char") -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, settings, "corpus tokenizer_file train_file val_file val_fraction debug")
-    settings, _ = parse(parser, settings)
+    shard_flag(parser, "documents")
+    add_flags(parser, settings, "corpus tokenizer_file train_file val_file val_fraction workers debug")
+    settings, args = parse(parser, settings)
     if not 0 < settings.val_fraction < 1:
         raise UsageError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
-
+    outputs = {name: shard_path(getattr(settings, name), args.shard) for name in ("train_file", "val_file")}
+    settings = replace(settings, **outputs)
     if len({path.resolve() for path in (settings.corpus, settings.train_file, settings.val_file)}) < 3:
         raise UsageError("--corpus, --train-file and --val-file must be three different files.")
 
@@ -83,25 +153,50 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
         "source": shown_path(settings.corpus),
     }
 
-    # === encode and write =============================================================================================
+    # === cut the corpus into pieces ===================================================================================
     start = time.perf_counter()
+    only = only_document(settings.corpus)
+    share, shares = args.shard or (1, 1)
+    size = settings.corpus.stat().st_size
+    begin, end = (find_border(settings.corpus, size * i // shares) for i in (share - 1, share))
+    if only is not None and shares > 1:
+        raise UserError(f"{shown_path(settings.corpus)} is a single document, which --shard cannot divide.")
+    depends_on = [facts, identity(settings.corpus), settings.val_fraction, begin, end]
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pieces keep all cores busy
+
+    # === encode and write =============================================================================================
     unknown: Counter[str] = Counter()
-    firsts: dict[str, str] = {}  # the first document of each part
-    documents = split_documents(settings.corpus, settings.val_fraction)
-    with token_writer(settings.train_file, facts) as train, token_writer(settings.val_file, facts) as val:
-        writers = {"train": train, "val": val}
-        with tqdm(desc="encoding", unit="B", unit_scale=True, delay=2) as progress:
-            for batch in in_batches(documents):
-                for (part, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-                    missing = tokenizer.unknown(text, ids)
-                    unknown.update(missing)
-                    utf8_bytes = len(text.encode())
-                    if settings.debug and train.documents + val.documents < 3:
-                        cut = cut_line(tokenizer, ids[:28]) + "|..." * (len(ids) > 28)
-                        print(f"{utf8_bytes:,} bytes for {part}, {len(ids):,} tokens: {cut}")
-                    firsts.setdefault(part, text)
-                    writers[part].add(ids, utf8_bytes, len(missing))
-                    progress.update(utf8_bytes)
+    progress = {"desc": "encoding", "total": end - begin, "unit": "B", "unit_scale": True, "delay": 2}
+    with (
+        Journal([settings.train_file, settings.val_file], depends_on) as journal,
+        token_writer(settings.train_file, facts, journal) as train,
+        token_writer(settings.val_file, facts, journal) as val,
+        tqdm(**progress) as progress,
+    ):
+        writers, at = {"train": train, "val": val}, begin
+        if journal.state:
+            at, unknown = journal.state["at"], Counter(journal.state["unknown"])
+            for part, writer in writers.items():
+                writer.take_up(journal.state[part])
+            progress.initial = progress.n = at - begin
+            print(f"Going on behind the {(at - begin) / 1e6:,.1f} MB that an earlier run has finished.")
+        if only is not None:
+            pieces = [cut_in_two(only, settings.val_fraction)]
+        else:
+            pieces = cut_at_borders(settings.corpus, at, end, PIECE_BYTES)
+        work = Encode(settings, tokenizer)
+        firsts = show_first(work, pieces[0] if only is not None else (begin, end))
+        only = None  # a long document need not stand in memory twice
+        for piece, results in in_order(work, pieces, pick_workers(settings.workers)):
+            for encoded in results:
+                total = sum(encoded.unknown.values())
+                writers[encoded.part].extend(encoded.ids, encoded.documents, encoded.utf8_bytes, total)
+                unknown.update(encoded.unknown)
+            if not isinstance(piece, dict):
+                state = {"at": piece[1], "unknown": unknown, **{p: w.counts() for p, w in writers.items()}}
+                journal.note([train.file, val.file], state)
+                progress.update(piece[1] - piece[0])
         for part in writers:
             if not writers[part].utf8_bytes:  # raised inside `with`, so that neither file is replaced
                 raise UserError(
@@ -120,7 +215,13 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
         print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
     show_written(settings, tokenizer, firsts)
     print(f"{(train.utf8_bytes + val.utf8_bytes) / 1e6 / seconds:.1f} MB/s")
-    print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}")
+    if args.shard:
+        pattern = shown_path(shard_path(settings.train_file, None))
+        print(
+            f"Next, when all {shares} shares are there: python scripts/merge_token_files.py SHARES --output {pattern}"
+        )
+    else:
+        print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from config import CHAR, DATA, UsageError, add_flags, parse, run, shown_path
-from dataset import sample_documents, write_documents
+from dataset import sample_document_bytes, write_documents
 from model.insight import visible
 
 
@@ -41,12 +41,13 @@ def main() -> None:
     if args.output.resolve() == settings.corpus.resolve():
         raise UsageError("The sample would replace the corpus that it is taken from. Name another --output.")
 
-    def shown() -> Iterator[str]:
-        documents = sample_documents(settings.corpus, settings.seed, **wanted)
-        for i, text in enumerate(tqdm(documents, desc="taken", unit=" documents", delay=2)):
+    def shown() -> Iterator[bytes]:
+        documents = sample_document_bytes(settings.corpus, settings.seed, **wanted)
+        for i, document in enumerate(tqdm(documents, desc="taken", unit=" documents", delay=2)):
             if settings.debug and i < 3:
+                text = document.decode()
                 print(f"  takes a document of {len(text):,} characters: {visible(text[:70])}")
-            yield text
+            yield document
 
     start = time.perf_counter()
     count, written = write_documents(args.output, shown())

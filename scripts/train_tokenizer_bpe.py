@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BPE, UsageError, UserError, add_flags, corpus_flag, parse, run, shown_path
 from dataset import MAX_VOCAB_SIZE, read_documents, sample_documents
+from model.bpe import train_bpe_tokenizer
 from model.insight import readable, token_rows
-from model.tokenizer import LETTER_TO_BYTE, check_round_trip, load_tokenizer, save_tokenizer, train_bpe_tokenizer
+from model.tokenizer import LETTER_TO_BYTE, check_round_trip, load_tokenizer, save_tokenizer
 
 SMALLEST = 257  # <|endoftext|> and the 256 bytes: no merge at all
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back

@@ -19,9 +19,10 @@ from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
 from dataset import split_documents, token_writer, write_documents
+from model.bpe import train_bpe_tokenizer
 from model.checkpoint import newest_checkpoint
 from model.pt_file import save
-from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer, train_bpe_tokenizer
+from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
 
 DOCUMENT = '''"""Module {i}."""
 

@@ -27,6 +27,7 @@ import tqdm
 
 import config
 import dataset
+import model.bpe
 import model.tokenizer
 from dataset import read_documents
 
@@ -129,7 +130,8 @@ from pathlib import Path
 root, scripts = Path(sys.argv[1]), sys.argv[2:]
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
-    needed = ["--fraction", "1"] if "sample" in script else ["a.txt"] if "surprise" in script else []
+    arguments = {"sample": ["--fraction", "1"], "surprise": ["a"], "inspect": ["a"], "merge": ["a", "--output", "b"]}
+    needed = next((found for name, found in arguments.items() if name in script), [])
     for flags in (["--help"], ["--no-such-flag", *needed]):
         for name in [n for n in sys.modules if n.partition(".")[0] in ("config", "dataset", "model", "scripts")]:
             del sys.modules[name]
@@ -718,7 +720,7 @@ def test_memory_holds_one_row_group(run, project):
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        assert run(EXTRACT, "p.parquet", "--corpus", "c.txt", "--quiet").code == 0
+        assert run(EXTRACT, "p.parquet", "--corpus", "c.txt", "--quiet", "--workers", "1").code == 0
         python = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -892,7 +894,7 @@ def test_the_text_to_learn_merges_from_is_capped(run, project):
     result = run(TRAIN_BPE, "--vocab-size", "300", "--tokenizer-megabytes", "0.003")
     assert "learning from a random 0.003 MB of it" in result.out
     sample = dataset.sample_documents(corpus, config.BPE.seed, megabytes=0.003)
-    expected = model.tokenizer.train_bpe_tokenizer(sample, 300).to_str(pretty=True)
+    expected = model.bpe.train_bpe_tokenizer(sample, 300).to_str(pretty=True)
     assert config.BPE.tokenizer_file.read_text("utf-8") == expected
 
 
@@ -1027,23 +1029,22 @@ def test_debug_output_shows_tokens_and_reads_them_back(run, project, prepare):
         assert lines[at + 1] == lines[at + 2] == "  " + first[:70].replace(" ", "·").replace("\n", "↵")
 
 
-def test_documents_are_encoded_in_batches(run, project, prepare, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_pieces_and_workers_make_no_difference(run, project, prepare, monkeypatch, workers):
     import scripts.prepare_dataset as script
 
     _, settings = prepare
     kind = "char" if settings is config.CHAR else "bpe"
-    monkeypatch.setattr(sys, "argv", ["prepare_dataset.py"])
+    monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", "--workers", str(workers), "--quiet"])
     files = []
     for size in (1, 100, 1 << 20):
-        monkeypatch.setattr(script, "BATCH_CHARACTERS", size)
+        monkeypatch.setattr(script, "PIECE_BYTES", size)
         script.main(settings, kind=kind)
         files.append([path.read_bytes() for path in files_of(settings).values()])
     assert files[0] == files[1] == files[2]
-    batches = list(script.in_batches(("train", "x" * n) for n in [5, 5, 30, 1, 9, 2]))
-    monkeypatch.setattr(script, "BATCH_CHARACTERS", 10)
-    assert len(batches) == 1
-    batches = list(script.in_batches(("train", "x" * n) for n in [5, 5, 30, 1, 9, 2]))
-    assert [[len(text) for _, text in batch] for batch in batches] == [[5, 5], [30], [1, 9], [2]]
+    ids = [np.frombuffer(data, "<u2").tolist() for data in files[0]]
+    parts = [[text for text in DOCUMENTS if plain_part(text, 0.1) == part] for part in ("train", "val")]
+    assert ids == [plain_ids(settings, part) for part in parts]
 
 
 def test_one_document_is_cut_in_two(run, project, prepare):
@@ -1131,8 +1132,8 @@ def test_a_damaged_byte_in_a_later_batch_leaves_the_earlier_files(run, project, 
 
 def test_tokens_that_do_not_decode_to_their_source_are_noticed(run, project, prepare, monkeypatch):
     script, _ = prepare
-    add = dataset.TokenWriter.add
-    monkeypatch.setattr(dataset.TokenWriter, "add", lambda self, ids, *rest: add(self, ids[::-1], *rest))
+    extend = dataset.TokenWriter.extend
+    monkeypatch.setattr(dataset.TokenWriter, "extend", lambda self, ids, *rest: extend(self, ids[::-1], *rest))
     refused(run(script), "does not decode to its source")
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import insight
-from model.tokenizer import Tokenizer, make_character_tokenizer, train_bpe_tokenizer
+from model.bpe import train_bpe_tokenizer
+from model.tokenizer import Tokenizer, make_character_tokenizer
 
 in_any_time = settings(deadline=None)  # a busy machine is no failure
 

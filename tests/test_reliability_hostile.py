@@ -29,9 +29,10 @@ from test_training import same
 import train
 from config import CHAR, UserError
 from dataset import open_tokens
+from model.bpe import train_bpe_tokenizer
 from model.checkpoint import load_checkpoint, load_model
 from model.pt_file import load, save
-from model.tokenizer import Tokenizer, load_tokenizer, make_character_tokenizer, train_bpe_tokenizer
+from model.tokenizer import Tokenizer, load_tokenizer, make_character_tokenizer
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory by /proc")
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 
 from config import ROOT, UsageError, UserError
 from model import insight
+from model.bpe import train_bpe_tokenizer
 from model.checkpoint import save_model
 from model.gpt import GPT
-from model.tokenizer import Tokenizer, make_character_tokenizer, train_bpe_tokenizer
+from model.tokenizer import Tokenizer, make_character_tokenizer
 from scripts import surprise_map
 from scripts.surprise_map import RANGES, STYLES
 

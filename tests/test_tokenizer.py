@@ -15,6 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from config import UserError
 from dataset import END_OF_TEXT
+from model.bpe import train_bpe_tokenizer
 from model.tokenizer import (
     LETTER_TO_BYTE,
     UNKNOWN,
@@ -24,7 +25,6 @@ from model.tokenizer import (
     load_tokenizer,
     make_character_tokenizer,
     save_tokenizer,
-    train_bpe_tokenizer,
 )
 
 CODE = inspect.getsource(textwrap) + "\n\tnaïve façade 日本語 🐍 1234567\r\n" * 3
