@@ -15,9 +15,8 @@ from config import UserError
 from dataset import END_OF_TEXT, whole_file
 from model.gpt import GPT
 from model.huggingface import qwen3_config, to_qwen3
-from model.tokenizer import LETTER_TO_BYTE, UNKNOWN, Tokenizer
+from model.tokenizer import LETTERS, UNKNOWN, Tokenizer
 
-BYTE_TO_LETTER = {byte: letter for letter, byte in LETTER_TO_BYTE.items()}
 
 
 def tokens_and_merges(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
@@ -34,7 +33,7 @@ def tokens_and_merges(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     for i, token in enumerate(tokens):
         if token in (END_OF_TEXT, UNKNOWN):
             continue
-        letters = "".join(BYTE_TO_LETTER[byte] for byte in token.encode())
+        letters = "".join(LETTERS[byte] for byte in token.encode())
         tokens[i] = letters
         for first, last in pairwise(range(1, len(letters) + 1)):
             merges[f"{letters[:first]} {letters[first:last]}"] = None

@@ -14,11 +14,12 @@ from test_model import SMALL, random_model
 import train
 from config import CHAR, UsageError, UserError
 from dataset import END_OF_TEXT
+from model.bpe import train_bpe_tokenizer
 from model.checkpoint import load_model, save_model
 from model.gpt import GPT
 from model.huggingface import read_folder
 from model.sampling import generate, read
-from model.tokenizer import LETTER_TO_BYTE, Tokenizer, make_character_tokenizer, train_bpe_tokenizer
+from model.tokenizer import LETTER_TO_BYTE, Tokenizer, make_character_tokenizer
 from scripts import export_huggingface
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 from config import ROOT, UsageError, UserError
 from model import insight
+from model.bpe import train_bpe_tokenizer
 from model.checkpoint import save_model
 from model.gpt import GPT
 from model.microscope import look
 from model.sampling import sampling_probabilities, temper
-from model.tokenizer import Tokenizer, make_character_tokenizer, train_bpe_tokenizer
+from model.tokenizer import Tokenizer, make_character_tokenizer
 from scripts import inspect_model
 
 TEXT = "def add(a, b):\n\treturn a + b  # naïve 日本 & </script><b>\n"

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 import train
 from dataset import open_tokens, token_writer
 from model import microscope, recorder
+from model.bpe import train_bpe_tokenizer
 from model.checkpoint import Log, load_checkpoint, newest_checkpoint
 from model.gpt import GPT
 from model.optimizer import Optimizer
 from model.recorder import KINDS, Recorder, kinds_of, kinds_of_bytes
-from model.tokenizer import Tokenizer, load_tokenizer, train_bpe_tokenizer
+from model.tokenizer import Tokenizer, load_tokenizer
 
 
 def log_of(settings):
