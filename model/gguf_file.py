@@ -18,7 +18,6 @@ from model.huggingface import qwen3_config, to_qwen3
 from model.tokenizer import LETTERS, UNKNOWN, Tokenizer
 
 
-
 def tokens_and_merges(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """The tokens in the order of their ids, and the merges ("a b"), as a file of byte-level BPE has them.
 
