@@ -201,13 +201,16 @@ class Log:
     """log.jsonl: one JSON object a line. A run resumed at `step` takes out what came after that; a new run, whose
     step is None, takes out everything.
 
-    Evaluations are read back, and so carry a checksum: without one, or with a wrong one, a line is not believed.
+    Evaluations are read back, and so carry a checksum: without one, or with a wrong one, a line is not believed. Where
+    `folder` is None, nothing is read or written: for a process that is not the first.
     """
 
-    def __init__(self, folder: Path, step: int | None):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path | None, step: int | None):
         self.evaluations, kept, damaged = {}, [], 0  # by step: (validation loss, tokens scored)
+        self.path = folder and folder / "log.jsonl"
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         if step is not None and self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 entry = read_line(line)
@@ -223,6 +226,8 @@ class Log:
             file.writelines(kept)
 
     def write(self, **entry) -> None:
+        if self.path is None:
+            return
         if "val_loss" in entry:
             entry["crc32"] = checksum(entry)
         with saying_what_is_free(self.path), open(self.path, "a", encoding="utf-8") as file:
@@ -248,8 +253,11 @@ def read_line(line: bytes) -> dict | None:
 # --- the finished model -----------------------------------------------------------------------------------------------
 
 
-def save_model(path: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:
-    """Write the model file, and read it back. `training`: plain values that say how the model came about."""
+def save_model(
+    path: Path, model: GPT, tokenizer: Tokenizer, training: dict, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write the model file, and read it back. `training`: plain values that say how the model came about. `weights`:
+    where the model holds only a part of them, all of them."""
     save(
         path,
         {
@@ -258,7 +266,7 @@ def save_model(path: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> 
             "architecture": model.architecture,
             "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text, "sha256": tokenizer.sha256},
             "training": training,
-            "weights": model.state_dict(),
+            "weights": model.state_dict() if weights is None else weights,
         },
     )
     load_model(path)
