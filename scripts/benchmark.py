@@ -513,8 +513,7 @@ def first_token(folder: Path, rounds: int) -> None:
 # === several processes: tokens a second ===============================================================================
 
 
-SCALING_BATCH = 32  # sequences in a step, over all processes
-SCALING_STEPS = {"0.8M": 120, "10.7M": 24, "30M": 24, "124M": 24}
+SCALING_STEPS = {"0.8M": 60, "10.7M": 6, "30M": 6, "124M": 6}  # of a run, by model
 
 
 def measure_scaling(args) -> list[dict]:
@@ -530,14 +529,14 @@ def measure_scaling(args) -> list[dict]:
     device = pick_device("auto").type
     flags = ["--device", device, "--dtype", str(pick_dtype("auto", pick_device("auto"))).removeprefix("torch.")]
     if device == "cuda":
-        entrants = [(number, 1) for number in range(1, most + 1) if SCALING_BATCH % number == 0]
+        entrants = [(number, 1) for number in range(1, most + 1) if args.batch_size % number == 0]
     else:
         entrants = [(1, 1), (1, most), (most, 1)]
     entrants = [(*entrant, ()) for entrant in entrants] + [(most, 1, ("--shard-model",))] * args.shard_model
     with tempfile.TemporaryDirectory() as folder:
         flags += random_data(MODELS[args.size], Path(folder))
         steps = SCALING_STEPS[args.size]
-        flags += ["--batch-size", SCALING_BATCH, "--max-steps", steps, "--log-every", steps // 6, "--compile", "off"]
+        flags += ["--batch-size", args.batch_size, "--max-steps", steps, "--log-every", steps // 6, "--compile", "off"]
         flags += ["--eval-every", 0, "--sample-tokens", 0, "--checkpoint-every", 10 * steps]
         rates = {entrant: [] for entrant in entrants}
         for _ in range(args.rounds):
@@ -623,6 +622,7 @@ def main() -> int:
 
     subject = subjects.add_parser("scale", parents=[common], help="tokens/s of several processes")
     subject.add_argument("--size", choices=SCALING_STEPS, default="10.7M", help="of the model [%(default)s]")
+    subject.add_argument("--batch-size", type=int, default=16, help="sequences in a step, of all [%(default)s]")
     subject.add_argument("--processes", type=int, help="at most [as many as GPUs, or else as processor cores]")
     subject.add_argument("--shard-model", action="store_true", help="and once with a part of the weights in each")
     subject.set_defaults(measure=measure_scaling)

@@ -99,3 +99,24 @@ def test_a_race_needs_a_peer(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark.py", "train", "--race", "char"])
     with pytest.raises(UserError, match="--nanogpt"):
         benchmark.main()
+
+
+def test_scaling_is_measured_on_whole_trainings(monkeypatch, capsys):
+    """With rates that are known: the losses are those of the threads, not of the processes."""
+    monkeypatch.setattr(
+        benchmark, "training_rate", lambda number, threads, flags, folder: 100.0 * number + 10 * threads
+    )
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "scale", "--size", "0.8M", "--rounds", "1", "--processes", "2"])
+    benchmark.main()
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line[2:-1]] for line in table]
+    assert rows[0][:3] == ["1", "1", "110"]
+    if len(rows) == 3:  # a machine without GPUs
+        assert rows[1] == ["1", "2", "120", "1.09", "45%"]
+        assert rows[2] == ["2", "1", "210", "1.91", "5%"]
+
+
+def test_a_training_on_random_tokens_gives_a_rate(tmp_path):
+    shape = {"vocab_size": 65, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    flags = [*benchmark.random_data(shape, tmp_path), "--max-steps", 6, "--log-every", 1, "--device", "cpu"]
+    assert benchmark.training_rate(1, 1, [*flags, "--sample-tokens", 0], tmp_path) > 0
