@@ -29,7 +29,7 @@ class Settings:
     parquet_dir: Path = DATA / "parquet"  # folder of parquet files: ingestion writes it, extraction reads it
     corpus: Path = DATA / "corpus.txt"  # the text to learn from, documents separated by a line <|endoftext|>
     tokenizer_file: Path = DATA / "tokenizer_char.json"  # a file of the tokenizers library
-    train_file: Path = DATA / "train.bin"  # token ids to train on, uint16
+    train_file: Path = DATA / "train.bin"  # token ids to train on, uint16; or a folder of such files
     val_file: Path = DATA / "val.bin"  # token ids to validate on, uint16
     checkpoint_dir: Path = ROOT / "checkpoints" / "char"  # folder of step_*.pt and log.jsonl; a run resumes from here
     model_file: Path = ROOT / "gpt_model.pt"  # the trained model, all that generation needs
@@ -50,6 +50,7 @@ class Settings:
 
     # --- training ----------------------------------------------------------------------------------------------------
     batch_size: int = 16  # sequences of block_size tokens in each step; 32 to 64 on a GPU
+    accumulate: int = 1  # pieces in which a step's batch is computed, one after the other: less memory, the same step
     max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end
     minutes: float = 0.0  # length of the run in minutes instead: steps are timed, then their number is fixed
     learning_rate: float = 0.01  # peak rate of AdamW: embedding, head and norms
@@ -70,6 +71,7 @@ class Settings:
     log_every: int = 50  # steps between lines of output
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes the fastest that is there
     dtype: str = "auto"  # auto, float32 or bfloat16; auto takes bfloat16 where a short timing shows that it is faster
+    shard_model: bool = False  # under torchrun: each process holds a part of the weights, for what no device can hold
     compile: str = "auto"  # auto, on or off: translate the model to machine code; auto does it where the run is long
 
     # --- generating --------------------------------------------------------------------------------------------------
@@ -141,9 +143,9 @@ def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[st
 
 TRAINING_FLAGS = """
     train_file val_file tokenizer_file checkpoint_dir model_file block_size n_layer n_head n_embd rotary_base dropout
-    tie_embeddings batch_size max_steps minutes learning_rate muon_rate warmup_steps decay_fraction weight_decay
-    momentum beta1 beta2 grad_clip seed eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints
-    log_every device dtype compile debug"""
+    tie_embeddings batch_size accumulate max_steps minutes learning_rate muon_rate warmup_steps
+    decay_fraction weight_decay momentum beta1 beta2 grad_clip seed eval_every eval_tokens sample_tokens
+    checkpoint_every keep_checkpoints log_every device dtype shard_model compile debug"""
 
 
 def training_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):

@@ -456,12 +456,61 @@ class TokenFile:
         return self.facts["tokens"] / self.facts["utf8_bytes"]
 
 
-def open_tokens(path: Path) -> TokenFile:
-    """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds a gigabyte.
+@dataclass(frozen=True)
+class TokenFolder(TokenFile):
+    """The token files of a folder, in the order of their names, as if they were one file."""
 
-    Raises UserError where they disagree or are missing.
+    shards: tuple[TokenFile, ...]
+
+    @property
+    def tokens(self) -> "TokenFolder":
+        return self
+
+    def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
+        """What one array of all ids would give for a slice (of step 1) or an array of places: uint16."""
+        begins = np.cumsum([0, *map(len, self.shards)])
+        if isinstance(at, slice):
+            start, end, _ = at.indices(len(self))
+            parts = [s.tokens[max(0, start - b) : max(0, end - b)] for s, b in zip(self.shards, begins, strict=False)]
+            return np.concatenate(parts)
+        number = np.searchsorted(begins, at, side="right") - 1  # of the shard that holds each
+        found = np.empty(at.shape, np.uint16)
+        for i in np.unique(number):
+            found[number == i] = self.shards[i].tokens[at[number == i] - begins[i]]
+        return found
+
+
+def open_shards(folder: Path, checksums: bool = True) -> TokenFolder:
+    """Open all token files of a folder, each checked as open_tokens() checks one. Raises UserError where one is not
+    sound, or was made with another tokenizer than the first."""
+    paths = sorted(folder.glob("*.bin"))
+    if not paths:
+        raise UserError(f"The folder {shown_path(folder)} holds no token files (*.bin). Name another one.")
+    shards = tuple(open_tokens(path, checksums) for path in paths)
+    first = shards[0].facts
+    for shard in shards:
+        for name in ("tokenizer_sha256", "vocab_size"):
+            if shard.facts[name] != first[name]:
+                raise UserError(
+                    f"{shown_path(shard.path)} was made with another tokenizer than {shown_path(paths[0])} in the same "
+                    "folder. Prepare them with one tokenizer, or put them into folders of their own."
+                )
+    names = ("tokens", "documents", "utf8_bytes", "unknown_characters")
+    facts = first | {name: sum(shard.facts.get(name, 0) for shard in shards) for name in names}
+    facts["sha256"] = hashlib.sha256("".join(shard.facts["sha256"] for shard in shards).encode()).hexdigest()
+    return TokenFolder(folder, facts, None, shards)
+
+
+def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
+    """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds a gigabyte. A folder
+    is opened as the one file that its token files would make, merged in the order of their names.
+
+    Without `checksums` the bytes are not read, only counted: for a process beside one that reads them. Raises UserError
+    where a file and its sidecar disagree, or one is missing.
     """
     path = Path(path)
+    if path.is_dir():
+        return open_shards(path, checksums)
     again = "Run scripts/prepare_dataset.py (characters) or scripts/prepare_dataset_bpe.py (BPE)"
     if not path.is_file():
         raise UserError(f"There is no token file {shown_path(path)}. {again}.")
@@ -484,6 +533,8 @@ def open_tokens(path: Path) -> TokenFile:
             f"two for each of its {facts['tokens']:,} tokens. {again} again."
         )
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
+    if not checksums:
+        return TokenFile(path, facts, file)
     digest, largest = hashlib.sha256(), 0
     with tqdm(desc=f"checking {path.name}", total=2 * facts["tokens"], unit="B", unit_scale=True, delay=2) as progress:
         while chunk := file.read(CHUNK):
@@ -506,29 +557,33 @@ def draw_starts(n_tokens: int, block_size: int, batch_size: int, seed: int, step
 
 
 def draw_batch(
-    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int
+    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int, rows: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the training batch of a step: windows of the token file at draw_starts().
+    """Draw the training batch of a step, or some rows of it: windows of the token file at draw_starts().
 
     Returns (idx, targets), both (B, T) int64, targets being idx one token later.
     """
-    starts = draw_starts(len(tokens), block_size, batch_size, seed, step)
+    starts = draw_starts(len(tokens), block_size, batch_size, seed, step)[rows]
     window = tokens[starts + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1), one indexing operation
     return window[:, :-1], window[:, 1:]
 
 
 def blocks_in_order(
-    data: TokenFile, block_size: int, batch_size: int, every: int = 1
+    data: TokenFile, block_size: int, batch_size: int, every: int = 1, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (idx, targets) batches that cover a file once in non-overlapping blocks: each token but the first is a
     target exactly once. The last block is as short as what is left, in a batch of its own. Of these batches, the first
     of every `every` is taken.
+
+    Of `size` processes, each takes the turns of its rank; all get as many batches, at the end perhaps an empty one.
     """
     whole = (len(data) - 1) // block_size  # blocks of full length
-    for first in range(0, whole, batch_size * every):
-        start, end = first * block_size, min(first + batch_size, whole) * block_size
-        window = data.tokens[start : end + 1].astype(np.int64)
-        yield window[:-1].reshape(-1, block_size), window[1:].reshape(-1, block_size)
+    firsts = range(0, whole, batch_size * every)
+    spans = [(first * block_size, min(first + batch_size, whole) * block_size) for first in firsts]
     if whole * block_size < len(data) - 1 and (every == 1 or whole == 0):
-        window = data.tokens[whole * block_size :].astype(np.int64)
-        yield window[None, :-1], window[None, 1:]
+        spans.append((whole * block_size, len(data) - 1))
+    spans += [(0, 0)] * (-len(spans) % size)
+    for start, end in spans[rank::size]:
+        window = data.tokens[start : end + 1].astype(np.int64)
+        T = min(block_size, max(1, end - start))
+        yield window[:-1].reshape(-1, T), window[1:].reshape(-1, T)

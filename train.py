@@ -2,6 +2,7 @@
 
     python train.py
     python train.py --n-layer 6 --n-embd 192 --max-steps 5000
+    torchrun --standalone --nproc_per_node=4 train.py
 
 Reads   data/train.bin, data/val.bin (scripts/prepare_dataset.py) and data/tokenizer_char.json
 Writes  checkpoints/char/step_*.pt and log.jsonl while it runs, gpt_model.pt at the end
@@ -24,6 +25,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,8 +34,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
-from model import insight, ladder
+from dataset import TokenFile, TokenFolder, blocks_in_order, draw_batch, draw_starts, open_tokens
+from model import distributed, insight, ladder
 from model.checkpoint import (
     Log,
     check_architecture,
@@ -56,7 +58,8 @@ from model.tokenizer import Tokenizer, load_tokenizer
 RECIPE = """batch_size learning_rate muon_rate warmup_steps decay_fraction weight_decay momentum beta1 beta2 grad_clip
     seed""".split()
 # These may, and a change is named (max_steps, of which the learning rate is a function, so that a run can go on):
-FREE = "max_steps minutes eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints log_every".split()
+FREE = """max_steps minutes eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints log_every accumulate
+    shard_model""".split()
 
 
 class Stopped(Exception):
@@ -64,7 +67,10 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loops look at; the second one ends the process at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loops look at; the second one ends the process at once.
+
+    Of several processes, all stop at the same check(), whichever got the signal.
+    """
 
     def __init__(self):
         self.signal = None
@@ -73,35 +79,52 @@ class StopFlag:
 
     def note(self, number, frame):
         self.signal = number
-        os.write(
-            2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n"
-        )  # print could clash
+        if distributed.first():
+            os.write(
+                2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n"
+            )  # print could clash
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def check(self):
-        if self.signal is not None:
+        if distributed.any_of(self.signal is not None):
             raise Stopped
 
 
 # === one step, one evaluation ========================================================================================
 
 
-def train_step(loss_of: Callable, optimizer: Optimizer, idx: Tensor, targets: Tensor, rate: Tensor, grad_clip: float):
+def train_step(
+    loss_of: Callable,
+    optimizer: Optimizer,
+    idx: Tensor,
+    targets: Tensor,
+    rate: Tensor,
+    grad_clip: float,
+    pieces: int = 1,
+    adding_up: Callable = nullcontext,
+):
     """Forward, backward, and an update at this fraction of the peak rates. Returns the batch's loss (nats a token) and
-    the norm of its gradient before clipping, both 0-dim.
+    the norm of its gradient before clipping, both 0-dim. Of several processes, each has the loss of its own rows.
+
+    The batch goes through the model in `pieces` of as many rows, whose gradients add up. adding_up() is a context for
+    all but the last: in it, several processes do not average their gradients yet.
 
     On a CPU, raises FloatingPointError before the update where either is not a finite number, so the weights stay
     sound. To ask a GPU would be to wait for it; there the loop asks where it waits anyway, at log lines.
     """
-    loss = loss_of(idx, targets)
     optimizer.zero_grad()
-    loss.backward()
+    total = 0.0
+    for number, (part, target) in enumerate(zip(idx.chunk(pieces), targets.chunk(pieces), strict=True), 1):
+        with adding_up() if number < pieces else nullcontext():
+            loss = loss_of(part, target) / pieces
+            loss.backward()
+        total = total + loss.detach()
     norm = optimizer.clip(grad_clip)
     if idx.device.type == "cpu":
-        check_finite(loss, norm)
+        check_finite(total, norm)
     optimizer.step(rate)
-    return loss.detach(), norm
+    return total, norm
 
 
 def check_finite(loss: Tensor, norm: Tensor) -> None:
@@ -114,49 +137,60 @@ def evaluate(model: GPT, data: TokenFile, stop: StopFlag, at_most: int = 0) -> t
     """Loss in nats a token over a token file, in non-overlapping blocks: each token but the first counts once.
 
     Returns (loss, tokens scored). With `at_most`, about so many tokens, evenly spread over the file, stand for all.
+    Several processes score every so-many-th batch each, and all get the result of all.
     """
     model.eval()
     batch_size = max(1, (4096 if model.device.type == "cpu" else 65536) // model.block_size)  # what the device likes
     every = max(1, len(data) // at_most) if at_most else 1
-    total, scored = 0.0, 0
+    total, scored, turn = 0.0, 0, (distributed.rank(), distributed.size())
     with tqdm(total=len(data) // every, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as bar:
-        for idx, targets in blocks_in_order(data, model.block_size, batch_size, every):
+        for idx, targets in blocks_in_order(data, model.block_size, batch_size, every, *turn):
             stop.check()
+            counted = idx.size
+            if not counted:  # nothing left for this process, but the others may need its part of the weights
+                idx = targets = np.zeros((1, 1), np.int64)
             loss = model.loss(to_device(idx, model.device), to_device(targets, model.device))
-            total, scored = total + loss.item() * idx.size, scored + idx.size
-            bar.update(idx.size)
+            total, scored = total + loss.item() * counted, scored + counted
+            bar.update(counted * turn[1])
     model.train()
-    return total / scored, scored
+    total, scored = distributed.total(total, scored)
+    return total / scored, int(scored)
 
 
 def make_optimizer(model: GPT, settings: Settings, dtype: torch.dtype) -> Optimizer:
     """The optimizer of a model, with the rates and memories that the settings give."""
     names = "learning_rate muon_rate weight_decay beta1 beta2 momentum".split()
-    return Optimizer(model, **{name: getattr(settings, name) for name in names}, dtype=dtype)
+    kind = Optimizer
+    if settings.shard_model:
+        from model.sharded import ShardedOptimizer as kind  # what it needs takes a second to import
+    values = {name: getattr(settings, name) for name in names}
+    return kind(model, **values, dtype=dtype, orthogonalise=distributed.orthogonalise_together)
 
 
 class Batches:
     """The training batches of a run: batches(step) gives (idx, targets), both (B, T) int64, on the device.
 
-    A pure function of (seed, step). Where a GPU has room for the whole token file (a quarter of its free memory), the
-    file moves there at the start, and a batch costs the bus a few numbers.
+    A pure function of (seed, step), of which each of several processes takes its rows. Where a GPU has room for the
+    whole token file (a quarter of its free memory), the file moves there at the start, and a batch costs the bus a few
+    numbers.
     """
 
     def __init__(self, data: TokenFile, settings: Settings, device: torch.device):
         self.data, self.device, self.resident = data, device, None
         self.shape = (settings.block_size, settings.batch_size, settings.seed)
+        self.rows = distributed.rows(settings.batch_size)
         if device.type == "cuda" and 4 * len(data) < torch.cuda.mem_get_info(device)[0] / 4:
             self.reside()
 
     def reside(self) -> None:
         """Bring all tokens to the device, as int32 (torch has little arithmetic for uint16)."""
-        self.resident = torch.from_numpy(self.data.tokens.astype(np.int32)).to(self.device)
+        self.resident = torch.from_numpy(self.data.tokens[:].astype(np.int32)).to(self.device)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         if self.resident is None:
-            idx, targets = draw_batch(self.data.tokens, *self.shape, step)
+            idx, targets = draw_batch(self.data.tokens, *self.shape, step, self.rows)
             return to_device(idx, self.device), to_device(targets, self.device)
-        starts = to_device(draw_starts(len(self.data), *self.shape, step), self.device)
+        starts = to_device(draw_starts(len(self.data), *self.shape, step)[self.rows], self.device)
         window = self.resident[starts + torch.arange(self.shape[0] + 1, device=self.device)].long()  # (B, T + 1)
         return window[:, :-1], window[:, 1:]
 
@@ -167,7 +201,9 @@ class Batches:
 def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, Tokenizer]:
     """Open both token files and the tokenizer, and check that they belong together."""
     tokenizer = load_tokenizer(settings.tokenizer_file)
-    train, val = open_tokens(settings.train_file), open_tokens(settings.val_file)
+    train, val = (
+        open_tokens(path, checksums=distributed.local_rank() == 0) for path in (settings.train_file, settings.val_file)
+    )
     other = {"char": "trainv2.py", "bpe": "train.py"}[kind]
     if tokenizer.kind != kind:
         raise UserError(f"{shown_path(settings.tokenizer_file)} is a {tokenizer.kind} tokenizer; {other} trains on it.")
@@ -177,6 +213,11 @@ def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, To
                 f"{shown_path(data.path)} was made with another tokenizer than {shown_path(settings.tokenizer_file)}. "
                 "Run the scripts/prepare_dataset script again, with this --tokenizer-file."
             )
+    if settings.val_file.parent.samefile(settings.train_file):
+        raise UserError(
+            f"The folder to train on, {shown_path(settings.train_file)}, holds the file to validate on as well. "
+            "Put one of them elsewhere."
+        )
     if len(train) <= settings.block_size or len(val) < 2:
         raise UserError(
             f"{len(train):,} tokens to train on and {len(val):,} to validate on are too few for blocks "
@@ -214,7 +255,7 @@ def check_settings(settings: Settings) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"--{name.replace('_', '-')} must be a finite number, and it is {value}.")
     positive = "block_size n_layer n_head n_embd rotary_base batch_size learning_rate muon_rate"
-    for name in [*positive.split(), "checkpoint_every", "log_every"]:
+    for name in [*positive.split(), "checkpoint_every", "log_every", "accumulate"]:
         if getattr(settings, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
@@ -231,6 +272,15 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
     if settings.keep_checkpoints < 2:
         raise UsageError("--keep-checkpoints must be at least 2: one to fall back to where the newest is damaged.")
+    if settings.batch_size % (distributed.size() * settings.accumulate):
+        raise UsageError(
+            f"--batch-size {settings.batch_size} cannot be shared out evenly: it must be a multiple of the number of "
+            f"processes, {distributed.size()}, times --accumulate, {settings.accumulate}."
+        )
+    if settings.shard_model and distributed.size() == 1:
+        raise UsageError("--shard-model needs several processes: torchrun --standalone --nproc_per_node=2 train.py ...")
+    if settings.shard_model and settings.compile == "on":
+        raise UsageError("--shard-model goes without --compile on.")
 
 
 def plain(settings: Settings) -> dict:
@@ -241,6 +291,7 @@ def plain(settings: Settings) -> dict:
 def compare(saved: dict, settings: Settings, sources: dict) -> None:
     """Refuse to go on with a run whose settings or data have changed; name the changes that do no harm."""
     then, now = saved["settings"], plain(settings)
+    then = {name: now[name] for name in FREE} | then  # one that was made before there was such a setting
     changed = {name: f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]}
     harmful = [changed[name] for name in changed if name not in FREE]
     if settings.dtype not in ("auto", saved["dtype"]):
@@ -284,6 +335,7 @@ def show_plan(
         print(
             f"  {name:18} {len(data):>12,} tokens, {data.facts['utf8_bytes']:,} bytes, "
             f"{1 / data.tokens_per_byte:.2f} bytes a token"
+            + (f", in {len(data.shards)} files" if isinstance(data, TokenFolder) else "")
         )
     window = settings.batch_size * settings.block_size
     print(f"  {'each step':18} {window:>12,} tokens ({settings.batch_size} sequences of {settings.block_size})")
@@ -307,9 +359,10 @@ def show_plan(
 
 @memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
 def main(settings: Settings, fresh: bool, kind: str = "char", init_from: Path | None = None) -> int:
-    check_settings(settings)
-    with only_training_in(settings.checkpoint_dir):
-        return start_or_resume(settings, fresh, kind, init_from)
+    with distributed.together(settings.device):
+        check_settings(settings)
+        with only_training_in(settings.checkpoint_dir) if distributed.first() else nullcontext():
+            return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from)
 
 
 def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path | None) -> int:
@@ -323,17 +376,20 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
     }
     if init_from is not None:
         sources["--init-from folder"] = first_sha256
-    folder = settings.checkpoint_dir
-    if fresh:
+    if distributed.of_first(sources) != sources:
+        raise UserError("Token files or tokenizer are not those of the first process. Copy them to every machine.")
+    folder, first = settings.checkpoint_dir, distributed.first()
+    if fresh and first:
         move_aside(folder)
     stop = StopFlag()
 
     # --- a new model, or the newest checkpoint that is whole ---------------------------------------------------------
-    path, saved, problems = newest_checkpoint(folder)
+    path, saved, problems = newest_checkpoint(folder) if first else (None, None, [])  # other machines need no folder
     for problem in problems:
         print(problem)
     if problems and saved is None:
         raise UserError(f"No checkpoint in {shown_path(folder)} is whole. Start over with --fresh.")
+    path, saved = distributed.of_first(path), distributed.checkpoint_of_first(saved)
     step, dtype_name = 0, settings.dtype
     if saved is not None:
         print(f"Resuming from {shown_path(path)}")
@@ -343,12 +399,14 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         step = saved["step"]
         dtype_name = saved["dtype"] if settings.dtype == "auto" else settings.dtype
 
-    device = pick_device(settings.device)
+    device = pick_device(distributed.own_device(settings.device))
     if device.type == "cpu":
         keep_memory()
     if saved is not None and saved["device"] != device.type:
         print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
-    dtype = pick_dtype(dtype_name, device)
+    if saved is not None and (before := saved.get("processes", 1)) != distributed.size():
+        print(f"  changed since: processes were {before}, are {distributed.size()}: the last digits will differ")
+    dtype = distributed.of_first(pick_dtype(dtype_name, device))
     torch.manual_seed(settings.seed)
     architecture = {"vocab_size": tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE}}
     try:
@@ -358,18 +416,22 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         raise UsageError(str(error)) from None
     if init_from is not None:
         model.load_state_dict(first_weights)
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+    if settings.shard_model:
+        distributed.shard(model, device)
     model.to(device).compute_in(dtype)
     optimizer = make_optimizer(model, settings, dtype)
     batches = Batches(train, settings, device)
     compiled = saved is not None and saved["compiled"]
     if saved is not None:
-        model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
         if device.type == "cuda" and "cuda_rng" in saved:
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
     model.train()
-    log = Log(folder, step if saved is not None else None)
+    log = Log(folder if first else None, step if saved is not None else None)
+    log.evaluations, log.recorded, log.about = distributed.of_first((log.evaluations, log.recorded, log.about))
 
     def sample() -> str:
         knobs = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "seed")}
@@ -377,14 +439,19 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
 
     if settings.debug:
         print(f"Computing on {device} in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
+        if distributed.size() > 1:
+            each = f"{settings.batch_size // distributed.size()} of {settings.batch_size} sequences of each step"
+            print(f"This is the first of {distributed.size()} processes, each of which computes {each}")
         show_plan(settings, model, train, val, tokenizer, init_from)
     rungs = log.about["ladder"] if log.about else {}
     if settings.eval_every and not rungs:
-        rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte)
+        rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte) if first else {}
+        rungs = distributed.of_first(rungs)
     if settings.debug and rungs:
         print("What others reach on the validation file, in bits per byte (model/ladder.py says how):")
         print(ladder.show(rungs))
-    recorder = Recorder(model, val, tokenizer, log, settings.eval_every, settings.grad_clip, sample, rungs)
+    every = 0 if settings.shard_model else settings.eval_every  # a record needs all weights in one place
+    recorder = Recorder(model, val, tokenizer, log, every, settings.grad_clip, sample, rungs)
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
@@ -395,7 +462,11 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         )
 
     def checkpoint() -> Path:
-        for tensor in (*model.parameters(), *optimizer.state_dict().values()):
+        weights, memory = distributed.whole_weights(model), optimizer.state_dict()
+        if not first:
+            distributed.wait_for_all()
+            return checkpoint_path(folder, step)
+        for tensor in (*weights.values(), *memory.values()):
             if not tensor.isfinite().all():
                 raise wrong("a weight, or what the optimizer remembers, is not a finite number")
         content = {
@@ -404,13 +475,16 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),
             "compiled": compiled,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "processes": distributed.size(),
+            "model": weights,
+            "optimizer": memory,
             "rng": torch.get_rng_state(),
         }
         if device.type == "cuda":
             content["cuda_rng"] = torch.cuda.get_rng_state(device)
-        return save_checkpoint(folder, step, content, settings.keep_checkpoints)
+        written = save_checkpoint(folder, step, content, settings.keep_checkpoints)
+        distributed.wait_for_all()
+        return written
 
     def evaluation_due() -> bool:
         due = settings.eval_every > 0 and step % settings.eval_every == 0
@@ -440,14 +514,17 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         return time.perf_counter() - start
 
     def make_step(loss_of: Callable) -> Callable:
+        loss_of, adding_up = distributed.averaged(loss_of, model)
+        pieces = settings.accumulate
+
         def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-            return train_step(loss_of, optimizer, idx, targets, rate, settings.grad_clip)
+            return train_step(loss_of, optimizer, idx, targets, rate, settings.grad_clip, pieces, adding_up)
 
         return step_of
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     resumed_at = step
-    progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug, delay=2)
+    progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug or not first, delay=2)
     started = time.perf_counter()
     try:
         recorder.after(step)
@@ -458,7 +535,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         choice = settings.compile if saved is None else "on" if compiled else "off"
 
         def time_left() -> float:
-            return 60 * minutes - (time.perf_counter() - STARTED)
+            return distributed.of_first(60 * minutes - (time.perf_counter() - STARTED))
 
         def time_step(step_of: Callable) -> float:
             if choice == "off" and minutes == 0 and device.type == "cpu":
@@ -468,12 +545,14 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         def planned(seconds: float) -> float:
             return time_left() if minutes > 0 else seconds * (settings.max_steps - step)
 
+        if settings.shard_model:
+            choice = "off"
         step_of, seconds, compiled = pick_step(make_step, model.loss, time_step, device, choice, planned)
         if minutes > 0:
             last = len(val) * seconds / (3 * settings.batch_size * settings.block_size)  # a third is the forward pass
             each = eval_seconds / settings.eval_every if settings.eval_every else 0.0
             last += 12 * recorder.seconds  # about so many records
-            max_steps = max(1, int((time_left() - last) / (seconds + each)))
+            max_steps = distributed.of_first(max(1, int((time_left() - last) / (seconds + each))))
             settings = replace(settings, max_steps=max_steps)
             print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
             progress.reset(total=max_steps)
@@ -485,6 +564,8 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             stop.check()
             fraction = learning_rate_at(step, settings.max_steps, settings.warmup_steps, settings.decay_fraction)
             rate = torch.full((), fraction, device=device)
+            if settings.dropout > 0:
+                distributed.seed_random_numbers(settings.seed, step)
             recorder.before(step + 1)
             loss, norm = step_of(*batches(step), rate)
             step += 1
@@ -492,6 +573,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             progress.update()
 
             if step % settings.log_every == 0:
+                loss = distributed.mean(loss)
                 check_finite(loss, norm)
                 now = time.perf_counter()
                 left = insight.time_left(step - resumed_at, settings.max_steps - resumed_at, now - begin)
@@ -527,11 +609,11 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
                     validate()
                 pauses += time.perf_counter() - pause
     except Stopped:
-        if step > 0 and not checkpoint_path(folder, step).exists():
+        if step > 0 and distributed.of_first(not checkpoint_path(folder, step).exists()):
             path = checkpoint()
         where = f", saved as {shown_path(path)}. The same command goes on." if path else ", nothing to save yet."
         print(f"Stopped at step {step}{where}")
-        return 128 + stop.signal
+        return 128 + (stop.signal or signal.SIGTERM)  # of another process, where this one got none
     except FloatingPointError as error:
         raise wrong(error) from None
     finally:
@@ -552,7 +634,9 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         "data": {name: train.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
         "init_from": init_from.resolve().name if init_from is not None else "",
     }
-    save_model(settings.model_file, model, tokenizer, training)
+    weights = distributed.whole_weights(model)
+    if first:
+        save_model(settings.model_file, model, tokenizer, training, weights)
     if saved is not None and step == resumed_at:
         print(
             f"This run is finished: step {step} of {settings.max_steps}. "

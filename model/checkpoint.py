@@ -201,14 +201,17 @@ class Log:
     """log.jsonl: one JSON object a line. A run resumed at `step` takes out what came after that; a new run, whose
     step is None, takes out everything.
 
-    What is read back carries a checksum, and without one, or with a wrong one, a line is not believed.
+    What is read back carries a checksum, and without one, or with a wrong one, a line is not believed. Where `folder`
+    is None, nothing is read or written: for a process that is not the first.
     """
 
-    def __init__(self, folder: Path, step: int | None):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path | None, step: int | None):
         self.evaluations, kept, damaged = {}, [], 0  # by step: (validation loss, tokens scored)
         self.recorded, self.about = set(), None  # steps that have a record, what a run that records says of itself
+        self.path = folder and folder / "log.jsonl"
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         if step is not None and self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 entry = read_line(line)
@@ -227,6 +230,8 @@ class Log:
             file.writelines(kept)
 
     def write(self, **entry) -> None:
+        if self.path is None:
+            return
         if READ_BACK & entry.keys():
             entry["crc32"] = checksum(entry)
         with saying_what_is_free(self.path), open(self.path, "a", encoding="utf-8") as file:
@@ -255,8 +260,11 @@ def read_line(line: bytes) -> dict | None:
 # --- the finished model -----------------------------------------------------------------------------------------------
 
 
-def save_model(path: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:
-    """Write the model file, and read it back. `training`: plain values that say how the model came about."""
+def save_model(
+    path: Path, model: GPT, tokenizer: Tokenizer, training: dict, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write the model file, and read it back. `training`: plain values that say how the model came about. `weights`:
+    where the model holds only a part of them, all of them."""
     save(
         path,
         {
@@ -265,7 +273,7 @@ def save_model(path: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> 
             "architecture": model.architecture,
             "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text, "sha256": tokenizer.sha256},
             "training": training,
-            "weights": model.state_dict(),
+            "weights": model.state_dict() if weights is None else weights,
         },
     )
     load_model(path)

@@ -125,7 +125,7 @@ class GPT(nn.Module):
         """An empty cache for `batch` sequences, on the model's device and in the precision of its products."""
         a = self.architecture
         head_size = a["n_embd"] // a["n_head"]
-        like = self.head.weight.new_empty(0, dtype=self.head.compute)
+        like = torch.empty(0, dtype=self.head.compute, device=self.device)
         return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
     def parameters_by_part(self) -> dict[str, int]:

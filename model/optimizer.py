@@ -19,23 +19,29 @@ class Optimizer:
 
     Between zero_grad() and step() comes loss.backward(), which adds to the gradients in place. Whatever changes from
     step to step is a tensor on the device, so that a GPU never waits for Python. `dtype` is the precision of Muon's
-    products.
+    products, `orthogonalise` what does them (several processes share them out: distributed.py).
     """
 
     def __init__(
-        self, model: nn.Module, learning_rate, muon_rate, weight_decay, beta1, beta2, momentum, dtype=torch.float32
+        self,
+        model: nn.Module,
+        learning_rate,
+        muon_rate,
+        weight_decay,
+        beta1,
+        beta2,
+        momentum,
+        dtype=torch.float32,
+        orthogonalise=orthogonalise,
     ):
-        self.dtype = dtype
+        self.dtype, self.orthogonalise = dtype, orthogonalise
         self.learning_rate, self.muon_rate, self.weight_decay = learning_rate, muon_rate, weight_decay
         self.beta1, self.beta2, self.momentum = beta1, beta2, momentum
-        stacks: dict[tuple[int, int], list[Tensor]] = {}  # by (m, n); fused weights count as the matrices they hold
-        for weight, parts in matrices(model):
-            stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
-        hidden = [weight for stack in stacks.values() for weight in stack]
-        heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
-        taken = {id(weight) for weight in hidden + heads}
-        others = [weight for weight in model.parameters() if id(weight) not in taken]
+        self.arrange(model)
 
+    def arrange(self, model: nn.Module) -> None:
+        stacks, others, heads = in_order(model)
+        hidden = [weight for stack in stacks.values() for weight in stack]
         self.weights, self.grads = flatten(hidden + others + heads)
         self.shapes = [(sum(w.numel() for w in stack) // (m * n), m, n) for (m, n), stack in stacks.items()]
         self.n_hidden = sum(w.numel() for w in hidden)  # Muon's, the rest is AdamW's
@@ -43,6 +49,10 @@ class Optimizer:
         self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for both
         self.square = torch.zeros_like(self.weights[self.n_hidden :])  # of their squares, for AdamW
         self.steps = torch.zeros((), device=self.weights.device)
+
+    def tensors(self) -> list[Tensor]:
+        """All that step() changes: the weights, and what is remembered."""
+        return [self.weights, self.mean, self.square, self.steps]
 
     def zero_grad(self) -> None:
         self.grads.zero_()
@@ -60,28 +70,28 @@ class Optimizer:
         self.steps += 1
         n = self.n_hidden
         self._muon(self.weights[:n], self.grads[:n], self.mean[:n], fraction * self.muon_rate)
-        self._adamw(self.weights[n:], self.grads[n:], self.mean[n:], fraction * self.learning_rate)
+        rate = fraction * self.learning_rate
+        if self.n_head:
+            self.weights[-self.n_head :].mul_(1 - rate * self.weight_decay)
+        self.adamw(self.weights[n:], self.grads[n:], self.mean[n:], self.square, rate)
 
     def _muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
         weights.mul_(1 - rate * self.weight_decay)
         update = muon_update(grads, mean, self.momentum)
         sizes = [k * m * n for k, m, n in self.shapes]
         for weight, part, shape in zip(weights.split(sizes), update.split(sizes), self.shapes, strict=True):
-            orthogonal = orthogonalise(part.view(shape).to(self.dtype)).to(weight.dtype)
+            orthogonal = self.orthogonalise(part.view(shape).to(self.dtype)).to(weight.dtype)
             weight.view(shape).addcmul_(orthogonal, rate, value=-update_scale(*shape[1:]))
 
-    def _adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
-        """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2.
-
-        Only the head decays. Norm weights have their place at 1, not at 0, and an embedding row whose token is rare
-        would decay at every step and learn at few.
+    def adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, square: Tensor, rate: Tensor) -> None:
+        """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2, after the
+        decay: of these weights, only the head decays. Norm weights have their place at 1, not at 0, and an embedding
+        row whose token is rare would decay at every step and learn at few.
         """
-        if self.n_head:
-            weights[-self.n_head :].mul_(1 - rate * self.weight_decay)
         mean.lerp_(grads, 1 - self.beta1)
-        self.square.mul_(self.beta2).addcmul_(grads, grads, value=1 - self.beta2)
+        square.mul_(self.beta2).addcmul_(grads, grads, value=1 - self.beta2)
         mean_scale, square_scale = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps  # both began at zero
-        root = self.square.sqrt().mul_(square_scale.rsqrt()).add_(1e-8)
+        root = square.sqrt().mul_(square_scale.rsqrt()).add_(1e-8)
         weights.addcdiv_(mean, root.mul_(mean_scale / rate), value=-1)
 
     def state_dict(self) -> dict:
@@ -90,6 +100,17 @@ class Optimizer:
     def load_state_dict(self, state: dict) -> None:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+
+
+def in_order(model: nn.Module) -> tuple[dict[tuple[int, int], list[Tensor]], list[Tensor], list[Tensor]]:
+    """The weights in the order in which they are laid: Muon's in stacks by (m, n), fused weights counting as the
+    matrices they hold; others; the head, unless it is the embedding."""
+    stacks: dict[tuple[int, int], list[Tensor]] = {}
+    for weight, parts in matrices(model):
+        stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
+    heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
+    taken = {id(weight) for weight in (*heads, *(weight for stack in stacks.values() for weight in stack))}
+    return stacks, [weight for weight in model.parameters() if id(weight) not in taken], heads
 
 
 def matrices(model: nn.Module) -> list[tuple[Tensor, int]]:

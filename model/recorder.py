@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dataset import TokenFile
 from model import insight
+from model.distributed import is_sharded
 from model.gpt import GPT
 from model.microscope import entropy
 from model.one_token import OneToken
@@ -41,7 +42,8 @@ def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, knobs: dict, chec
     model.eval().compute_in(torch.float32)
     try:
         prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-        one_token = OneToken(model, cache) if model.device.type == "cpu" else None
+        whole = model.device.type == "cpu" and not is_sharded(model)
+        one_token = OneToken(model, cache) if whole else None
         logits = read(model, prompt, cache)
         for step in generate(model, prompt, logits[-1], cache, tokens, one_token=one_token, **knobs):
             check()

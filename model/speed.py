@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 import torch
 
+from config import UserError
+from model import distributed
 from model.device import wait_for
 from model.insight import duration
 from model.optimizer import Optimizer
@@ -67,14 +69,13 @@ class Recorded:
 @contextmanager
 def leaving_no_trace(optimizer: Optimizer):
     """Around steps that are only timed: weights, the optimizer's memory and random numbers are put back."""
-    weights = optimizer.weights.clone()
-    memory = {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
+    before = [tensor.clone() for tensor in optimizer.tensors()]
     try:
         with torch.random.fork_rng():
             yield
     finally:
-        optimizer.weights.copy_(weights)
-        optimizer.load_state_dict(memory)
+        for tensor, was in zip(optimizer.tensors(), before, strict=True):
+            tensor.copy_(was)
 
 
 def seconds_a_step(
@@ -87,13 +88,15 @@ def seconds_a_step(
     unlike = 1 if device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=device)
     with leaving_no_trace(optimizer):
-        while len(times) < unlike + 2 or (len(times) < unlike + 30 and time.perf_counter() - begin < at_most):
+        while len(times) < unlike + 2 or (
+            len(times) < unlike + 30 and distributed.of_first(time.perf_counter() - begin < at_most)
+        ):
             check()
             start = time.perf_counter()
             step(*batches(len(times)), rate)
             wait_for(device)
             times.append(time.perf_counter() - start)
-    return statistics.median(times[unlike:])
+    return distributed.of_first(statistics.median(times[unlike:]))
 
 
 def worth_compiling(device: torch.device, planned: float) -> bool:
@@ -123,7 +126,7 @@ def pick_step(
 
     def tried(loss_of: Callable) -> tuple[Callable, float]:
         step = make_step(loss_of)
-        if device.type == "cuda":
+        if device.type == "cuda" and distributed.size() == 1:  # what several send each other was never recorded
             try:
                 recorded = Recorded(step)
                 return recorded, time_step(recorded)
@@ -132,13 +135,15 @@ def pick_step(
         return step, time_step(step)
 
     step, seconds = tried(loss_of)
-    if compile == "off" or (compile == "auto" and not worth_compiling(device, planned(seconds))):
+    if compile == "off" or (compile == "auto" and not distributed.of_first(worth_compiling(device, planned(seconds)))):
         return step, seconds, False
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     begin = time.perf_counter()
     try:
         compiled_step, compiled_seconds = tried(torch.compile(loss_of, dynamic=False))
     except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
+        if distributed.size() > 1:  # but several processes do it alike, or not at all
+            raise UserError(f"Compiling failed, so give --compile off: {str(error).splitlines()[0]}") from None
         print(f"Compiling failed, going on without: {(str(error).strip() or repr(error)).splitlines()[0]}")
         return step, seconds, False
     print(

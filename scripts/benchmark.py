@@ -3,6 +3,7 @@
     python scripts/benchmark.py train --nanogpt ../nanoGPT --json bench.json
     python scripts/benchmark.py generate --nanogpt ../nanoGPT --llama2c ../llama2.c/run
     python scripts/benchmark.py data
+    python scripts/benchmark.py scale
 
 Reads   nothing; a peer is measured where an unmodified checkout of it is named
 Writes  a table to the terminal, with --json the same figures to a file
@@ -34,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BPE, CHAR, DATA, ROOT, UsageError, UserError, run, shown_path
-from dataset import TokenFile, draw_batch, open_tokens, whole_file
+from dataset import TokenFile, draw_batch, open_tokens, token_writer, whole_file
 from model.insight import bits_per_byte
 
 # === what the machine can do ==========================================================================================
@@ -88,10 +89,12 @@ def bandwidth(megabytes: int = 256) -> float:
     return data.nbytes / seconds_of(data.sum)
 
 
-def command_seconds(command: list, folder: Path) -> float:
+def command_seconds(command: list, folder: Path, **variables: str) -> float:
     """Run a command to its end, out of sight. Returns its wall time, the start of Python included."""
     start = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        list(map(str, command)), cwd=folder, env=os.environ | variables, capture_output=True, text=True
+    )
     if done.returncode:
         raise UserError(
             f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr[-400:]}"
@@ -742,6 +745,83 @@ def measure_data(args) -> list[dict]:
     return table
 
 
+# === several processes: tokens a second ===============================================================================
+
+
+SCALING_STEPS = {"0.8M": 60, "10.7M": 6, "30M": 6, "124M": 6}  # of a run, by model
+
+
+def measure_scaling(args) -> list[dict]:
+    """Whole trainings with train.py, on random tokens: one process of one thread; one of as many threads as there are
+    to be processes; so many processes of one thread each. On a machine with GPUs: one process for each, from 1 to all.
+    The batch is the same for all, as the loss must be; the tokens a second are those that train.py writes to its log.
+    """
+    import torch
+
+    from model.device import pick_device, pick_dtype
+
+    most = args.processes or torch.cuda.device_count() or os.cpu_count()
+    device = pick_device("auto").type
+    flags = ["--device", device, "--dtype", str(pick_dtype("auto", pick_device("auto"))).removeprefix("torch.")]
+    if device == "cuda":
+        entrants = [(number, 1) for number in range(1, most + 1) if args.batch_size % number == 0]
+    else:
+        entrants = [(1, 1), (1, most), (most, 1)]
+    entrants = [(*entrant, ()) for entrant in entrants] + [(most, 1, ("--shard-model",))] * args.shard_model
+    with tempfile.TemporaryDirectory() as folder:
+        flags += random_data(MODELS[args.size], Path(folder))
+        steps = SCALING_STEPS[args.size]
+        flags += ["--batch-size", args.batch_size, "--max-steps", steps, "--log-every", steps // 6, "--compile", "off"]
+        flags += ["--eval-every", 0, "--sample-tokens", 0, "--checkpoint-every", 10 * steps]
+        rates = {entrant: [] for entrant in entrants}
+        for _ in range(args.rounds):
+            for entrant in entrants:
+                number, threads, own = entrant
+                rates[entrant].append(training_rate(number, threads, [*flags, *own], Path(folder)))
+    rate = {entrant: statistics.median(values) for entrant, values in rates.items()}
+    alone = rate[entrants[0]]
+    return [
+        {
+            "model": args.size,
+            "processes": f"{number}{', weights in parts' if own else ''}",
+            "threads each": threads,
+            "tokens/s": f"{rate[number, threads, own]:,.0f}",
+            "of the first row": f"{rate[number, threads, own] / alone:.2f}",
+            "scaling loss": f"{1 - rate[number, threads, own] / alone / (number * threads):.0%}",
+        }
+        for number, threads, own in entrants
+    ]
+
+
+def random_data(shape: dict, folder: Path) -> list:
+    """Write token files of random ids for a shape. Returns the flags with which train.py trains it on them."""
+    import numpy as np
+
+    from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
+
+    paths = {"--tokenizer-file": folder / "tokenizer.json"}
+    paths |= {"--train-file": folder / "train.bin", "--val-file": folder / "val.bin"}
+    characters = map(chr, range(32, 30 + shape["vocab_size"]))
+    save_tokenizer(make_character_tokenizer(characters), paths["--tokenizer-file"])
+    tokenizer = load_tokenizer(paths["--tokenizer-file"])
+    facts = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "end_of_text_id": 0}
+    for name, tokens in (("--train-file", 1_000_000), ("--val-file", 100)):
+        with token_writer(paths[name], facts) as writer:
+            writer.add(np.random.default_rng(0).integers(tokenizer.vocab_size, size=tokens, dtype=np.uint16), tokens)
+    architecture = {f"--{name.replace('_', '-')}": shape[name] for name in shape if name != "vocab_size"}
+    return [part for flag in (paths | architecture).items() for part in flag]
+
+
+def training_rate(number: int, threads: int, flags: list, folder: Path) -> float:
+    """Train with so many processes: the median of the tokens a second of each sixth of the steps but the first."""
+    run = Path(tempfile.mkdtemp(dir=folder))
+    own = ["--checkpoint-dir", run / "run", "--model-file", run / "model.pt", "--fresh", "--quiet"]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"] if number > 1 else []
+    command_seconds([sys.executable, *start, ROOT / "train.py", *flags, *own], ROOT, OMP_NUM_THREADS=str(threads))
+    lines = map(json.loads, (run / "run" / "log.jsonl").read_text("utf-8").splitlines())
+    return statistics.median([line["tokens_per_second"] for line in lines if "tokens_per_second" in line][1:])
+
+
 # === what comes out ===================================================================================================
 
 
@@ -786,9 +866,16 @@ def main() -> int:
     subject.add_argument("--scratch", type=Path, help="folder for temporary files [the system's]")
     subject.set_defaults(measure=measure_data)
 
+    subject = subjects.add_parser("scale", parents=[common], help="tokens/s of several processes")
+    subject.add_argument("--size", choices=SCALING_STEPS, default="10.7M", help="of the model [%(default)s]")
+    subject.add_argument("--batch-size", type=int, default=16, help="sequences in a step, of all [%(default)s]")
+    subject.add_argument("--processes", type=int, help="at most [as many as GPUs, or else as processor cores]")
+    subject.add_argument("--shard-model", action="store_true", help="and once with a part of the weights in each")
+    subject.set_defaults(measure=measure_scaling)
+
     args = parser.parse_args()
     if args.subject is None:
-        parser.error("name what to measure: train, generate or data")
+        parser.error("name what to measure: train, generate, data or scale")
     print(machine())
     rows = args.measure(args)
     show_table(rows)

@@ -72,7 +72,7 @@ def test_a_step_of_both_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "BATCH_SIZES", {"tiny": 3})
     monkeypatch.setattr(benchmark, "product_rate", lambda dtype: 1e12)
     monkeypatch.setattr(benchmark, "LEAST_SECONDS", 0)
-    row = benchmark.measure_step("tiny", tmp_path, rounds=2, compile=False)
+    row = benchmark.measure_step("tiny", tmp_path, rounds=1, compile=False)
     assert row["tokens a step"] == 24
     assert float(row["ratio"]) == pytest.approx(row["ours, tokens/s"] / row["nanoGPT, tokens/s"], rel=0.01, abs=0.006)
     assert benchmark.measure_step("tiny", None, rounds=1, compile=False)["ratio"] == ""
@@ -100,3 +100,24 @@ def test_a_race_needs_a_peer(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark.py", "train", "--race", "char"])
     with pytest.raises(UserError, match="--nanogpt"):
         benchmark.main()
+
+
+def test_scaling_is_measured_on_whole_trainings(monkeypatch, capsys):
+    """With rates that are known: the losses are those of the threads, not of the processes."""
+    monkeypatch.setattr(
+        benchmark, "training_rate", lambda number, threads, flags, folder: 100.0 * number + 10 * threads
+    )
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "scale", "--size", "0.8M", "--rounds", "1", "--processes", "2"])
+    benchmark.main()
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line[2:-1]] for line in table]
+    assert rows[0][:3] == ["1", "1", "110"]
+    if len(rows) == 3:  # a machine without GPUs
+        assert rows[1] == ["1", "2", "120", "1.09", "45%"]
+        assert rows[2] == ["2", "1", "210", "1.91", "5%"]
+
+
+def test_a_training_on_random_tokens_gives_a_rate(tmp_path):
+    shape = {"vocab_size": 65, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    flags = [*benchmark.random_data(shape, tmp_path), "--max-steps", 6, "--log-every", 1, "--device", "cpu"]
+    assert benchmark.training_rate(1, 1, [*flags, "--sample-tokens", 0], tmp_path) > 0
