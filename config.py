@@ -158,8 +158,20 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
         metavar="DIR",
         help="begin with the weights, architecture and tokenizer of this folder in Hugging Face's layout (Qwen3)",
     )
+    parser.add_argument(
+        "--tokenizer",
+        choices=["file", "none"],
+        default="file",
+        help="none: the token files are bare ids (uint16) without a description, such as nanoGPT's prepare.py writes",
+    )
+    parser.add_argument("--vocab-size", dest="ids", type=int, metavar="N", help="with --tokenizer none: number of ids")
     add_flags(parser, settings, TRAINING_FLAGS)
-    return parse_before_torch(parser, settings, argv)
+    settings, args = parse_before_torch(parser, settings, argv)
+    if (args.tokenizer == "none") != (args.ids is not None):
+        parser.error("--tokenizer none and --vocab-size N go together: bare ids do not say how many of them there are")
+    if args.ids is not None and args.init_from is not None:
+        parser.error("--init-from brings a tokenizer along: leave --tokenizer none out")
+    return settings, args
 
 
 GENERATION_FLAGS = "tokens temperature top_k top_p min_p repetition_penalty samples seed show device debug"

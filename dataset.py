@@ -15,6 +15,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -452,8 +453,9 @@ class TokenFile:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Turns bits a token into bits per byte. End-of-text ids count as tokens and stand for no bytes."""
-        return self.facts["tokens"] / self.facts["utf8_bytes"]
+        """Turns bits a token into bits per byte. End-of-text ids count as tokens and stand for no bytes. NaN where
+        the file does not say of how many bytes it was made."""
+        return self.facts["tokens"] / (self.facts["utf8_bytes"] or math.nan)
 
 
 @dataclass(frozen=True)
@@ -535,16 +537,44 @@ def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
     if not checksums:
         return TokenFile(path, facts, file)
-    digest, largest = hashlib.sha256(), 0
-    with tqdm(desc=f"checking {path.name}", total=2 * facts["tokens"], unit="B", unit_scale=True, delay=2) as progress:
+    sha256, largest = read_through(file)
+    if sha256 != facts["sha256"] or largest >= facts["vocab_size"]:
+        file.close()
+        raise UserError(f"{shown_path(path)} is damaged: it is not the file that its sidecar describes. {again} again.")
+    return TokenFile(path, facts, file)
+
+
+def read_through(file: BinaryIO) -> tuple[str, int]:
+    """The SHA-256 and the largest id of an open token file."""
+    digest, largest, size = hashlib.sha256(), 0, os.fstat(file.fileno()).st_size
+    name = f"checking {Path(file.name).name}"
+    with tqdm(desc=name, total=size, unit="B", unit_scale=True, delay=2) as progress:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             largest = max(largest, int(np.frombuffer(chunk, "<u2").max()))
             progress.update(len(chunk))
-    if digest.hexdigest() != facts["sha256"] or largest >= facts["vocab_size"]:
+    return digest.hexdigest(), largest
+
+
+def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
+    """Open a token file without a sidecar, raw little-endian uint16, such as nanoGPT's prepare.py writes. What cannot
+    be counted in it, documents and bytes of text, is 0. Raises UserError where it is missing or has larger ids."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no token file {shown_path(path)}. Name one with --train-file and --val-file.")
+    size = path.stat().st_size
+    if size == 0 or size % 2:
+        raise UserError(f"{shown_path(path)} has {size:,} bytes: it is empty, or not one of ids of two bytes (uint16).")
+    file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
+    sha256, largest = read_through(file)
+    if largest >= vocab_size:
         file.close()
-        raise UserError(f"{shown_path(path)} is damaged: it is not the file that its sidecar describes. {again} again.")
-    return TokenFile(path, facts, file)
+        raise UserError(
+            f"{shown_path(path)} holds the id {largest:,}, so --vocab-size must be {largest + 1:,} or more, and it is "
+            f"{vocab_size:,}."
+        )
+    facts = {"tokens": size // 2, "utf8_bytes": 0, "documents": 0, "vocab_size": vocab_size, "sha256": sha256}
+    return TokenFile(path, {**facts, "source": path.name}, file)
 
 
 def draw_starts(n_tokens: int, block_size: int, batch_size: int, seed: int, step: int) -> np.ndarray:

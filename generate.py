@@ -108,7 +108,8 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> list[in
 def show_prompt(tokenizer: Tokenizer, ids: list[int], surprises: list[float], as_text: bool) -> None:
     """The prompt token by token: id, text, and how surprised the model was to read it."""
     if ids == [tokenizer.end_of_text_id]:
-        say("No prompt: starting from <|endoftext|>, as at the beginning of a document.")
+        start = "id 0" if tokenizer.kind == "none" else "<|endoftext|>, as at the beginning of a document"
+        say(f"No prompt: starting from {start}.")
         return
     say(f"The prompt is cut into {len(ids)} token{'s'[: len(ids) > 1]}:")
     for i, token in enumerate(ids):
@@ -177,11 +178,11 @@ class Completion:
     def take(self, step: Step) -> str:
         """Take up the token of a step. Returns the text that is certain by now."""
         self.surprises.append(insight.surprise(step.p))
-        if step.token == self.tokenizer.end_of_text_id:
+        if step.token == self.tokenizer.end_of_text_id and self.tokenizer.kind != "none":
             self.end = "the model ended the document"
             return ""
         data = self.tokenizer.token_bytes(step.token)
-        self.bytes += len(data)
+        self.bytes += len(data) if self.tokenizer.kind != "none" else 0
         text = self.stream.feed(data)
         self.text += text
         if self.stream.stopped:
@@ -199,10 +200,11 @@ class Completion:
         rate = insight.tokens_per_second(len(self.surprises), seconds)
         mean = statistics.fmean(self.surprises)
         loss = mean * insight.LN2
-        per_byte = insight.bits_per_byte(loss, len(self.surprises) / self.bytes) if self.bytes else math.inf
+        unknown = math.nan if self.tokenizer.kind == "none" else math.inf
+        per_byte = insight.bits_per_byte(loss, len(self.surprises) / self.bytes) if self.bytes else unknown
         return (
             f"Stopped after {len(self.surprises)} tokens: {self.end}. Mean surprise {mean:.2f} bits, "
-            f"perplexity {insight.perplexity(loss):.2f}, {per_byte:.3f} bits per byte; {rate:,.0f} tokens/s"
+            f"perplexity {insight.perplexity(loss):.2f}, {insight.show_bits_per_byte(per_byte)}; {rate:,.0f} tokens/s"
         )
 
 
@@ -321,14 +323,14 @@ def main(settings: Settings, args, kind: str = "char") -> int:
         raise UsageError("--output-file takes one text, and --interactive writes many: leave one of them out.")
     prompt = given_prompt(args)
     model, tokenizer, training = load_model(settings.model_file)
-    if tokenizer.kind != kind:
+    if tokenizer.kind not in (kind, "none"):
         other = {"char": "generatev2.py", "bpe": "generate.py"}[kind]
         raise UserError(f"{shown_path(settings.model_file)} is a {tokenizer.kind} model: use {other} for it.")
     model.to(pick_device(settings.device))
     cache = model.new_cache()
     one_token = OneToken(model, cache) if model.device.type == "cpu" else None
     if settings.debug:
-        trained = f"{training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits per byte"
+        trained = f"{training['steps']:,} steps, validation {insight.show_bits_per_byte(training['val_bits_per_byte'])}"
         say(f"{shown_path(settings.model_file)}: trained for {trained}")
 
     with trace_file(args.trace) if args.trace else nullcontext() as trace:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import TokenFile, TokenFolder, blocks_in_order, draw_batch, draw_starts, open_tokens
+from dataset import TokenFile, TokenFolder, blocks_in_order, draw_batch, draw_starts, open_bare_tokens, open_tokens
 from model import distributed, insight, ladder
 from model.checkpoint import (
     Log,
@@ -51,7 +51,7 @@ from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import Optimizer, learning_rate_at
 from model.recorder import Recorder, sample_text
 from model.speed import pick_step, seconds_a_step
-from model.tokenizer import Tokenizer, load_tokenizer
+from model.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 
 # A run that is resumed must be the run that was started. The result depends on the architecture and on these settings,
 # so they must not change:
@@ -198,17 +198,21 @@ class Batches:
 # === what a run stands on ============================================================================================
 
 
-def open_inputs(settings: Settings, kind: str) -> tuple[TokenFile, TokenFile, Tokenizer]:
-    """Open both token files and the tokenizer, and check that they belong together."""
-    tokenizer = load_tokenizer(settings.tokenizer_file)
-    train, val = (
-        open_tokens(path, checksums=distributed.local_rank() == 0) for path in (settings.train_file, settings.val_file)
-    )
+def open_inputs(settings: Settings, kind: str, ids: int | None = None) -> tuple[TokenFile, TokenFile, Tokenizer]:
+    """Open both token files and the tokenizer, and check that they belong together. Given a number of `ids`, the files
+    are bare ones and there is no tokenizer."""
+    paths = settings.train_file, settings.val_file
+    if ids is not None:
+        tokenizer = NoTokenizer(ids)
+        train, val = (open_bare_tokens(path, ids) for path in paths)
+    else:
+        tokenizer = load_tokenizer(settings.tokenizer_file)
+        train, val = (open_tokens(path, checksums=distributed.local_rank() == 0) for path in paths)
     other = {"char": "trainv2.py", "bpe": "train.py"}[kind]
-    if tokenizer.kind != kind:
+    if tokenizer.kind not in (kind, "none"):
         raise UserError(f"{shown_path(settings.tokenizer_file)} is a {tokenizer.kind} tokenizer; {other} trains on it.")
     for data in (train, val):
-        if data.facts["tokenizer_sha256"] != tokenizer.sha256:
+        if ids is None and data.facts["tokenizer_sha256"] != tokenizer.sha256:
             raise UserError(
                 f"{shown_path(data.path)} was made with another tokenizer than {shown_path(settings.tokenizer_file)}. "
                 "Run the scripts/prepare_dataset script again, with this --tokenizer-file."
@@ -332,11 +336,10 @@ def show_plan(
     for name, count in parts.items():
         print(f"  {name:18} {count:>12,} {insight.bar(count / total)} {count / total:6.1%}")
     for name, data in (("train", train), ("validation", val)):
-        print(
-            f"  {name:18} {len(data):>12,} tokens, {data.facts['utf8_bytes']:,} bytes, "
-            f"{1 / data.tokens_per_byte:.2f} bytes a token"
-            + (f", in {len(data.shards)} files" if isinstance(data, TokenFolder) else "")
-        )
+        size = data.facts["utf8_bytes"]
+        text = f"{size:,} bytes, {1 / data.tokens_per_byte:.2f} bytes a token" if size else "of unknown text"
+        files = f", in {len(data.shards)} files" if isinstance(data, TokenFolder) else ""
+        print(f"  {name:18} {len(data):>12,} tokens, {text}{files}")
     window = settings.batch_size * settings.block_size
     print(f"  {'each step':18} {window:>12,} tokens ({settings.batch_size} sequences of {settings.block_size})")
 
@@ -358,17 +361,19 @@ def show_plan(
 
 
 @memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
-def main(settings: Settings, fresh: bool, kind: str = "char", init_from: Path | None = None) -> int:
+def main(
+    settings: Settings, fresh: bool, kind: str = "char", init_from: Path | None = None, ids: int | None = None
+) -> int:
     with distributed.together(settings.device):
         check_settings(settings)
         with only_training_in(settings.checkpoint_dir) if distributed.first() else nullcontext():
-            return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from)
+            return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids)
 
 
-def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path | None) -> int:
+def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path | None, ids: int | None) -> int:
     if init_from is not None:
         settings, first_weights, first_sha256 = begin_from(settings, init_from, kind)
-    train, val, tokenizer = open_inputs(settings, kind)
+    train, val, tokenizer = open_inputs(settings, kind, ids)
     sources = {
         "tokenizer": tokenizer.sha256,
         "training data": train.facts["sha256"],
@@ -444,7 +449,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             print(f"This is the first of {distributed.size()} processes, each of which computes {each}")
         show_plan(settings, model, train, val, tokenizer, init_from)
     rungs = log.about["ladder"] if log.about else {}
-    if settings.eval_every and not rungs:
+    if settings.eval_every and not rungs and ids is None:
         rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte) if first else {}
         rungs = distributed.of_first(rungs)
     if settings.debug and rungs:
@@ -503,7 +508,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         print(
             f"validation at step {step}{part}: loss {loss:.4f} nats a token, perplexity "
             f"{insight.perplexity(loss):.2f}, surprise {insight.bits(loss):.3f} bits a token, "
-            f"{bits_per_byte:.3f} bits per byte"
+            f"{insight.show_bits_per_byte(bits_per_byte)}"
         )
         if rungs:
             print(f"  {ladder.verdict(bits_per_byte, rungs)}")
@@ -591,8 +596,9 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
                     of = f"{step:>{len(str(settings.max_steps))}}/{settings.max_steps}"
                     print(
                         f"step {of}  loss {figures['loss']:.4f}  "
-                        f"{figures['surprise_bits']:.2f} bits/token  {figures['bits_per_byte']:.2f} bits/byte  "
-                        f"rate {fraction:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
+                        f"{figures['surprise_bits']:.2f} bits/token  "
+                        + (f"{figures['bits_per_byte']:.2f} bits/byte  " if ids is None else "")
+                        + f"rate {fraction:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
                         f"{insight.duration(left)} left"
                     )
                 since, steps_timed, pauses = now, 0, 0.0
@@ -629,7 +635,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         "steps": step,
         "tokens_seen": step * settings.batch_size * settings.block_size,
         "val_loss": val_loss,
-        "val_bits_per_byte": insight.bits_per_byte(val_loss, val.tokens_per_byte),
+        "val_bits_per_byte": insight.bits_per_byte(val_loss, val.tokens_per_byte) if ids is None else None,
         "settings": plain(settings),
         "data": {name: train.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
         "init_from": init_from.resolve().name if init_from is not None else "",
@@ -642,13 +648,15 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             f"This run is finished: step {step} of {settings.max_steps}. "
             "To go on with it, give a larger --max-steps; to start over, --fresh."
         )
+    per_byte, took = insight.show_bits_per_byte(training["val_bits_per_byte"]), time.perf_counter() - STARTED
     print(
-        f"{shown_path(settings.model_file)}: {step:,} steps, validation loss {val_loss:.4f}, "
-        f"{training['val_bits_per_byte']:.3f} bits per byte; took {insight.duration(time.perf_counter() - STARTED)}"
+        f"{shown_path(settings.model_file)}: {step:,} steps, validation loss {val_loss:.4f}, {per_byte}; "
+        f"took {insight.duration(took)}"
     )
-    print(f"Next: python {'generate.py' if kind == 'char' else 'generatev2.py'} --prompt def")
+    prompt = "def" if ids is None else "0"
+    print(f"Next: python {'generate.py' if kind == 'char' else 'generatev2.py'} --prompt {prompt}")
     return 0
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, init_from=args.init_from))
+    run(lambda: main(settings, args.fresh, init_from=args.init_from, ids=args.ids))

@@ -16,4 +16,4 @@ if __name__ == "__main__":
 from train import main
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, kind="bpe", init_from=args.init_from))
+    run(lambda: main(settings, args.fresh, kind="bpe", init_from=args.init_from, ids=args.ids))

@@ -23,7 +23,7 @@ from dataset import MAX_VOCAB_SIZE, hold, saying_what_is_free, whole_file
 from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import memory_of_shapes
 from model.pt_file import load, save
-from model.tokenizer import Tokenizer
+from model.tokenizer import NoTokenizer, Tokenizer
 
 FORMAT_VERSION = 1
 
@@ -232,6 +232,7 @@ class Log:
     def write(self, **entry) -> None:
         if self.path is None:
             return
+        entry = {name: None if value != value else value for name, value in entry.items()}  # JSON has no NaN
         if READ_BACK & entry.keys():
             entry["crc32"] = checksum(entry)
         with saying_what_is_free(self.path), open(self.path, "a", encoding="utf-8") as file:
@@ -295,11 +296,15 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer, dict]:
         weights, architecture = part(content, "weights", dict), part(content, "architecture", dict)
         check_tensors(weights, skeleton(architecture, weights).state_dict())
         text = part(part(content, "tokenizer", dict), "json", str)
-        tokenizer = Tokenizer(text, f"the tokenizer in {shown_path(path)}")
+        if content["tokenizer"].get("kind") == "none":
+            tokenizer = NoTokenizer(architecture["vocab_size"])
+        else:
+            tokenizer = Tokenizer(text, f"the tokenizer in {shown_path(path)}")
         if (tokenizer.vocab_size, tokenizer.sha256) != (architecture["vocab_size"], content["tokenizer"].get("sha256")):
             raise ValueError("its tokenizer does not belong to its weights")
         training = part(content, "training", dict)
-        if not (is_whole(training.get("steps"), 0) and is_number(training.get("val_bits_per_byte"))):
+        bits_known = is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
+        if not (is_whole(training.get("steps"), 0) and bits_known):
             raise ValueError("its summary of the training is incomplete")
         model = GPT(**architecture)
         model.load_state_dict(weights)

@@ -27,6 +27,11 @@ def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
     return bits(loss) * tokens_per_byte
 
 
+def show_bits_per_byte(value: float | None) -> str:
+    """1.61 as "1.610 bits per byte". None and NaN stand for ids without their text, whose bytes nobody has counted."""
+    return "bits per byte unknown" if value is None or math.isnan(value) else f"{value:.3f} bits per byte"
+
+
 def perplexity(loss: float) -> float:
     """exp(loss); infinite where that is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -88,7 +88,7 @@ class Recorder:
         self.about = {
             "vocab_size": model.vocab_size,
             "ladder": rungs,
-            "val_tokens_per_byte": val.tokens_per_byte,
+            "val_tokens_per_byte": val.tokens_per_byte if val.facts["utf8_bytes"] else None,
             "n_head": model.blocks[0].attention.n_head,
             "paragraph": [insight.token_text(tokenizer, token) for token in [self.idx[0, 0], *self.targets[0]]],
             "places": self.places,
@@ -212,6 +212,8 @@ def held_out_blocks(val: TokenFile, block_size: int) -> tuple[np.ndarray, np.nda
 def kinds_of(val: TokenFile, tokenizer: Tokenizer, start: int, length: int) -> np.ndarray | None:
     """The kinds (length,) of the tokens start + 1, ... of a file, as places in KINDS; -1 for none of these. None where
     their document is no Python up to there, or begins too far before them."""
+    if tokenizer.kind == "none":
+        return None
     tokens = val.tokens[max(0, start - LONGEST) : start + 1 + length]
     own = len(tokens) - length  # the first of the tokens in question
     ends = np.flatnonzero(tokens[:own] == tokenizer.end_of_text_id)

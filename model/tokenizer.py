@@ -85,6 +85,44 @@ class Tokenizer:
         return bytes(LETTER_TO_BYTE[letter] for letter in piece)
 
 
+class NoTokenizer:
+    """Stands in where ids came without their tokenizer: a token's text is its number and a space, "17 4 ".
+
+    No id is known to end a document. Texts that begin without a prompt begin with id 0.
+    """
+
+    kind, end_of_text_id, unknown_id = "none", 0, None
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+        self.json_text = json.dumps({"ids": vocab_size})
+        self.sha256 = hashlib.sha256(self.json_text.encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids that a text lists, (tokens,) uint16: "17 4" gives [17, 4]. Raises UserError for anything else."""
+        ids = text.split()
+        if not all(id.isascii() and id.isdecimal() and int(id[:9]) < self.vocab_size and len(id) < 9 for id in ids):
+            raise UserError(
+                f"This model has no tokenizer: its texts are ids from 0 to {self.vocab_size - 1:,}, as 17 4."
+            )
+        return np.array([int(id) for id in ids], np.uint16)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def unknown(self, text: str, ids: np.ndarray) -> list[str]:
+        return []
+
+    def decode(self, ids) -> str:
+        return "".join(f"{token} " for token in ids)
+
+    def piece(self, token: int) -> str:
+        return str(token)
+
+    def token_bytes(self, token: int) -> bytes:
+        return f"{token} ".encode()
+
+
 def check_tokenizer(json_text: str) -> tuple[str, dict]:
     """The kind and the content of a tokenizer's JSON text. Raises an error for one that this project does not write.
 

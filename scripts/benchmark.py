@@ -93,8 +93,9 @@ def command_seconds(command: list, folder: Path, **variables: str) -> float:
     """Run a command to its end, out of sight. Returns its wall time, the start of Python included."""
     start = time.perf_counter()
     done = subprocess.run(  # noqa: S603
-        list(map(str, command)), cwd=folder, env=os.environ | variables, capture_output=True, text=True
-    )
+        list(map(str, command)), cwd=folder, env=os.environ | variables, capture_output=True, text=True,
+        encoding="utf-8",
+    )  # fmt: skip
     if done.returncode:
         raise UserError(
             f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr[-400:]}"
@@ -150,7 +151,13 @@ class Peer:
     def __init__(self, script: str, folder: Path, *args):
         command = [sys.executable, "-c", script, *map(str, args)]
         self.process = subprocess.Popen(  # noqa: S603 (what the person who measures names)
-            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
         )
 
     def __call__(self) -> float:
@@ -307,7 +314,9 @@ def race_nanogpt(nanogpt: Path, dataset: str, iterations: int) -> tuple[float, f
         flags += [f"--eval_interval={iterations // 8}", f"--out_dir={folder}"]
         seconds = command_seconds([sys.executable, "train.py", *NANOGPT_TRAIN.split(), *flags], nanogpt)
         command = [sys.executable, "-c", NANOGPT_SCORE, Path(folder, "ckpt.pt"), nanogpt / "data" / dataset / "val.bin"]
-        done = subprocess.run(list(map(str, command)), cwd=nanogpt, capture_output=True, text=True, check=True)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            list(map(str, command)), cwd=nanogpt, capture_output=True, text=True, encoding="utf-8", check=True
+        )
         return seconds, float(done.stdout.split()[-1])
 
 

@@ -5,7 +5,7 @@
 
 Reads   nothing: the weights are random, the text is this file
 Writes  nothing: a table, and at its end "agrees" or "do not trust this device with this torch"
-Next    python train.py --device mps, or --device cpu where the two disagree
+Next    python train.py; with --device cpu where the two disagree
 
 A wrong operation raises no error. On Apple's MPS several versions of torch have trained models that learned nothing, or
 less than they could. So the same model, from the same weights, is put to work on both, in fp32: the gradients of one
@@ -191,6 +191,8 @@ def main(settings, args) -> int:
     model = first_model(settings)
     total = sum(model.parameters_by_part().values())
     print(f"{total:,} random weights on the CPU and on {device}, in fp32, torch {torch.__version__}")
+    if device.type == "cpu":
+        print("  which compares the CPU with itself: torch finds no other device here, or none was named")
     reference = work_on(cpu, model, settings)
     work = work_on(device, model, settings)
 

@@ -155,6 +155,10 @@ def files_of(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> 
 
 def main(settings, args) -> None:
     model, tokenizer, training = load_model(settings.model_file)
+    if tokenizer.kind == "none":
+        raise UserError(
+            f"{shown_path(settings.model_file)} was trained on bare ids: it has no tokenizer to take along."
+        )
     folder = args.output
     files = files_of(folder, model, tokenizer, training)
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {*files}):

@@ -377,6 +377,8 @@ def main(settings: Settings, args) -> None:
         raise UsageError(f"--html would replace {shown_path(args.html)}, which is read here. Name another file.")
     text, utf8_bytes = read_text(args.file)
     model, tokenizer, training = load_model(settings.model_file)
+    if tokenizer.kind == "none":
+        raise UserError(f"{shown_path(settings.model_file)} was trained on bare ids: it cannot read a text.")
     model.to(pick_device(settings.device))
 
     # === score ========================================================================================================

@@ -287,3 +287,50 @@ def test_what_the_scripts_write_is_ignored():
     lines = (ROOT / ".gitignore").read_text("utf-8").splitlines()
     for written in ("/data/*", "/checkpoints/*", "/gpt_model.pt", ".venv/", "__pycache__/"):
         assert written in lines
+
+
+# === wherever people sit =============================================================================================
+
+
+def without_encoding(source: str) -> list[str]:
+    """Calls that read or write text in the encoding of the system, which differs from one to the other."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name, keywords = ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+        positional = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        binary = any(isinstance(value, str) and re.fullmatch(r"[rwaxb+]*b[rwaxb+]*", value) for value in positional)
+        text = name == "open" or name.endswith((".read_text", ".write_text")) or "text" in keywords
+        if text and not binary and "encoding" not in keywords and "utf-8" not in positional:
+            found.append(ast.unparse(node)[:60])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_text_is_utf8_on_every_system(path):
+    assert without_encoding(path.read_text("utf-8")) == []
+
+
+def test_a_missing_encoding_would_be_found():
+    source = "open('a')\nopen('a', 'rb')\nopen('a', encoding='utf-8')\np.read_text()\np.write_text('a', 'utf-8')\n"
+    source += "run(['a'], text=True)\nrun(['a'], text=True, encoding='utf-8')\n"
+    assert without_encoding(source) == ["open('a')", "p.read_text()", "run(['a'], text=True)"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_nothing_forks(path):
+    """Windows cannot, and on a Mac a forked process that has used the GPU dies: workers are spawned."""
+    source = path.read_text("utf-8")
+    names = {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    assert not {"os.fork", "multiprocessing.Process", "multiprocessing.Pool"} & names
+    assert not re.search("[\"']fork[\"']", source)
+
+
+def test_the_workflow_runs_the_readmes_test_command():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"run: (.*pytest.*)", workflow)
+    assert f"```sh\n{command}\n```" in readme
+    for wanted in ("ubuntu", "macos", "windows", '"3.11"', '"3.12"', '"3.13"', '"3.14"'):
+        assert wanted in workflow

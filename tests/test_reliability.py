@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -300,6 +299,8 @@ def test_a_limit_on_the_size_of_files_is_named(copy, finished, tmp_path):
     for limit in (1000, size // 2, size - 10):
 
         def limited(limit=limit):
+            import resource  # which Windows has not
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             script(copy)()
 

@@ -477,7 +477,7 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
 
 def test_a_stop_while_steps_are_timed_is_no_compiler_error(char, capsys, monkeypatch):
     def stopping(f, dynamic):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return f
 
     monkeypatch.setattr(torch, "compile", stopping)
