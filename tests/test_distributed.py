@@ -357,6 +357,15 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
     assert content["compiled"] is False
 
 
+@pytest.mark.slow
+def test_the_real_compiler_gives_the_same_losses_in_two_processes(alone, tmp_path):
+    """In pieces, too: the plain step was tried before, and its hooks on the gradients must not disturb."""
+    settings = trained(2, anew(alone, tmp_path), max_steps=10, compile="on", accumulate=2)
+    assert newest_checkpoint(settings.checkpoint_dir)[1]["compiled"] is True
+    plain = trained(1, anew(alone, tmp_path / "plain"), max_steps=10, compile="off")
+    assert difference(losses(plain), losses(settings)) < 1e-4
+
+
 # --- kills and signals ------------------------------------------------------------------------------------------------
 
 
