@@ -16,13 +16,14 @@ For ASCII this is a rule about neighbours, see word_starts(). A stretch with oth
 
 import threading
 from collections.abc import Iterator
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
 
 END = 0xFF  # the byte that stands behind every document: no byte of UTF-8 is 255
 BLOCK = 1 << 18  # bytes worked on at once: few enough that the arrays stay in the processor's caches
-WORD_BLOCK = 1 << 20  # the same where words are told apart: enough that most of them are there more than once
+WORD_BLOCK = 1 << 21  # the same where words are told apart: enough that most of them are there more than once
 
 LETTER, DIGIT, OTHER, HIGH, SPACE, BLANK, STOP = 1, 2, 3, 4, 8, 9, 16  # HIGH: not ASCII; BLANK: the space character
 KIND = bytearray([OTHER] * 128 + [HIGH] * 127 + [STOP])  # of each byte
@@ -91,17 +92,29 @@ def safe_borders(kind: np.ndarray, previous: np.ndarray) -> np.ndarray:
 def blocks(data: bytes, size: int) -> Iterator[bytes]:
     """Cut a text (documents with an END behind each) into blocks of about `size` bytes, its words left whole."""
     begin = 0
-    while len(data) - begin > size:
-        window, cut = size, 0
-        while not cut and begin + window < len(data):  # the last border inside; a window without one is too small
-            kind = np.frombuffer(data[begin : begin + window].translate(bytes(KIND)), np.uint8)
-            found = np.flatnonzero(safe_borders(kind[1:], kind[:-1]))
-            cut, window = (int(found[-1]) + 1 if len(found) else 0), 4 * window
-        if not cut:
-            break
-        yield data[begin : begin + cut]
-        begin += cut
+    while len(data) - begin > size and (cut := next_border(data, begin, size)):
+        yield data[begin:cut]
+        begin = cut
     yield data[begin:] if begin else data
+
+
+def next_border(data: bytes, begin: int, size: int) -> int:
+    """The last border up to `size` bytes behind begin, or one as near behind as there is; 0 if there is none."""
+    while True:
+        end = min(begin + size, len(data))
+        for tail in (4096, size):  # it is seldom far from the end
+            if cut := last_border(data, max(begin, end - tail), end):
+                return cut
+        if end == len(data):
+            return 0
+        size *= 4
+
+
+def last_border(data: bytes, start: int, end: int) -> int:
+    """The last place inside data[start:end] where it may be cut without a change to its words; 0 if there is none."""
+    kind = np.frombuffer(data[start:end].translate(bytes(KIND)), np.uint8)
+    found = np.flatnonzero(safe_borders(kind[1:], kind[:-1]))
+    return start + int(found[-1]) + 1 if len(found) else 0
 
 
 # --- words to ids -----------------------------------------------------------------------------------------------------
@@ -113,9 +126,12 @@ TOGETHER = 200  # new words that the library gets as one text
 
 def distinct_words(data: bytes) -> tuple[list[bytes], np.ndarray]:
     """The different words of a block, and for each of its words which of these it is, (words,) int32."""
-    starts = word_starts(data)
-    offsets = np.append(starts, len(data)).astype(np.int32)
-    array = pa.Array.from_buffers(pa.binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    starts, begin = [], 0
+    for block in blocks(data, BLOCK):
+        starts.append(word_starts(block) + begin)
+        begin += len(block)
+    offsets = np.append(np.concatenate(starts), begin).astype(np.int32)
+    array = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     encoded = array.dictionary_encode()  # a hash table in C++, which compares the bytes
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
@@ -138,7 +154,7 @@ class WordEncoder:
         the end-of-text id stands for it."""
         for block in blocks(data, WORD_BLOCK):
             words, index = distinct_words(block)
-            spans = np.array([self.known.get(word, -1) for word in words], np.int64)
+            spans = np.array(list(map(self.known.get, words, repeat(-1))), np.int64)
             new = np.flatnonzero(spans < 0)
             ids = self.ids
             if len(new):

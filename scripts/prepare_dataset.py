@@ -52,7 +52,7 @@ class Encoded:
     """Some tokens of one part of the corpus, and what they were made from."""
 
     part: str
-    ids: np.ndarray
+    ids: list[np.ndarray]
     documents: int = 0
     utf8_bytes: int = 0
     unknown: dict[str, int] = field(default_factory=dict)  # characters without an id: how often
@@ -82,10 +82,10 @@ class Encode:
             for some in encoder.encode(text):
                 ids.append(some)
                 if sum(map(len, ids)) >= RESULT_TOKENS:
-                    yield Encoded(part, np.concatenate(ids))
-                    ids.clear()
+                    yield Encoded(part, ids)
+                    ids = []
             unknown = getattr(encoder, "unknown", {})
-            yield Encoded(part, np.concatenate([*ids, np.zeros(0, np.uint16)]), **counts, unknown=dict(unknown))
+            yield Encoded(part, ids, **counts, unknown=dict(unknown))
             unknown.clear()
 
 
@@ -190,8 +190,10 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
         only = None  # a long document need not stand in memory twice
         for piece, results in in_order(work, pieces, pick_workers(settings.workers)):
             for encoded in results:
-                total = sum(encoded.unknown.values())
-                writers[encoded.part].extend(encoded.ids, encoded.documents, encoded.utf8_bytes, total)
+                writer = writers[encoded.part]
+                for ids in encoded.ids:
+                    writer.extend(ids)
+                writer.count(encoded.documents, encoded.utf8_bytes, sum(encoded.unknown.values()))
                 unknown.update(encoded.unknown)
             if not isinstance(piece, dict):
                 state = {"at": piece[1], "unknown": unknown, **{p: w.counts() for p, w in writers.items()}}
