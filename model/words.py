@@ -16,7 +16,7 @@ For ASCII this is a rule about neighbours, see word_starts(). A stretch with oth
 
 import threading
 from collections.abc import Iterator
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import numpy as np
 import pyarrow as pa
@@ -238,11 +238,13 @@ class CharacterEncoder:
     def __init__(self, tokenizer):
         table, end_of_text_id = tokenizer.character_to_id, tokenizer.end_of_text_id
         self.table, self.unknown_id = table, tokenizer.unknown_id
-        ascii_ids = np.append(
-            table[:128], np.full(128, end_of_text_id, table.dtype)
-        )  # the upper half: only END is used
-        self.small = bytes(ascii_ids.astype(np.uint8)) if ascii_ids.max() < 256 else None
-        self.ascii_ids = ascii_ids
+        self.ids = np.append(table[:128], np.full(128, end_of_text_id, table.dtype))  # of a byte; above ASCII, of END
+        # Characters are numbered in their order, so most bytes of code are a fixed distance from their ids: those from
+        # `low` to `high`. Adding is faster than looking up.
+        self.distance = np.uint16((int(self.ids[ord("a")]) - ord("a")) % 2**16)
+        near = self.ids == np.arange(256, dtype=np.uint16) + self.distance
+        self.low = 1 + max((i for i in range(ord("a")) if not near[i]), default=-1)
+        self.high = min(i for i in range(ord("a"), 256) if not near[i] or i == 128) - 1
         self.unknown: dict[str, int] = {}
 
     def encode(self, data: bytes) -> Iterator[np.ndarray]:
@@ -260,11 +262,10 @@ class CharacterEncoder:
 
     def encode_block(self, data: bytes) -> np.ndarray:
         text = np.frombuffer(data, np.uint8)
-        if self.small is not None:  # bytes to bytes is what the interpreter does fastest
-            ids = np.frombuffer(data.translate(self.small), np.uint8).astype(np.uint16)
-        else:
-            ids = self.ascii_ids[text]
-        high = np.flatnonzero(text >= 0x80)
+        ids = np.add(text, self.distance, dtype=np.uint16)
+        far = np.flatnonzero(text - np.uint8(self.low) > np.uint8(self.high - self.low))
+        ids[far] = self.ids[text[far]]
+        high = far[text[far] >= 0x80]
         first = high[(text[high] >= 0xC0) & (text[high] != END)]  # the first bytes of characters that are not ASCII
         characters = np.zeros(0, np.uint32)
         if len(first):
@@ -276,7 +277,11 @@ class CharacterEncoder:
             missing = np.append(characters[self.table[characters] == self.unknown_id], plain)
             for character, count in zip(*np.unique(missing, return_counts=True), strict=True):
                 self.unknown[chr(character)] = self.unknown.get(chr(character), 0) + int(count)
-        return ids[(text & 0xC0) != 0x80] if len(first) else ids
+        rest = high[(text[high] & 0xC0) == 0x80]  # the others, which have no id
+        if len(rest) * 200 > len(ids):
+            return ids[(text & 0xC0) != 0x80]
+        cuts = [-1, *rest.tolist(), len(ids)]
+        return np.concatenate([ids[a + 1 : b] for a, b in pairwise(cuts)]) if len(rest) else ids
 
 
 def decode_utf8(text: np.ndarray, first: np.ndarray) -> np.ndarray:

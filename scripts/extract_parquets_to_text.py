@@ -34,7 +34,8 @@ from dataset import MARKER, SEPARATOR, Seen, hashes_of, read_document_bytes, spl
 from model.insight import visible
 from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
 
-ROWS = 256  # read at once: few enough for a laptop's memory where rows are long
+ROWS = 256  # read at once at most,
+BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
 PIECE_BYTES = 1 << 24  # of text in the row groups of a piece, 16 MB, where the row groups are not larger
 BETWEEN = b"\xff"  # between two rows that are joined: no text in UTF-8 holds it
 
@@ -71,7 +72,8 @@ class Piece:
 
     path: Path
     groups: tuple[int, ...] = ()
-    rows: int = 0  # that its description promises
+    rows: int = 0  # that its description promises,
+    bytes: int = 0  # and how large they are
     last: bool = True  # whether the file ends with it
     error: Exception | None = None
 
@@ -132,7 +134,7 @@ def pieces_of(path: Path, column: str, first_group: int = 0) -> Iterator[Piece]:
             rows, size = rows + group_rows, size + group_bytes
         last = number == len(described) - 1
         if taken and (size >= PIECE_BYTES or last):
-            yield Piece(path, tuple(taken), rows, last)
+            yield Piece(path, tuple(taken), rows, size, last)
             taken, rows, size = [], 0, 0
 
 
@@ -140,9 +142,9 @@ def extract(piece: Piece, column: str, hashing: bool) -> Iterator[Extracted]:
     """Yield the documents of a piece, some rows at a time. Raises ValueError where the file is damaged."""
     if piece.error:
         raise piece.error
-    rows = 0
+    rows, size = 0, max(1, min(ROWS, BATCH_BYTES * piece.rows // max(piece.bytes, 1)))
     with naming_damage(piece.path), open_parquet(piece.path) as parquet:
-        for batch in parquet.iter_batches(ROWS, row_groups=list(piece.groups), columns=[column], use_threads=False):
+        for batch in parquet.iter_batches(size, row_groups=list(piece.groups), columns=[column], use_threads=False):
             rows += len(batch)
             yield join_rows(batch.column(0), hashing)
     if rows != piece.rows:
