@@ -158,7 +158,8 @@ class WordEncoder:
             new = np.flatnonzero(spans < 0)
             ids = self.ids
             if len(new):
-                spans[new], ids = self.learn([words[i] for i in new.tolist()])
+                with self.lock:  # another thread may have met the same words just now
+                    spans[new], ids = self.learn([words[i] for i in new.tolist()])
             place, number = spans[index] >> 32, spans[index] & 0xFFFFFFFF
             ends = np.cumsum(number)
             # All ids of all words in one step: their places in ids, which go up by one inside a word.
@@ -167,19 +168,19 @@ class WordEncoder:
 
     def learn(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Encode words with the library. Returns (where the ids of each are, the array of ids that they are in)."""
+        spans = np.array(list(map(self.known.get, words, repeat(-1))), np.int64)
+        new = np.flatnonzero(spans < 0)
+        words = [words[i] for i in new.tolist()]
         ids, place, number = self.encode_words(words)
-        if len(self.known) < WORDS:
-            with self.lock:
-                place += self.used
-                pool = self.ids = append(self.ids, self.used, ids)
-                self.used += len(ids)
-            spans = place << 32 | number
-            self.known.update(
-                (word, span) for word, span in zip(words, spans.tolist(), strict=True) if len(word) <= LONGEST
-            )
-            return spans, pool
-        pool = self.ids
-        return (place + len(pool)) << 32 | number, np.append(pool, ids)
+        if len(self.known) >= WORDS:
+            spans[new] = (place + len(self.ids)) << 32 | number
+            return spans, np.append(self.ids, ids)
+        spans[new] = (place + self.used) << 32 | number
+        self.ids = append(self.ids, self.used, ids)
+        self.used += len(ids)
+        remembered = zip(words, spans[new].tolist(), strict=True)
+        self.known.update((word, span) for word, span in remembered if len(word) <= LONGEST)
+        return spans, self.ids
 
     def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(the ids of all words, where those of each begin, how many they are).

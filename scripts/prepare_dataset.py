@@ -137,7 +137,7 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     if not 0 < settings.val_fraction < 1:
         raise UsageError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
     outputs = {name: shard_path(getattr(settings, name), args.shard) for name in ("train_file", "val_file")}
-    settings = replace(settings, **outputs)
+    unsharded, settings = settings, replace(settings, **outputs)
     if len({path.resolve() for path in (settings.corpus, settings.train_file, settings.val_file)}) < 3:
         raise UsageError("--corpus, --train-file and --val-file must be three different files.")
 
@@ -218,10 +218,10 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     show_written(settings, tokenizer, firsts)
     print(f"{(train.utf8_bytes + val.utf8_bytes) / 1e6 / seconds:.1f} MB/s")
     if args.shard:
-        pattern = shown_path(shard_path(settings.train_file, None))
-        print(
-            f"Next, when all {shares} shares are there: python scripts/merge_token_files.py SHARES --output {pattern}"
-        )
+        whole = unsharded.train_file
+        shares_of_it = shown_path(whole.with_name(f"{whole.stem}.*-of-{shares}{whole.suffix}"))
+        print("Next, when all shares are there, and for val as for train:")
+        print(f"  python scripts/merge_token_files.py {shares_of_it} --output {shown_path(whole)}")
     else:
         print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}")
 
