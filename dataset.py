@@ -375,16 +375,21 @@ class TokenWriter:
 
     def add(self, ids: np.ndarray, utf8_bytes: int, unknown_characters: int = 0) -> None:
         """Append the ids of one document, which came from so many bytes of text, and the end-of-text id."""
-        self.extend(np.append(ids, self.end_of_text_id), 1, utf8_bytes, unknown_characters)
+        self.extend(np.append(ids, self.end_of_text_id))
+        self.count(1, utf8_bytes, unknown_characters)
 
-    def extend(self, ids: np.ndarray, documents: int, utf8_bytes: int, unknown_characters: int = 0) -> None:
-        """Append ids as they are: those of so many documents, the end-of-text id behind each."""
+    def extend(self, ids: np.ndarray) -> None:
+        """Append ids as they are: some or all of whole documents, the end-of-text id behind each. count() tells what
+        they came from."""
         if len(ids) and int(ids.max()) >= self.vocab_size:
             raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.vocab_size}")
         data = memoryview(np.ascontiguousarray(ids, "<u2")).cast("B")
         self.file.write(data)
         self.hash.update(data)
         self.tokens += len(ids)
+
+    def count(self, documents: int, utf8_bytes: int, unknown_characters: int) -> None:
+        """Of so many documents, bytes of text and characters without an id were ids that are written."""
         self.documents += documents
         self.utf8_bytes += utf8_bytes
         self.unknown_characters += unknown_characters

@@ -16,13 +16,14 @@ For ASCII this is a rule about neighbours, see word_starts(). A stretch with oth
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise, repeat
 
 import numpy as np
 import pyarrow as pa
 
 END = 0xFF  # the byte that stands behind every document: no byte of UTF-8 is 255
 BLOCK = 1 << 18  # bytes worked on at once: few enough that the arrays stay in the processor's caches
-WORD_BLOCK = 1 << 20  # the same where words are told apart: enough that most of them are there more than once
+WORD_BLOCK = 1 << 21  # the same where words are told apart: enough that most of them are there more than once
 
 LETTER, DIGIT, OTHER, HIGH, SPACE, BLANK, STOP = 1, 2, 3, 4, 8, 9, 16  # HIGH: not ASCII; BLANK: the space character
 KIND = bytearray([OTHER] * 128 + [HIGH] * 127 + [STOP])  # of each byte
@@ -91,17 +92,29 @@ def safe_borders(kind: np.ndarray, previous: np.ndarray) -> np.ndarray:
 def blocks(data: bytes, size: int) -> Iterator[bytes]:
     """Cut a text (documents with an END behind each) into blocks of about `size` bytes, its words left whole."""
     begin = 0
-    while len(data) - begin > size:
-        window, cut = size, 0
-        while not cut and begin + window < len(data):  # the last border inside; a window without one is too small
-            kind = np.frombuffer(data[begin : begin + window].translate(bytes(KIND)), np.uint8)
-            found = np.flatnonzero(safe_borders(kind[1:], kind[:-1]))
-            cut, window = (int(found[-1]) + 1 if len(found) else 0), 4 * window
-        if not cut:
-            break
-        yield data[begin : begin + cut]
-        begin += cut
+    while len(data) - begin > size and (cut := next_border(data, begin, size)):
+        yield data[begin:cut]
+        begin = cut
     yield data[begin:] if begin else data
+
+
+def next_border(data: bytes, begin: int, size: int) -> int:
+    """The last border up to `size` bytes behind begin, or one as near behind as there is; 0 if there is none."""
+    while True:
+        end = min(begin + size, len(data))
+        for tail in (4096, size):  # it is seldom far from the end
+            if cut := last_border(data, max(begin, end - tail), end):
+                return cut
+        if end == len(data):
+            return 0
+        size *= 4
+
+
+def last_border(data: bytes, start: int, end: int) -> int:
+    """The last place inside data[start:end] where it may be cut without a change to its words; 0 if there is none."""
+    kind = np.frombuffer(data[start:end].translate(bytes(KIND)), np.uint8)
+    found = np.flatnonzero(safe_borders(kind[1:], kind[:-1]))
+    return start + int(found[-1]) + 1 if len(found) else 0
 
 
 # --- words to ids -----------------------------------------------------------------------------------------------------
@@ -113,9 +126,12 @@ TOGETHER = 200  # new words that the library gets as one text
 
 def distinct_words(data: bytes) -> tuple[list[bytes], np.ndarray]:
     """The different words of a block, and for each of its words which of these it is, (words,) int32."""
-    starts = word_starts(data)
-    offsets = np.append(starts, len(data)).astype(np.int32)
-    array = pa.Array.from_buffers(pa.binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    starts, begin = [], 0
+    for block in blocks(data, BLOCK):
+        starts.append(word_starts(block) + begin)
+        begin += len(block)
+    offsets = np.append(np.concatenate(starts), begin).astype(np.int32)
+    array = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     encoded = array.dictionary_encode()  # a hash table in C++, which compares the bytes
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
@@ -138,11 +154,12 @@ class WordEncoder:
         the end-of-text id stands for it."""
         for block in blocks(data, WORD_BLOCK):
             words, index = distinct_words(block)
-            spans = np.array([self.known.get(word, -1) for word in words], np.int64)
+            spans = np.array(list(map(self.known.get, words, repeat(-1))), np.int64)
             new = np.flatnonzero(spans < 0)
             ids = self.ids
             if len(new):
-                spans[new], ids = self.learn([words[i] for i in new.tolist()])
+                with self.lock:  # another thread may have met the same words just now
+                    spans[new], ids = self.learn([words[i] for i in new.tolist()])
             place, number = spans[index] >> 32, spans[index] & 0xFFFFFFFF
             ends = np.cumsum(number)
             # All ids of all words in one step: their places in ids, which go up by one inside a word.
@@ -151,19 +168,19 @@ class WordEncoder:
 
     def learn(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Encode words with the library. Returns (where the ids of each are, the array of ids that they are in)."""
+        spans = np.array(list(map(self.known.get, words, repeat(-1))), np.int64)
+        new = np.flatnonzero(spans < 0)
+        words = [words[i] for i in new.tolist()]
         ids, place, number = self.encode_words(words)
-        if len(self.known) < WORDS:
-            with self.lock:
-                place += self.used
-                pool = self.ids = append(self.ids, self.used, ids)
-                self.used += len(ids)
-            spans = place << 32 | number
-            self.known.update(
-                (word, span) for word, span in zip(words, spans.tolist(), strict=True) if len(word) <= LONGEST
-            )
-            return spans, pool
-        pool = self.ids
-        return (place + len(pool)) << 32 | number, np.append(pool, ids)
+        if len(self.known) >= WORDS:
+            spans[new] = (place + len(self.ids)) << 32 | number
+            return spans, np.append(self.ids, ids)
+        spans[new] = (place + self.used) << 32 | number
+        self.ids = append(self.ids, self.used, ids)
+        self.used += len(ids)
+        remembered = zip(words, spans[new].tolist(), strict=True)
+        self.known.update((word, span) for word, span in remembered if len(word) <= LONGEST)
+        return spans, self.ids
 
     def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(the ids of all words, where those of each begin, how many they are).
@@ -222,11 +239,13 @@ class CharacterEncoder:
     def __init__(self, tokenizer):
         table, end_of_text_id = tokenizer.character_to_id, tokenizer.end_of_text_id
         self.table, self.unknown_id = table, tokenizer.unknown_id
-        ascii_ids = np.append(
-            table[:128], np.full(128, end_of_text_id, table.dtype)
-        )  # the upper half: only END is used
-        self.small = bytes(ascii_ids.astype(np.uint8)) if ascii_ids.max() < 256 else None
-        self.ascii_ids = ascii_ids
+        self.ids = np.append(table[:128], np.full(128, end_of_text_id, table.dtype))  # of a byte; above ASCII, of END
+        # Characters are numbered in their order, so most bytes of code are a fixed distance from their ids: those from
+        # `low` to `high`. Adding is faster than looking up.
+        self.distance = np.uint16((int(self.ids[ord("a")]) - ord("a")) % 2**16)
+        near = self.ids == np.arange(256, dtype=np.uint16) + self.distance
+        self.low = 1 + max((i for i in range(ord("a")) if not near[i]), default=-1)
+        self.high = min(i for i in range(ord("a"), 256) if not near[i] or i == 128) - 1
         self.unknown: dict[str, int] = {}
 
     def encode(self, data: bytes) -> Iterator[np.ndarray]:
@@ -244,11 +263,10 @@ class CharacterEncoder:
 
     def encode_block(self, data: bytes) -> np.ndarray:
         text = np.frombuffer(data, np.uint8)
-        if self.small is not None:  # bytes to bytes is what the interpreter does fastest
-            ids = np.frombuffer(data.translate(self.small), np.uint8).astype(np.uint16)
-        else:
-            ids = self.ascii_ids[text]
-        high = np.flatnonzero(text >= 0x80)
+        ids = np.add(text, self.distance, dtype=np.uint16)
+        far = np.flatnonzero(text - np.uint8(self.low) > np.uint8(self.high - self.low))
+        ids[far] = self.ids[text[far]]
+        high = far[text[far] >= 0x80]
         first = high[(text[high] >= 0xC0) & (text[high] != END)]  # the first bytes of characters that are not ASCII
         characters = np.zeros(0, np.uint32)
         if len(first):
@@ -260,7 +278,11 @@ class CharacterEncoder:
             missing = np.append(characters[self.table[characters] == self.unknown_id], plain)
             for character, count in zip(*np.unique(missing, return_counts=True), strict=True):
                 self.unknown[chr(character)] = self.unknown.get(chr(character), 0) + int(count)
-        return ids[(text & 0xC0) != 0x80] if len(first) else ids
+        rest = high[(text[high] & 0xC0) == 0x80]  # the others, which have no id
+        if len(rest) * 200 > len(ids):
+            return ids[(text & 0xC0) != 0x80]
+        cuts = [-1, *rest.tolist(), len(ids)]
+        return np.concatenate([ids[a + 1 : b] for a, b in pairwise(cuts)]) if len(rest) else ids
 
 
 def decode_utf8(text: np.ndarray, first: np.ndarray) -> np.ndarray:

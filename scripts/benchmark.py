@@ -563,13 +563,13 @@ with pq.ParquetFile(sys.argv[1]) as parquet, open(sys.argv[2], "w", encoding="ut
     file.flush()
 print(time.perf_counter() - start)
 """
-# The limit: decode the column, and do nothing with it.
+# The limit: decode the column, in batches as large as ours, and do nothing with it.
 ITER_BATCHES = """
 import sys, time
 import pyarrow.parquet as pq
 start = time.perf_counter()
 with pq.ParquetFile(sys.argv[1]) as parquet:
-    for batch in parquet.iter_batches(columns=["content"], use_threads=True):
+    for batch in parquet.iter_batches(256, columns=["content"], use_threads=True):
         pass
 print(time.perf_counter() - start)
 """
@@ -592,15 +592,26 @@ def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
     return documents * max(1, round(megabytes * 1e6 / size))
 
 
+# Runs a script in its process, and says at the end how much memory it had at most. (What the system tells the parent
+# of its child's memory includes the parent's own.)
+WITH_PEAK = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], "kB at most")
+"""
+
+
 def script_run(script: str, *flags) -> tuple[float, float]:
     """Run a step. Returns (the MB/s that it prints, its peak memory in MB)."""
-    command = [sys.executable, ROOT / "scripts" / script, *flags]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UserError(f"{script} ended with status {status}: {process.stderr.read()[-400:]}")
-    return float(re.findall(r"([\d.]+) MB/s", out)[-1]), usage.ru_maxrss / 1e3
+    command = [sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise UserError(f"{script} ended with exit code {done.returncode}: {done.stderr[-400:]}")
+    rates, peak = re.findall(r"([\d.]+) MB/s", done.stdout), re.findall(r"(\d+) kB at most", done.stdout)
+    return float(rates[-1]), float(peak[-1]) * 1024 / 1e6
 
 
 def snippet_seconds(code: str, *args) -> float:

@@ -34,7 +34,8 @@ from dataset import MARKER, SEPARATOR, Seen, hashes_of, read_document_bytes, spl
 from model.insight import visible
 from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
 
-ROWS = 256  # read at once: few enough for a laptop's memory where rows are long
+ROWS = 256  # read at once at most,
+BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
 PIECE_BYTES = 1 << 24  # of text in the row groups of a piece, 16 MB, where the row groups are not larger
 BETWEEN = b"\xff"  # between two rows that are joined: no text in UTF-8 holds it
 
@@ -71,7 +72,8 @@ class Piece:
 
     path: Path
     groups: tuple[int, ...] = ()
-    rows: int = 0  # that its description promises
+    rows: int = 0  # that its description promises,
+    bytes: int = 0  # and how large they are
     last: bool = True  # whether the file ends with it
     error: Exception | None = None
 
@@ -80,7 +82,7 @@ class Piece:
 class Extracted:
     """Documents of a piece as they stand in the corpus, without a separator before the first one."""
 
-    text: bytes
+    text: bytes | memoryview
     rows: int  # of the parquet file
     documents: int
     empty: int = 0
@@ -132,7 +134,7 @@ def pieces_of(path: Path, column: str, first_group: int = 0) -> Iterator[Piece]:
             rows, size = rows + group_rows, size + group_bytes
         last = number == len(described) - 1
         if taken and (size >= PIECE_BYTES or last):
-            yield Piece(path, tuple(taken), rows, last)
+            yield Piece(path, tuple(taken), rows, size, last)
             taken, rows, size = [], 0, 0
 
 
@@ -140,9 +142,9 @@ def extract(piece: Piece, column: str, hashing: bool) -> Iterator[Extracted]:
     """Yield the documents of a piece, some rows at a time. Raises ValueError where the file is damaged."""
     if piece.error:
         raise piece.error
-    rows = 0
+    rows, size = 0, max(1, min(ROWS, BATCH_BYTES * piece.rows // max(piece.bytes, 1)))
     with naming_damage(piece.path), open_parquet(piece.path) as parquet:
-        for batch in parquet.iter_batches(ROWS, row_groups=list(piece.groups), columns=[column], use_threads=False):
+        for batch in parquet.iter_batches(size, row_groups=list(piece.groups), columns=[column], use_threads=False):
             rows += len(batch)
             yield join_rows(batch.column(0), hashing)
     if rows != piece.rows:
@@ -152,31 +154,42 @@ def extract(piece: Piece, column: str, hashing: bool) -> Iterator[Extracted]:
 def join_rows(column: pa.Array, hashing: bool = False) -> Extracted:
     """Rows of text as documents of a corpus, in a few steps that do not look at rows one by one.
 
-    The rows are joined with a byte that text cannot hold, so that what is replaced stays inside a row.
+    They are joined as if none needed care. Where one does, they are joined again, with a byte that text cannot hold, so
+    that what is replaced stays inside a row.
     """
     column.validate(full=True)  # that it is UTF-8, for one: raises ArrowInvalid
     texts = column.cast(pa.large_string()).drop_null()
-    if pc.min(pc.binary_length(texts)).as_py() == 0:
-        texts = texts.filter(pc.greater(pc.binary_length(texts), 0))
+    lengths = pc.binary_length(texts)
+    if pc.min(lengths).as_py() == 0:
+        texts = texts.filter(pc.greater(lengths, 0))
     rows, count = len(column), len(texts)
     if not count:
         return Extracted(b"", rows, 0, rows)
-    whole = pa.LargeListArray.from_arrays(pa.array([0, count], pa.int64()), texts.cast(pa.large_binary()))
-    text = pc.binary_join(whole, pa.scalar(BETWEEN, pa.large_binary()))[0].as_py()
+    if not hashing:
+        text = joined(texts, SEPARATOR)
+        letters = np.frombuffer(text, np.uint8)
+        markers = np.count_nonzero((letters[:-1] == MARKER[0]) & (letters[1:] == MARKER[1]))  # or what begins like one
+        if markers == count - 1 and not (letters == ord("\r")).any():
+            return Extracted(text, rows, count, rows - count)
+    text = bytes(joined(texts, BETWEEN))
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    cut = 0
+    cut, hashes = 0, None
     if hashing or MARKER in text:
-        documents = []
-        for row in text.split(BETWEEN):
-            parts = split_at_marker(row)
-            cut += len(parts) > 1
-            documents += filter(None, parts)
-        count = len(documents)
-        text = BETWEEN.join(documents)
-        if hashing:
-            return Extracted(text, rows, count, rows - len(texts), cut, hashes_of(documents))
-    return Extracted(text.replace(BETWEEN, SEPARATOR), rows, count, rows - len(texts), cut)
+        parts = [split_at_marker(row) for row in text.split(BETWEEN)]
+        cut = sum(len(some) > 1 for some in parts)
+        documents = [document for some in parts for document in some if document]
+        count, text = len(documents), BETWEEN.join(documents)
+        hashes = hashes_of(documents) if hashing else None
+    if not hashing:
+        text = text.replace(BETWEEN, SEPARATOR)
+    return Extracted(text, rows, count, rows - len(texts), cut, hashes)
+
+
+def joined(texts: pa.Array, between: bytes) -> memoryview:
+    """The texts with the same bytes between every two of them."""
+    whole = pa.LargeListArray.from_arrays(pa.array([0, len(texts)], pa.int64()), texts.cast(pa.large_binary()))
+    return memoryview(pc.binary_join(whole, pa.scalar(between, pa.large_binary()))[0].as_buffer())
 
 
 def without_duplicates(some: Extracted, seen: Seen) -> tuple[bytes, int, int]:
@@ -245,7 +258,8 @@ def main() -> int:
                         if settings.debug and counts["documents"] < 3:
                             show(text, 3 - counts["documents"])
                         if documents:
-                            file.write(SEPARATOR + text if counts["documents"] else text)
+                            file.write(SEPARATOR if counts["documents"] else b"")
+                            file.write(text)
                         counts["documents"] += documents
                         counts["empty rows"] += some.empty
                         counts["files with a line <|endoftext|>, which cuts them in parts"] += some.cut
@@ -275,9 +289,9 @@ def main() -> int:
     return 3 if bad else 0
 
 
-def show(text: bytes, number: int) -> None:
+def show(text: bytes | memoryview, number: int) -> None:
     """Print how the first documents of a text begin."""
-    for document in text.split(SEPARATOR, number)[:number] if text else []:
+    for document in bytes(text).split(SEPARATOR, number)[:number] if text else []:
         letters = document.decode()
         print(f"  a document of {len(letters):,} characters begins: {visible(letters[:70])}")
 

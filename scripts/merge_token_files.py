@@ -65,11 +65,9 @@ def main() -> None:
         for data in files:
             for start in range(0, len(data), TOKENS):
                 ids = data.tokens[start : start + TOKENS]
-                writer.extend(ids, 0, 0)
+                writer.extend(ids)
                 progress.update(2 * len(ids))
-            writer.documents += data.facts["documents"]
-            writer.utf8_bytes += data.facts["utf8_bytes"]
-            writer.unknown_characters += data.facts.get("unknown_characters", 0)
+            writer.count(*(data.facts.get(name, 0) for name in ("documents", "utf8_bytes", "unknown_characters")))
     print(
         f"{len(files)} files, {writer.documents:,} documents, {writer.tokens:,} tokens, {writer.utf8_bytes:,} bytes, "
         f"in {shown_path(args.output)}"

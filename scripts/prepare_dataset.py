@@ -52,7 +52,7 @@ class Encoded:
     """Some tokens of one part of the corpus, and what they were made from."""
 
     part: str
-    ids: np.ndarray
+    ids: list[np.ndarray]
     documents: int = 0
     utf8_bytes: int = 0
     unknown: dict[str, int] = field(default_factory=dict)  # characters without an id: how often
@@ -82,10 +82,10 @@ class Encode:
             for some in encoder.encode(text):
                 ids.append(some)
                 if sum(map(len, ids)) >= RESULT_TOKENS:
-                    yield Encoded(part, np.concatenate(ids))
-                    ids.clear()
+                    yield Encoded(part, ids)
+                    ids = []
             unknown = getattr(encoder, "unknown", {})
-            yield Encoded(part, np.concatenate([*ids, np.zeros(0, np.uint16)]), **counts, unknown=dict(unknown))
+            yield Encoded(part, ids, **counts, unknown=dict(unknown))
             unknown.clear()
 
 
@@ -137,7 +137,7 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     if not 0 < settings.val_fraction < 1:
         raise UsageError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
     outputs = {name: shard_path(getattr(settings, name), args.shard) for name in ("train_file", "val_file")}
-    settings = replace(settings, **outputs)
+    unsharded, settings = settings, replace(settings, **outputs)
     if len({path.resolve() for path in (settings.corpus, settings.train_file, settings.val_file)}) < 3:
         raise UsageError("--corpus, --train-file and --val-file must be three different files.")
 
@@ -190,8 +190,10 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
         only = None  # a long document need not stand in memory twice
         for piece, results in in_order(work, pieces, pick_workers(settings.workers)):
             for encoded in results:
-                total = sum(encoded.unknown.values())
-                writers[encoded.part].extend(encoded.ids, encoded.documents, encoded.utf8_bytes, total)
+                writer = writers[encoded.part]
+                for ids in encoded.ids:
+                    writer.extend(ids)
+                writer.count(encoded.documents, encoded.utf8_bytes, sum(encoded.unknown.values()))
                 unknown.update(encoded.unknown)
             if not isinstance(piece, dict):
                 state = {"at": piece[1], "unknown": unknown, **{p: w.counts() for p, w in writers.items()}}
@@ -216,10 +218,10 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     show_written(settings, tokenizer, firsts)
     print(f"{(train.utf8_bytes + val.utf8_bytes) / 1e6 / seconds:.1f} MB/s")
     if args.shard:
-        pattern = shown_path(shard_path(settings.train_file, None))
-        print(
-            f"Next, when all {shares} shares are there: python scripts/merge_token_files.py SHARES --output {pattern}"
-        )
+        whole = unsharded.train_file
+        shares_of_it = shown_path(whole.with_name(f"{whole.stem}.*-of-{shares}{whole.suffix}"))
+        print("Next, when all shares are there, and for val as for train:")
+        print(f"  python scripts/merge_token_files.py {shares_of_it} --output {shown_path(whole)}")
     else:
         print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}")
 

@@ -1133,7 +1133,7 @@ def test_a_damaged_byte_in_a_later_batch_leaves_the_earlier_files(run, project, 
 def test_tokens_that_do_not_decode_to_their_source_are_noticed(run, project, prepare, monkeypatch):
     script, _ = prepare
     extend = dataset.TokenWriter.extend
-    monkeypatch.setattr(dataset.TokenWriter, "extend", lambda self, ids, *rest: extend(self, ids[::-1], *rest))
+    monkeypatch.setattr(dataset.TokenWriter, "extend", lambda self, ids: extend(self, ids[::-1]))
     refused(run(script), "does not decode to its source")
 
 
