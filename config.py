@@ -172,6 +172,9 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
     parser.add_argument("--explain", action="store_true", help="show at each step what every setting did, in one table")
     parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line a step")
+    parser.add_argument(
+        "--off", action="append", default=[], metavar="L2H3", help="write without this part; repeatable"
+    )
     add_flags(parser, settings, GENERATION_FLAGS)
     return parse_before_torch(parser, settings, argv)
 
