@@ -92,8 +92,8 @@ def extend(text: np.ndarray, corpus: np.ndarray, t: np.ndarray, c: np.ndarray, d
 
 
 def stretches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> tuple[list[tuple[int, int, int]], int]:
-    """The longest stretches that both have, as (place in the text, place in the corpus, bytes), longest first, none of
-    which lies by half or more in longer ones; and how many bytes of the text are in a stretch of at least `shortest`."""
+    """The longest stretches of both, as (place in the text, place in the corpus, bytes), longest first, none of which
+    lies by half or more in longer ones; and how many bytes of the text are in a stretch of at least `shortest`."""
     own = np.frombuffer(text, np.uint8)
     t, c = find_seeds(own, corpus)
     right, left = extend(own, corpus, t, c, 1), extend(own, corpus, t - 1, c - 1, -1)

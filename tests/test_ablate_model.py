@@ -65,16 +65,16 @@ def test_habits_have_names():
 
 
 @pytest.fixture
-def trained(char, tmp_path, capsys):
+def trained(char):
     """The settings of a run that has learned a little, where its model lies."""
     settings = replace(char, max_steps=40, dropout=0.0, eval_every=0, debug=False)
     train.main(settings, fresh=False)
-    capsys.readouterr()
     return settings
 
 
 def ablate(settings, capsys, *flags):
     argv = ["--model", settings.model_file, "--val-file", settings.val_file, "--device", "cpu", *flags]
+    capsys.readouterr()
     ablate_model.main(*ablate_model.command_line(list(map(str, argv))))
     return capsys.readouterr().out
 
@@ -122,6 +122,7 @@ def test_writing_without_a_part(trained, capfd):
         done = capfd.readouterr()
         return done.out, done.err
 
+    capfd.readouterr()
     whole, _ = write()
     without_two, said = write("--off", "L0H1", "--off", "l1mlp")
     assert "without L0H1, l1mlp" in said
