@@ -149,6 +149,7 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
     """The command line of train.py and trainv2.py. Here, so that both answer --help before they import torch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is moved aside, not deleted")
+    parser.add_argument("--plan", action="store_true", help="say what the run would take, and leave it at that")
     add_flags(parser, settings, TRAINING_FLAGS)
     return parse_before_torch(parser, settings, argv)
 

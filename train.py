@@ -24,6 +24,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
-from model import insight, ladder
+from model import costs, insight, ladder
 from model.checkpoint import (
     Log,
     check_architecture,
@@ -48,7 +49,7 @@ from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to
 from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import Optimizer, learning_rate_at
 from model.recorder import Recorder, sample_text
-from model.speed import pick_step, seconds_a_step
+from model.speed import COMPILE_FROM, pick_step, seconds_a_step
 from model.tokenizer import Tokenizer, load_tokenizer
 
 # A run that is resumed must be the run that was started. The result depends on the architecture and on these settings,
@@ -273,17 +274,42 @@ def show_plan(settings: Settings, model: GPT, train: TokenFile, val: TokenFile, 
     )
 
 
+def show_costs(
+    settings: Settings, model: GPT, optimizer: Optimizer, batches: Batches, train, val, tokenizer, stop: StopFlag
+) -> None:
+    """What the run would take, from 20 of its steps, a part of an evaluation and a few tokens of a sample."""
+
+    def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        return train_step(model.loss, optimizer, idx, targets, rate, settings.grad_clip)
+
+    seconds = seconds_a_step(step_of, optimizer, batches, at_most=math.inf, check=stop.check, most=20)
+    begin = time.perf_counter()
+    _, scored = evaluate(model, val, stop, at_most=8192)
+    a_token = (time.perf_counter() - begin) / scored
+    begin = time.perf_counter()
+    sample_text(model, tokenizer, min(20, settings.sample_tokens), {}, stop.check)
+    a_sample = (time.perf_counter() - begin) * max(1, settings.sample_tokens / 20)
+    steps = int(60 * settings.minutes / seconds) if settings.minutes > 0 else settings.max_steps
+    evaluations = 1 + (steps - 1) // settings.eval_every if settings.eval_every else 0  # besides the last one
+    records = evaluations + steps.bit_length() if settings.eval_every else 0  # each takes about as long as a step
+    each = min(settings.eval_tokens or len(val), len(val))
+    other = a_token * (len(val) + evaluations * each) + a_sample * (1 + evaluations + records) + seconds * records
+    print(costs.show(model, optimizer, batches(0), len(train), steps, seconds, other))
+    if settings.compile == "auto" and seconds * steps >= COMPILE_FROM:
+        print("A run as long as this is compiled first, where that is possible and proves to be faster.")
+
+
 # === the run =========================================================================================================
 
 
 @memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
-def main(settings: Settings, fresh: bool, kind: str = "char") -> int:
+def main(settings: Settings, fresh: bool, kind: str = "char", plan: bool = False) -> int:
     check_settings(settings)
-    with only_training_in(settings.checkpoint_dir):
-        return start_or_resume(settings, fresh, kind)
+    with nullcontext() if plan else only_training_in(settings.checkpoint_dir):
+        return start_or_resume(settings, fresh, kind, plan)
 
 
-def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
+def start_or_resume(settings: Settings, fresh: bool, kind: str, plan: bool) -> int:
     train, val, tokenizer = open_inputs(settings, kind)
     sources = {
         "tokenizer": tokenizer.sha256,
@@ -291,12 +317,12 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
         "validation data": val.facts["sha256"],
     }
     folder = settings.checkpoint_dir
-    if fresh:
+    if fresh and not plan:
         move_aside(folder)
     stop = StopFlag()
 
     # --- a new model, or the newest checkpoint that is whole ---------------------------------------------------------
-    path, saved, problems = newest_checkpoint(folder)
+    path, saved, problems = (None, None, []) if plan else newest_checkpoint(folder)
     for problem in problems:
         print(problem)
     if problems and saved is None:
@@ -334,6 +360,13 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
         if device.type == "cuda" and "cuda_rng" in saved:
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
     model.train()
+    if plan:
+        show_plan(settings, model, train, val, tokenizer)
+        try:
+            show_costs(settings, model, optimizer, batches, train, val, tokenizer, stop)
+        except Stopped:
+            return 128 + stop.signal
+        return 0
     log = Log(folder, step if saved is not None else None)
 
     def sample() -> str:
@@ -530,4 +563,4 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh))
+    run(lambda: main(settings, args.fresh, plan=args.plan))

@@ -16,4 +16,4 @@ if __name__ == "__main__":
 from train import main
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, kind="bpe"))
+    run(lambda: main(settings, args.fresh, kind="bpe", plan=args.plan))

@@ -26,7 +26,7 @@ from model.one_token import OneToken
 from model.sampling import generate, read
 from model.tokenizer import Tokenizer
 
-TOKENS = 1024  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
+TOKENS = 512  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
 PLACES = 4  # of the paragraph, at which the five likeliest tokens are kept
 KINDS = ["indentation", "keyword", "name", "operator", "number", "string", "comment", "line end"]
 LONGEST = 50_000  # tokens of a document that are read to know what kind of token stands at a place
