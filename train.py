@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts, open_tokens
 from model import costs, insight, ladder
+from model.check_up import CheckUp
 from model.checkpoint import (
     Log,
     check_architecture,
@@ -383,6 +384,12 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, plan: bool) -> i
         print("What others reach on the validation file, in bits per byte (model/ladder.py says how):")
         print(ladder.show(rungs))
     recorder = Recorder(model, val, tokenizer, log, settings.eval_every, settings.grad_clip, sample, rungs)
+    check_up = CheckUp()
+
+    def warn(texts: list[str]) -> None:
+        for text in texts:
+            print(f"Something is off at step {step}. {text}")
+            log.write(step=step, warning=text)
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
@@ -435,6 +442,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, plan: bool) -> i
             print("  it writes:\n  | " + text.replace("\n", "\n  | "))
         log.write(step=step, val_loss=loss, val_tokens=scored, val_bits_per_byte=bits_per_byte, sample=text)
         log.evaluations[step] = (loss, scored)
+        warn(check_up.evaluated(step, loss, scored, model.vocab_size))
         return time.perf_counter() - start
 
     def make_step(loss_of: Callable) -> Callable:
@@ -448,7 +456,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, plan: bool) -> i
     progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug, delay=2)
     started = time.perf_counter()
     try:
-        recorder.after(step)
+        warn(check_up.recorded(step, recorder.after(step)))
         eval_seconds = validate() if evaluation_due() else 0.0
 
         # How to compute a step, and with --minutes how many of them there will be: decided once, and saved.
@@ -503,6 +511,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, plan: bool) -> i
                     "tokens_per_second": insight.tokens_per_second(tokens, now - since - pauses),
                 }
                 log.write(step=step, **figures)
+                check_up.trained(figures["loss"])
                 if settings.debug:
                     of = f"{step:>{len(str(settings.max_steps))}}/{settings.max_steps}"
                     print(
@@ -516,7 +525,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, plan: bool) -> i
             if saving or evaluation_due() or recorder.due(step):
                 wait_for(device)
                 pause = time.perf_counter()
-                recorder.after(step, norm)
+                warn(check_up.recorded(step, recorder.after(step, norm)))
                 if saving:
                     path = checkpoint()
                     if settings.debug:

@@ -187,12 +187,13 @@ def silent(hidden: Tensor) -> float:
 
 
 def parameters_by_layer(model: GPT) -> dict[str, list[Tensor]]:
-    """The weights of each layer, the embedding's before them, and the last norm's and the head's after them."""
-    head = [] if model.head.weight is model.embedding.weight else [model.head.weight]
+    """The weights of each layer, the embedding's before them, the last norm's and the head's after them."""
+    tied = model.head.weight is model.embedding.weight
+    head = [] if tied else [model.head.weight]
     return {
-        "embedding": [model.embedding.weight],
+        "embedding and head" if tied else "embedding": [model.embedding.weight],
         **{f"layer {i}": list(block.parameters()) for i, block in enumerate(model.blocks)},
-        "head": [model.norm.weight, *head],
+        "last norm" if tied else "head": [model.norm.weight, *head],
     }
 
 
