@@ -129,7 +129,7 @@ from pathlib import Path
 root, scripts = Path(sys.argv[1]), sys.argv[2:]
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
-    needed = ["--fraction", "1"] if "sample" in script else ["a.txt"] if "surprise" in script else []
+    needed = ["--fraction", "1"] if "sample" in script else ["a.txt"] * ("surprise" in script or "novelty" in script)
     for flags in (["--help"], ["--no-such-flag", *needed]):
         for name in [n for n in sys.modules if n.partition(".")[0] in ("config", "dataset", "model", "scripts")]:
             del sys.modules[name]
