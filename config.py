@@ -165,6 +165,7 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
         help="none: the token files are bare ids (uint16) without a description, such as nanoGPT's prepare.py writes",
     )
     parser.add_argument("--vocab-size", dest="ids", type=int, metavar="N", help="with --tokenizer none: number of ids")
+    parser.add_argument("--plan", action="store_true", help="say what the run would take, and leave it at that")
     add_flags(parser, settings, TRAINING_FLAGS)
     settings, args = parse_before_torch(parser, settings, argv)
     if (args.tokenizer == "none") != (args.ids is not None):
@@ -193,6 +194,9 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
     parser.add_argument("--explain", action="store_true", help="show at each step what every setting did, in one table")
     parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line a step")
+    parser.add_argument(
+        "--off", action="append", default=[], metavar="L2H3", help="write without this part; repeatable"
+    )
     add_flags(parser, settings, GENERATION_FLAGS)
     return parse_before_torch(parser, settings, argv)
 

@@ -37,6 +37,7 @@ from dataset import END_OF_TEXT, whole_file
 from model import insight
 from model.checkpoint import load_model
 from model.device import pick_device
+from model.microscope import switch_off
 from model.one_token import OneToken
 from model.sampling import Step, generate_samples, read
 from model.steps import explain_step, show_step, trace_step
@@ -326,12 +327,18 @@ def main(settings: Settings, args, kind: str = "char") -> int:
     if tokenizer.kind not in (kind, "none"):
         other = {"char": "generatev2.py", "bpe": "generate.py"}[kind]
         raise UserError(f"{shown_path(settings.model_file)} is a {tokenizer.kind} model: use {other} for it.")
+    for part in args.off:
+        try:
+            switch_off(model, part)
+        except ValueError as error:
+            raise UsageError(f"--off: {error}") from None
     model.to(pick_device(settings.device))
     cache = model.new_cache()
     one_token = OneToken(model, cache) if model.device.type == "cpu" else None
     if settings.debug:
         trained = f"{training['steps']:,} steps, validation {insight.show_bits_per_byte(training['val_bits_per_byte'])}"
-        say(f"{shown_path(settings.model_file)}: trained for {trained}")
+        off = f", without {', '.join(args.off)}" if args.off else ""
+        say(f"{shown_path(settings.model_file)}: trained for {trained}{off}")
 
     with trace_file(args.trace) if args.trace else nullcontext() as trace:
         parts = {"args": args, "model": model, "tokenizer": tokenizer, "cache": cache, "one_token": one_token}

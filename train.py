@@ -35,7 +35,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import TokenFile, TokenFolder, blocks_in_order, draw_batch, draw_starts, open_bare_tokens, open_tokens
-from model import distributed, insight, ladder
+from model import costs, distributed, insight, ladder
+from model.check_up import CheckUp
 from model.checkpoint import (
     Log,
     check_architecture,
@@ -50,7 +51,7 @@ from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to
 from model.gpt import ARCHITECTURE, GPT
 from model.optimizer import Optimizer, learning_rate_at
 from model.recorder import Recorder, sample_text
-from model.speed import pick_step, seconds_a_step
+from model.speed import COMPILE_FROM, pick_step, seconds_a_step
 from model.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 
 # A run that is resumed must be the run that was started. The result depends on the architecture and on these settings,
@@ -357,20 +358,52 @@ def show_plan(
     )
 
 
+def show_costs(
+    settings: Settings, model: GPT, optimizer: Optimizer, batches: Batches, train, val, tokenizer, stop: StopFlag
+) -> None:
+    """What the run would take, from 20 of its steps, a part of an evaluation and a few tokens of a sample."""
+
+    def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        return train_step(model.loss, optimizer, idx, targets, rate, settings.grad_clip)
+
+    seconds = seconds_a_step(step_of, optimizer, batches, at_most=math.inf, check=stop.check, most=20)
+    begin = time.perf_counter()
+    _, scored = evaluate(model, val, stop, at_most=8192)
+    a_token = (time.perf_counter() - begin) / scored
+    begin = time.perf_counter()
+    sample_text(model, tokenizer, min(20, settings.sample_tokens), {}, stop.check)
+    a_sample = (time.perf_counter() - begin) * max(1, settings.sample_tokens / 20)
+    steps = int(60 * settings.minutes / seconds) if settings.minutes > 0 else settings.max_steps
+    evaluations = 1 + (steps - 1) // settings.eval_every if settings.eval_every else 0  # besides the last one
+    records = evaluations + steps.bit_length() if settings.eval_every else 0  # each takes about as long as a step
+    each = min(settings.eval_tokens or len(val), len(val))
+    other = a_token * (len(val) + evaluations * each) + a_sample * (1 + evaluations + records) + seconds * records
+    print(costs.show(model, optimizer, batches(0), len(train), steps, seconds, other))
+    if settings.compile == "auto" and seconds * steps >= COMPILE_FROM:
+        print("A run as long as this is compiled first, where that is possible and proves to be faster.")
+
+
 # === the run =========================================================================================================
 
 
 @memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd. Announced checkpoints are safe.")
 def main(
-    settings: Settings, fresh: bool, kind: str = "char", init_from: Path | None = None, ids: int | None = None
+    settings: Settings,
+    fresh: bool,
+    kind: str = "char",
+    init_from: Path | None = None,
+    ids: int | None = None,
+    plan: bool = False,
 ) -> int:
     with distributed.together(settings.device):
         check_settings(settings)
-        with only_training_in(settings.checkpoint_dir) if distributed.first() else nullcontext():
-            return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids)
+        with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
+            return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids, plan)
 
 
-def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path | None, ids: int | None) -> int:
+def start_or_resume(
+    settings: Settings, fresh: bool, kind: str, init_from: Path | None, ids: int | None, plan: bool
+) -> int:
     if init_from is not None:
         settings, first_weights, first_sha256 = begin_from(settings, init_from, kind)
     train, val, tokenizer = open_inputs(settings, kind, ids)
@@ -384,12 +417,13 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
     if distributed.of_first(sources) != sources:
         raise UserError("Token files or tokenizer are not those of the first process. Copy them to every machine.")
     folder, first = settings.checkpoint_dir, distributed.first()
-    if fresh and first:
+    if fresh and first and not plan:
         move_aside(folder)
     stop = StopFlag()
 
     # --- a new model, or the newest checkpoint that is whole ---------------------------------------------------------
-    path, saved, problems = newest_checkpoint(folder) if first else (None, None, [])  # other machines need no folder
+    found = newest_checkpoint(folder) if first and not plan else (None, None, [])  # other machines need no folder
+    path, saved, problems = found
     for problem in problems:
         print(problem)
     if problems and saved is None:
@@ -435,6 +469,13 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         if device.type == "cuda" and "cuda_rng" in saved:
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
     model.train()
+    if plan:
+        show_plan(settings, model, train, val, tokenizer, init_from)
+        try:
+            show_costs(settings, model, optimizer, batches, train, val, tokenizer, stop)
+        except Stopped:
+            return 128 + stop.signal
+        return 0
     log = Log(folder if first else None, step if saved is not None else None)
     log.evaluations, log.recorded, log.about = distributed.of_first((log.evaluations, log.recorded, log.about))
 
@@ -457,6 +498,12 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
         print(ladder.show(rungs))
     every = 0 if settings.shard_model else settings.eval_every  # a record needs all weights in one place
     recorder = Recorder(model, val, tokenizer, log, every, settings.grad_clip, sample, rungs)
+    check_up = CheckUp()
+
+    def warn(texts: list[str]) -> None:
+        for text in texts:
+            print(f"Something is off at step {step}. {text}")
+            log.write(step=step, warning=text)
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
@@ -516,6 +563,8 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             print("  it writes:\n  | " + text.replace("\n", "\n  | "))
         log.write(step=step, val_loss=loss, val_tokens=scored, val_bits_per_byte=bits_per_byte, sample=text)
         log.evaluations[step] = (loss, scored)
+        if step > 0 or init_from is None:  # whose first loss is not that of guessing
+            warn(check_up.evaluated(step, loss, scored, model.vocab_size))
         return time.perf_counter() - start
 
     def make_step(loss_of: Callable) -> Callable:
@@ -532,7 +581,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
     progress = tqdm(total=settings.max_steps, initial=step, unit=" steps", disable=settings.debug or not first, delay=2)
     started = time.perf_counter()
     try:
-        recorder.after(step)
+        warn(check_up.recorded(step, recorder.after(step)))
         eval_seconds = validate() if evaluation_due() else 0.0
 
         # How to compute a step, and with --minutes how many of them there will be: decided once, and saved.
@@ -592,6 +641,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
                     "tokens_per_second": insight.tokens_per_second(tokens, now - since - pauses),
                 }
                 log.write(step=step, **figures)
+                check_up.trained(figures["loss"])
                 if settings.debug:
                     of = f"{step:>{len(str(settings.max_steps))}}/{settings.max_steps}"
                     print(
@@ -606,7 +656,7 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
             if saving or evaluation_due() or recorder.due(step):
                 wait_for(device)
                 pause = time.perf_counter()
-                recorder.after(step, norm)
+                warn(check_up.recorded(step, recorder.after(step, norm)))
                 if saving:
                     path = checkpoint()
                     if settings.debug:
@@ -659,4 +709,4 @@ def start_or_resume(settings: Settings, fresh: bool, kind: str, init_from: Path 
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, init_from=args.init_from, ids=args.ids))
+    run(lambda: main(settings, args.fresh, "char", args.init_from, args.ids, args.plan))

@@ -16,4 +16,4 @@ if __name__ == "__main__":
 from train import main
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, kind="bpe", init_from=args.init_from, ids=args.ids))
+    run(lambda: main(settings, args.fresh, "bpe", args.init_from, args.ids, args.plan))

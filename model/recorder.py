@@ -27,7 +27,7 @@ from model.one_token import OneToken
 from model.sampling import generate, read
 from model.tokenizer import Tokenizer
 
-TOKENS = 1024  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
+TOKENS = 512  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
 PLACES = 4  # of the paragraph, at which the five likeliest tokens are kept
 KINDS = ["indentation", "keyword", "name", "operator", "number", "string", "comment", "line end"]
 LONGEST = 50_000  # tokens of a document that are read to know what kind of token stands at a place
@@ -189,12 +189,13 @@ def silent(hidden: Tensor) -> float:
 
 
 def parameters_by_layer(model: GPT) -> dict[str, list[Tensor]]:
-    """The weights of each layer, the embedding's before them, and the last norm's and the head's after them."""
-    head = [] if model.head.weight is model.embedding.weight else [model.head.weight]
+    """The weights of each layer, the embedding's before them, the last norm's and the head's after them."""
+    tied = model.head.weight is model.embedding.weight
+    head = [] if tied else [model.head.weight]
     return {
-        "embedding": [model.embedding.weight],
+        "embedding and head" if tied else "embedding": [model.embedding.weight],
         **{f"layer {i}": list(block.parameters()) for i, block in enumerate(model.blocks)},
-        "head": [model.norm.weight, *head],
+        "last norm" if tied else "head": [model.norm.weight, *head],
     }
 
 

@@ -79,17 +79,22 @@ def leaving_no_trace(optimizer: Optimizer):
 
 
 def seconds_a_step(
-    step: Callable, optimizer: Optimizer, batches: Callable, at_most: float = 0.0, check: Callable = lambda: None
+    step: Callable,
+    optimizer: Optimizer,
+    batches: Callable,
+    at_most: float = 0.0,
+    check: Callable = lambda: None,
+    most: int = 30,
 ) -> float:
     """The median time of step(idx, targets, rate), at a rate of zero, on batches(0), batches(1), ... of a run: over
-    two of them, or up to thirty if these take less than `at_most` seconds. check() is called before each.
+    two of them, or up to `most` if these take less than `at_most` seconds. check() is called before each.
     """
     device = optimizer.weights.device
     unlike = 1 if device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=device)
     with leaving_no_trace(optimizer):
         while len(times) < unlike + 2 or (
-            len(times) < unlike + 30 and distributed.of_first(time.perf_counter() - begin < at_most)
+            len(times) < unlike + most and distributed.of_first(time.perf_counter() - begin < at_most)
         ):
             check()
             start = time.perf_counter()

@@ -607,7 +607,7 @@ finally:
 def script_run(script: str, *flags) -> tuple[float, float]:
     """Run a step. Returns (the MB/s that it prints, its peak memory in MB)."""
     command = [sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, encoding="utf-8")  # noqa: S603
     if done.returncode:
         raise UserError(f"{script} ended with exit code {done.returncode}: {done.stderr[-400:]}")
     rates, peak = re.findall(r"([\d.]+) MB/s", done.stdout), re.findall(r"(\d+) kB at most", done.stdout)
@@ -617,7 +617,7 @@ def script_run(script: str, *flags) -> tuple[float, float]:
 def snippet_seconds(code: str, *args) -> float:
     """Run a few lines in a process of their own. Returns the seconds that they print."""
     command = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)  # noqa: S603
     return float(done.stdout)
 
 

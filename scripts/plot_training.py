@@ -50,16 +50,23 @@ EVALUATION = ("val_loss", "val_bits_per_byte")
 
 
 def read_run(path: Path) -> dict:
-    """A run from its log: {"name", "about", "lines", "evaluations", "records"}, the last three as lists of entries in
-    the order of their steps. A line that is not whole, as the last one of a running training can be, is left out."""
+    """A run from its log: its name, what it says of itself ("about"), and its lines, evaluations, warnings and records,
+    each as a list of entries in the order of their steps. A line that is not whole, as the last one of a running
+    training can be, is left out."""
     path = path / "log.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no log {shown_path(path)}. Name the folder of a run, such as checkpoints/bpe.")
-    about, by_step = {}, {}  # a training that was killed and goes on may write a step twice: the later one counts
+    about, by_step, warnings = (
+        {},
+        {},
+        [],
+    )  # a training that was killed and goes on may write a step twice: the later one counts
     for line in path.read_bytes().split(b"\n"):
         entry = read_line(line)
         if entry is not None:
             about = entry.get("about", about)
+            if "warning" in entry:
+                warnings.append({"step": entry["step"], "text": entry["warning"]})
             for kind, mark in (("lines", "loss"), ("evaluations", "val_loss"), ("records", "record")):
                 if mark in entry:
                     by_step[kind, entry["step"]] = entry
@@ -73,6 +80,7 @@ def read_run(path: Path) -> dict:
         "about": about,
         "lines": [{name: entry.get(name) for name in ("step", *FIGURES)} for entry in lines],
         "evaluations": [{name: entry.get(name) for name in ("step", *EVALUATION)} for entry in evaluations],
+        "warnings": warnings,
         "records": [{"step": entry["step"], **entry["record"]} for entry in entries if "record" in entry],
     }
 

@@ -130,7 +130,10 @@ from pathlib import Path
 root, scripts = Path(sys.argv[1]), sys.argv[2:]
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
-    arguments = {"sample": ["--fraction", "1"], "surprise": ["a"], "inspect": ["a"], "merge": ["a", "--output", "b"]}
+    arguments = {
+        "sample": ["--fraction", "1"], "surprise": ["a"], "novelty": ["a"], "inspect_data": ["a"],
+        "merge": ["a", "--output", "b"],
+    }  # fmt: skip
     needed = next((found for name, found in arguments.items() if name in script), [])
     for flags in (["--help"], ["--no-such-flag", *needed]):
         for name in [n for n in sys.modules if n.partition(".")[0] in ("config", "dataset", "model", "scripts")]:

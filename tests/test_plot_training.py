@@ -219,12 +219,14 @@ def test_texts_of_a_log_are_no_markup(plot, open_page, runs, tmp_path):
     for entry in entries:
         if "record" in entry:
             entry["record"]["sample"] = evil
+    entries.append({"step": 20, "warning": evil})
     folder = tmp_path / "a<b id=evil>"
     folder.mkdir()
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, entries)), "utf-8")
     plot(folder, "--html", "page.html")
     page = open_page(tmp_path / "page.html")
     assert page.text_content("#sample") == evil
+    assert page.inner_text("#warnings").endswith(f"step 20: {evil}")
     assert page.locator("#evil").count() == 0
     source = (tmp_path / "page.html").read_text("utf-8")
     assert re.findall(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)[\w.-]+\.\w+|@import|url\(|<link|src=", source) == []

@@ -299,7 +299,8 @@ def without_encoding(source: str) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         name, keywords = ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
-        positional = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        either = [part for a in node.args for part in ([a.body, a.orelse] if isinstance(a, ast.IfExp) else [a])]
+        positional = [argument.value for argument in either if isinstance(argument, ast.Constant)]
         binary = any(isinstance(value, str) and re.fullmatch(r"[rwaxb+]*b[rwaxb+]*", value) for value in positional)
         text = name == "open" or name.endswith((".read_text", ".write_text")) or "text" in keywords
         if text and not binary and "encoding" not in keywords and "utf-8" not in positional:
