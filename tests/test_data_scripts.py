@@ -131,7 +131,7 @@ root, scripts = Path(sys.argv[1]), sys.argv[2:]
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
     arguments = {
-        "sample": ["--fraction", "1"], "surprise": ["a"], "novelty": ["a"], "inspect_data": ["a"],
+        "sample": ["--fraction", "1"], "surprise": ["a"], "novelty": ["a"], "inspect_data": ["a"], "ingest_dataset": ["a"],
         "merge": ["a", "--output", "b"],
     }  # fmt: skip
     needed = next((found for name, found in arguments.items() if name in script), [])
