@@ -131,8 +131,8 @@ root, scripts = Path(sys.argv[1]), sys.argv[2:]
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
     arguments = {
-        "sample": ["--fraction", "1"], "surprise": ["a"], "novelty": ["a"], "inspect_data": ["a"], "ingest_dataset": ["a"],
-        "merge": ["a", "--output", "b"],
+        "sample": ["--fraction", "1"], "merge": ["a", "--output", "b"], "export": ["--output", "b"],
+        **dict.fromkeys(("surprise", "novelty", "inspect_data", "ingest_dataset"), ["a"]),
     }  # fmt: skip
     needed = next((found for name, found in arguments.items() if name in script), [])
     for flags in (["--help"], ["--no-such-flag", *needed]):
