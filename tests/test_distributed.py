@@ -27,6 +27,7 @@ from test_training import flags, interrupt_after, log_of, same, steps_of
 import train
 from config import CHAR, ROOT, UserError
 from config import run as run_script
+from dataset import open_tokens
 from model import distributed, speed
 from model.checkpoint import load_model, newest_checkpoint
 from model.gpt import GPT
@@ -152,7 +153,7 @@ def test_a_model_in_parts_gives_the_same_losses(alone, tmp_path):
     sharded = trained(3, anew(alone, tmp_path / "sharded"), shard_model=True)
     assert difference(losses(plain), losses(sharded)) < 1e-5
     model, _, summary = load_model(sharded.model_file)
-    val = train.open_tokens(sharded.val_file)
+    val = open_tokens(sharded.val_file)
     assert train.evaluate(model, val, train.StopFlag())[0] == pytest.approx(summary["val_loss"], rel=1e-5)
     for changes in ({"shard_model": False}, {"accumulate": 2}):
         interrupt_after(sharded, 15)

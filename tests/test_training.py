@@ -20,7 +20,7 @@ from conftest import lose, make_pipeline
 import train
 from config import BPE, CHAR, ROOT, UserError, training_flags
 from dataset import open_tokens
-from model import insight, speed
+from model import insight, speed, training
 from model.checkpoint import load, load_model, newest_checkpoint
 
 
@@ -307,7 +307,7 @@ CHANGES = {
 
 def test_what_the_result_depends_on_must_not_change(char):
     train.main(char, fresh=False)
-    assert CHANGES.keys() == set(train.ARCHITECTURE + train.RECIPE)
+    assert CHANGES.keys() == set(train.ARCHITECTURE + training.RECIPE)
     for name, value in CHANGES.items():
         with pytest.raises(UserError, match=f"{name} was {getattr(char, name)}, is {value}"):
             train.main(replace(char, **{name: value}), fresh=False)
@@ -335,7 +335,7 @@ def test_other_data_is_not_the_same_run(char, tmp_path):
 
 def flags(settings):
     """The command line that gives train.py these settings."""
-    fields = [*train.ARCHITECTURE, *train.RECIPE, *train.FREE, "device", "dtype", "compile"]
+    fields = [*train.ARCHITECTURE, *training.RECIPE, *training.FREE, "device", "dtype", "compile"]
     fields += ["train_file", "val_file", "tokenizer_file", "checkpoint_dir", "model_file"]
     line = []
     for name in fields:
