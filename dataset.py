@@ -66,7 +66,7 @@ def whole_file(path: Path, journal=None):
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # no two processes write into the same one
     try:
         with saying_what_is_free(path):
-            with open(temporary, "r+b" if temporary.exists() else "wb") as file:
+            with open(temporary, "r+b" if temporary.exists() else "wb", buffering=1 << 20) as file:
                 hold(file)  # tells others that its writer lives
                 file.seek(file.truncate(journal.size(path) if journal else 0))
                 yield file

@@ -239,13 +239,9 @@ class CharacterEncoder:
     def __init__(self, tokenizer):
         table, end_of_text_id = tokenizer.character_to_id, tokenizer.end_of_text_id
         self.table, self.unknown_id = table, tokenizer.unknown_id
-        self.ids = np.append(table[:128], np.full(128, end_of_text_id, table.dtype))  # of a byte; above ASCII, of END
-        # Characters are numbered in their order, so most bytes of code are a fixed distance from their ids: those from
-        # `low` to `high`. Adding is faster than looking up.
-        self.distance = np.uint16((int(self.ids[ord("a")]) - ord("a")) % 2**16)
-        near = self.ids == np.arange(256, dtype=np.uint16) + self.distance
-        self.low = 1 + max((i for i in range(ord("a")) if not near[i]), default=-1)
-        self.high = min(i for i in range(ord("a"), 256) if not near[i] or i == 128) - 1
+        # The ids of two neighbouring bytes at a time: twice as fast as one by one. Above ASCII, that of END.
+        ids = np.append(table[:128], np.full(128, end_of_text_id)).astype("<u4")
+        self.pairs = (ids | ids[:, None] << 16).ravel()  # (65536,), by the first byte + 256 times the second
         self.unknown: dict[str, int] = {}
 
     def encode(self, data: bytes) -> Iterator[np.ndarray]:
@@ -263,10 +259,9 @@ class CharacterEncoder:
 
     def encode_block(self, data: bytes) -> np.ndarray:
         text = np.frombuffer(data, np.uint8)
-        ids = np.add(text, self.distance, dtype=np.uint16)
-        far = np.flatnonzero(text - np.uint8(self.low) > np.uint8(self.high - self.low))
-        ids[far] = self.ids[text[far]]
-        high = far[text[far] >= 0x80]
+        two = np.frombuffer(data + bytes(len(data) % 2), "<u2")
+        ids = self.pairs.take(two, mode="clip").view("<u2")[: len(text)]  # any number fits; "clip" is the fast way
+        high = np.flatnonzero(text >= 0x80)
         first = high[(text[high] >= 0xC0) & (text[high] != END)]  # the first bytes of characters that are not ASCII
         characters = np.zeros(0, np.uint32)
         if len(first):

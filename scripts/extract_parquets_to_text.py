@@ -19,13 +19,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress, pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -37,7 +37,6 @@ from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_
 ROWS = 256  # read at once at most,
 BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
 PIECE_BYTES = 1 << 24  # of text in the row groups of a piece, 16 MB, where the row groups are not larger
-BETWEEN = b"\xff"  # between two rows that are joined: no text in UTF-8 holds it
 
 
 def hub_cache() -> Path:
@@ -80,14 +79,12 @@ class Piece:
 
 @dataclass
 class Extracted:
-    """Documents of a piece as they stand in the corpus, without a separator before the first one."""
+    """Documents as they stand in the corpus, and what was met in the rows that they come from."""
 
-    text: bytes | memoryview
-    rows: int  # of the parquet file
-    documents: int
-    empty: int = 0
-    cut: int = 0  # rows with a line <|endoftext|>
-    hashes: np.ndarray | None = None  # of each document, to tell duplicates
+    documents: list[bytes | memoryview]
+    empty: int  # rows
+    cut: int  # rows with a line <|endoftext|>
+    hashes: np.ndarray | None  # of each document, to tell duplicates
 
 
 @contextmanager
@@ -146,58 +143,41 @@ def extract(piece: Piece, column: str, hashing: bool) -> Iterator[Extracted]:
     with naming_damage(piece.path), open_parquet(piece.path) as parquet:
         for batch in parquet.iter_batches(size, row_groups=list(piece.groups), columns=[column], use_threads=False):
             rows += len(batch)
-            yield join_rows(batch.column(0), hashing)
+            yield documents_of(batch.column(0), hashing)
     if rows != piece.rows:
         raise ValueError(f"{shown_path(piece.path)} is damaged: it has {rows:,} of {piece.rows:,} rows")
 
 
-def join_rows(column: pa.Array, hashing: bool = False) -> Extracted:
-    """Rows of text as documents of a corpus, in a few steps that do not look at rows one by one.
-
-    They are joined as if none needed care. Where one does, they are joined again, with a byte that text cannot hold, so
-    that what is replaced stays inside a row.
-    """
+def documents_of(column: pa.Array, hashing: bool = False) -> Extracted:
+    """Rows of text as documents of a corpus. They are taken as they lie in memory, except for a row that holds a CR, or
+    what begins like <|endoftext|>: that one is looked at by itself."""
     column.validate(full=True)  # that it is UTF-8, for one: raises ArrowInvalid
     texts = column.cast(pa.large_string()).drop_null()
-    lengths = pc.binary_length(texts)
-    if pc.min(lengths).as_py() == 0:
-        texts = texts.filter(pc.greater(lengths, 0))
-    rows, count = len(column), len(texts)
-    if not count:
-        return Extracted(b"", rows, 0, rows)
-    if not hashing:
-        text = joined(texts, SEPARATOR)
-        letters = np.frombuffer(text, np.uint8)
-        markers = np.count_nonzero((letters[:-1] == MARKER[0]) & (letters[1:] == MARKER[1]))  # or what begins like one
-        if markers == count - 1 and not (letters == ord("\r")).any():
-            return Extracted(text, rows, count, rows - count)
-    text = bytes(joined(texts, BETWEEN))
-    if b"\r" in text:
-        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    cut, hashes = 0, None
-    if hashing or MARKER in text:
-        parts = [split_at_marker(row) for row in text.split(BETWEEN)]
-        cut = sum(len(some) > 1 for some in parts)
-        documents = [document for some in parts for document in some if document]
-        count, text = len(documents), BETWEEN.join(documents)
-        hashes = hashes_of(documents) if hashing else None
-    if not hashing:
-        text = text.replace(BETWEEN, SEPARATOR)
-    return Extracted(text, rows, count, rows - len(texts), cut, hashes)
+    _, borders, data = texts.buffers()
+    borders = np.frombuffer(borders, np.int64, len(texts) + 1, texts.offset * 8)  # a row reaches from one to the next
+    letters = np.frombuffer(data or b"", np.uint8)[: borders[-1]]
+    suspect = letters == ord("\r")
+    suspect[:-1] |= (letters[:-1] == MARKER[0]) & (letters[1:] == MARKER[1])
+    careful = set((np.searchsorted(borders, np.flatnonzero(suspect), side="right") - 1).tolist())
+
+    documents, empty, cut = [], len(column) - len(texts), 0
+    for row, (start, end) in enumerate(pairwise(borders.tolist())):
+        text = letters.data[start:end]
+        if start == end:
+            empty += 1
+        elif row in careful:
+            parts = split_at_marker(bytes(text).replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+            cut += len(parts) > 1
+            documents += filter(None, parts)
+        else:
+            documents.append(text)
+    return Extracted(documents, empty, cut, hashes_of(documents) if hashing else None)
 
 
-def joined(texts: pa.Array, between: bytes) -> memoryview:
-    """The texts with the same bytes between every two of them."""
-    whole = pa.LargeListArray.from_arrays(pa.array([0, len(texts)], pa.int64()), texts.cast(pa.large_binary()))
-    return memoryview(pc.binary_join(whole, pa.scalar(between, pa.large_binary()))[0].as_buffer())
-
-
-def without_duplicates(some: Extracted, seen: Seen) -> tuple[bytes, int, int]:
-    """The documents that were not there before, as (text, documents, bytes left out)."""
-    fresh = seen.new(some.hashes)
-    documents = some.text.split(BETWEEN) if some.documents else []
-    kept = [document for document, new in zip(documents, fresh.tolist(), strict=True) if new]
-    return SEPARATOR.join(kept), len(kept), sum(map(len, documents)) - sum(map(len, kept))
+def without_duplicates(some: Extracted, seen: Seen) -> tuple[list, int]:
+    """The documents that were not there before, as (documents, bytes left out)."""
+    kept = list(compress(some.documents, seen.new(some.hashes).tolist()))
+    return kept, sum(map(len, some.documents)) - sum(map(len, kept))
 
 
 def main() -> int:
@@ -250,17 +230,18 @@ def main() -> int:
                     continue
                 try:
                     for some in results:
-                        text, documents = some.text, some.documents
+                        documents = some.documents
                         if args.deduplicate:
-                            text, documents, left_out = without_duplicates(some, seen)
-                            counts["duplicates left out"] += some.documents - documents
+                            documents, left_out = without_duplicates(some, seen)
+                            counts["duplicates left out"] += len(some.documents) - len(documents)
                             counts["bytes in them"] += left_out
-                        if settings.debug and counts["documents"] < 3:
-                            show(text, 3 - counts["documents"])
-                        if documents:
-                            file.write(SEPARATOR if counts["documents"] else b"")
-                            file.write(text)
-                        counts["documents"] += documents
+                        for document in documents:
+                            if settings.debug and counts["documents"] < 3:
+                                show(document)
+                            if counts["documents"]:
+                                file.write(SEPARATOR)
+                            file.write(document)
+                            counts["documents"] += 1
                         counts["empty rows"] += some.empty
                         counts["files with a line <|endoftext|>, which cuts them in parts"] += some.cut
                 except (ValueError, UserError) as error:  # damage can take the name of a column, too
@@ -289,11 +270,10 @@ def main() -> int:
     return 3 if bad else 0
 
 
-def show(text: bytes | memoryview, number: int) -> None:
-    """Print how the first documents of a text begin."""
-    for document in bytes(text).split(SEPARATOR, number)[:number] if text else []:
-        letters = document.decode()
-        print(f"  a document of {len(letters):,} characters begins: {visible(letters[:70])}")
+def show(document: bytes | memoryview) -> None:
+    """Print how a document begins."""
+    letters = bytes(document).decode()
+    print(f"  a document of {len(letters):,} characters begins: {visible(letters[:70])}")
 
 
 if __name__ == "__main__":
