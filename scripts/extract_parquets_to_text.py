@@ -156,9 +156,9 @@ def documents_of(column: pa.Array, hashing: bool = False) -> Extracted:
     _, borders, data = texts.buffers()
     borders = np.frombuffer(borders, np.int64, len(texts) + 1, texts.offset * 8)  # a row reaches from one to the next
     letters = np.frombuffer(data or b"", np.uint8)[: borders[-1]]
-    suspect = letters == ord("\r")
-    suspect[:-1] |= (letters[:-1] == MARKER[0]) & (letters[1:] == MARKER[1])
-    careful = set((np.searchsorted(borders, np.flatnonzero(suspect), side="right") - 1).tolist())
+    places = np.flatnonzero((letters == ord("\r")) | (letters == MARKER[1]))
+    places = places[(letters[places] == ord("\r")) | (letters[places - 1] == MARKER[0])]
+    careful = set((np.searchsorted(borders, places, side="right") - 1).tolist())
 
     documents, empty, cut = [], len(column) - len(texts), 0
     for row, (start, end) in enumerate(pairwise(borders.tolist())):
