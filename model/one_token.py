@@ -35,6 +35,9 @@ class OneToken:
         D = C // H
         self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps
 
+        # In memory that numpy allocates, which Linux backs with large pages: they are read faster.
+        cache.store = torch.from_numpy(cache.store.numpy().copy())
+
         # --- weights -------------------------------------------------------------------------------------------------
         self.memory = np.empty(sum(w.numel() for w in model.state_dict().values()) * 6 // 5, np.float32)
         self.used = 0
