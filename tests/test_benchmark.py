@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from benchmarks import common, scaling, training
 from config import CHAR, UserError
 from scripts import benchmark
 
 
 def test_a_table_is_markdown(capsys):
-    benchmark.show_table([{"model": "a", "tokens/s": 12345}, {"model": "bcd", "tokens/s": ""}])
+    common.show_table([{"model": "a", "tokens/s": 12345}, {"model": "bcd", "tokens/s": ""}])
     assert capsys.readouterr().out.splitlines() == [
         "| model | tokens/s |",
         "| ----- | -------- |",
@@ -21,21 +22,21 @@ def test_a_table_is_markdown(capsys):
 
 def test_rates_are_work_over_time(monkeypatch):
     """With a clock that says what each piece of work takes."""
-    monkeypatch.setattr(benchmark, "seconds_of", lambda work, repeat=5: (work(), 0.5)[1])
-    assert benchmark.product_rate(torch.float32, size=100) == 2 * 100**3 / 0.5
-    assert benchmark.bandwidth(megabytes=1) == 2**20 / 0.5
+    monkeypatch.setattr(common, "seconds_of", lambda work, repeat=5: (work(), 0.5)[1])
+    assert common.product_rate(torch.float32, size=100) == 2 * 100**3 / 0.5
+    assert common.bandwidth(megabytes=1) == 2**20 / 0.5
 
 
 def test_a_peer_takes_a_step_for_each_call(tmp_path):
     (tmp_path / "here.txt").write_text("0.25")
-    peer = benchmark.Peer(
+    peer = training.Peer(
         "import sys\nfor line in sys.stdin: print('noise\\nseconds', open('here.txt').read(), flush=True)", tmp_path
     )
     assert [peer(), peer()] == [0.25, 0.25]
     peer.close()
     assert peer.process.returncode == 0
     with pytest.raises(UserError, match="--nanogpt"):
-        benchmark.Peer("import a_model_that_is_not_there", tmp_path)()
+        training.Peer("import a_model_that_is_not_there", tmp_path)()
 
 
 # A stand-in for a checkout of nanoGPT, as far as the benchmark looks at one.
@@ -68,14 +69,14 @@ torch.save({"model": model.state_dict(), "model_args": args}, flags["out_dir"] +
 def test_a_step_of_both_is_measured(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text(MODEL)
     shape = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    monkeypatch.setattr(benchmark, "MODELS", {"tiny": shape})
-    monkeypatch.setattr(benchmark, "BATCH_SIZES", {"tiny": 3})
-    monkeypatch.setattr(benchmark, "product_rate", lambda dtype: 1e12)
-    monkeypatch.setattr(benchmark, "LEAST_SECONDS", 0)
-    row = benchmark.measure_step("tiny", tmp_path, rounds=1, compile=False)
+    monkeypatch.setattr(training, "MODELS", {"tiny": shape})
+    monkeypatch.setattr(training, "BATCH_SIZES", {"tiny": 3})
+    monkeypatch.setattr(training, "product_rate", lambda dtype: 1e12)
+    monkeypatch.setattr(training, "LEAST_SECONDS", 0)
+    row = training.measure_step("tiny", tmp_path, rounds=1, compile=False)
     assert row["tokens a step"] == 24
     assert float(row["ratio"]) == pytest.approx(row["ours, tokens/s"] / row["nanoGPT, tokens/s"], rel=0.01, abs=0.006)
-    assert benchmark.measure_step("tiny", None, rounds=1, compile=False)["ratio"] == ""
+    assert training.measure_step("tiny", None, rounds=1, compile=False)["ratio"] == ""
 
 
 def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
@@ -86,8 +87,8 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
     (nanogpt / "model.py").write_text(MODEL)
     (nanogpt / "train.py").write_text(TRAIN % vocab_size)
     flags = "--block-size 24 --n-layer 1 --n-embd 16 --n-head 2 --max-steps 3 --device cpu --dtype float32"
-    monkeypatch.setattr(benchmark, "RACES", {"char": (2000, [("train.py", flags)])})
-    (row,) = benchmark.race(nanogpt, "char", char.train_file.parent, rounds=1)
+    monkeypatch.setattr(training, "RACES", {"char": (2000, [("train.py", flags)])})
+    (row,) = training.race(nanogpt, "char", char.train_file.parent, rounds=1)
     assert row["race"] == "char, to the loss"
     assert float(row["nanoGPT, loss"]) == pytest.approx(torch.tensor(vocab_size).log().item(), abs=1e-4)
     assert 0 < float(row["ours, loss"]) < float(row["nanoGPT, loss"])
@@ -104,9 +105,7 @@ def test_a_race_needs_a_peer(capsys, monkeypatch):
 
 def test_scaling_is_measured_on_whole_trainings(monkeypatch, capsys):
     """With rates that are known: the losses are those of the threads, not of the processes."""
-    monkeypatch.setattr(
-        benchmark, "training_rate", lambda number, threads, flags, folder: 100.0 * number + 10 * threads
-    )
+    monkeypatch.setattr(scaling, "training_rate", lambda number, threads, flags, folder: 100.0 * number + 10 * threads)
     monkeypatch.setattr("sys.argv", ["benchmark.py", "scale", "--size", "0.8M", "--rounds", "1", "--processes", "2"])
     benchmark.main()
     table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
@@ -119,5 +118,5 @@ def test_scaling_is_measured_on_whole_trainings(monkeypatch, capsys):
 
 def test_a_training_on_random_tokens_gives_a_rate(tmp_path):
     shape = {"vocab_size": 65, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    flags = [*benchmark.random_data(shape, tmp_path), "--max-steps", 6, "--log-every", 1, "--device", "cpu"]
-    assert benchmark.training_rate(1, 1, [*flags, "--sample-tokens", 0], tmp_path) > 0
+    flags = [*scaling.random_data(shape, tmp_path), "--max-steps", 6, "--log-every", 1, "--device", "cpu"]
+    assert scaling.training_rate(1, 1, [*flags, "--sample-tokens", 0], tmp_path) > 0
