@@ -222,6 +222,9 @@ def shown_path(path: Path) -> str:
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
     for stream in (sys.stdout, sys.stderr):  # one that is not UTF-8 must not stop a run at some character
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
