@@ -208,6 +208,12 @@ def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv
     return parsed
 
 
+def check_seed(settings: Settings) -> None:
+    """Refuse a seed that torch's random numbers cannot start from."""
+    if not 0 <= settings.seed < 2**64:
+        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+
+
 def corpus_flag(settings: Settings, default: Settings) -> str:
     """What to add to a command so that it works on the same corpus: nothing, or --corpus and its path."""
     return "" if settings.corpus == default.corpus else f" --corpus {shlex.quote(shown_path(settings.corpus))}"

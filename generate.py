@@ -18,7 +18,17 @@ writes <|endoftext|>. Of several --samples, each begins with the prompt, and a l
 
 import time
 
-from config import CHAR, GENERATION_FLAGS, Settings, UsageError, UserError, generation_flags, run, shown_path
+from config import (
+    CHAR,
+    GENERATION_FLAGS,
+    Settings,
+    UsageError,
+    UserError,
+    check_seed,
+    generation_flags,
+    run,
+    shown_path,
+)
 
 if __name__ == "__main__":
     settings, args = generation_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -61,14 +71,13 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("--top-k, --tokens and --show must be 0 or above.")
     if settings.samples < 1:
         raise UsageError(f"--samples must be at least 1, and it is {settings.samples}.")
-    if not 0 <= settings.seed < 2**64:
-        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+    check_seed(settings)
     if not 0 < settings.top_p <= 1:
         raise UsageError(f"--top-p must be above 0 and at most 1, and it is {settings.top_p}.")
     if not 0 <= settings.min_p <= 1:
         raise UsageError(f"--min-p must be from 0 to 1, and it is {settings.min_p}.")
-    if not 0 < settings.repetition_penalty < math.inf:
-        raise UsageError(f"--repetition-penalty must be above 0, and it is {settings.repetition_penalty}.")
+    if not 0.01 <= settings.repetition_penalty <= 100:
+        raise UsageError(f"--repetition-penalty must be from 0.01 to 100, and it is {settings.repetition_penalty}.")
 
 
 # === the prompt =======================================================================================================
