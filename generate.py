@@ -43,6 +43,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
+
 from dataset import END_OF_TEXT, decode_text, whole_file
 from model import insight
 from model.checkpoint import load_model
@@ -199,6 +201,7 @@ class Completion:
 
 
 @memory_advice("Try fewer --samples.")
+@np.errstate(invalid="ignore")  # NaN is refused below
 def complete(
     prompt: str, settings: Settings, args, model, tokenizer, cache, one_token, trace, completion: int = 1
 ) -> tuple[str, int]:

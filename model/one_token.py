@@ -98,8 +98,7 @@ class OneToken:
         x = self.x
         np.multiply(x, 1 / math.sqrt(float(x.dot(x)) / len(x) + self.eps), self.normed)
 
-    # exp(-gate) may be infinite, and silu is then 0, as it should be; NaN is for the one who gets the logits to see.
-    @np.errstate(over="ignore", invalid="ignore")
+    @np.errstate(over="ignore")  # exp(-gate) may be infinite, and silu is then 0, as it should be
     def __call__(self, token: int) -> np.ndarray:
         position, end = self.cache.length, self.cache.length + 1
         if end > self.block_size:

@@ -124,7 +124,6 @@ def draw(p: np.ndarray, number: float) -> tuple[int, np.ndarray]:
     return int(ends.searchsorted(number, side="right")), ends
 
 
-@np.errstate(invalid="ignore")  # of logits that are NaN, p is NaN
 def choose(
     logits: np.ndarray,
     number: float,
