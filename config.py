@@ -208,6 +208,12 @@ def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv
     return parsed
 
 
+def check_seed(settings: Settings) -> None:
+    """Refuse a seed that torch's random numbers cannot start from."""
+    if not 0 <= settings.seed < 2**64:
+        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+
+
 def corpus_flag(settings: Settings, default: Settings) -> str:
     """What to add to a command so that it works on the same corpus: nothing, or --corpus and its path."""
     return "" if settings.corpus == default.corpus else f" --corpus {shlex.quote(shown_path(settings.corpus))}"
@@ -222,6 +228,9 @@ def shown_path(path: Path) -> str:
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
     for stream in (sys.stdout, sys.stderr):  # one that is not UTF-8 must not stop a run at some character
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:

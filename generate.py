@@ -18,7 +18,17 @@ writes <|endoftext|>. Of several --samples, each begins with the prompt, and a l
 
 import time
 
-from config import CHAR, GENERATION_FLAGS, Settings, UsageError, UserError, generation_flags, run, shown_path
+from config import (
+    CHAR,
+    GENERATION_FLAGS,
+    Settings,
+    UsageError,
+    UserError,
+    check_seed,
+    generation_flags,
+    run,
+    shown_path,
+)
 
 if __name__ == "__main__":
     settings, args = generation_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -33,16 +43,18 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dataset import END_OF_TEXT, whole_file
+import numpy as np
+
+from dataset import END_OF_TEXT, decode_text, whole_file
 from model import insight
 from model.checkpoint import load_model
-from model.device import pick_device
+from model.device import memory_advice, pick_device
 from model.microscope import switch_off
 from model.one_token import OneToken
 from model.sampling import Step, generate_samples, read
 from model.steps import explain_step, show_step, trace_step
 from model.text_stream import TextStream
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, encode_prompt
 
 # The settings of a completion, all of them numbers, with their types.
 NUMBERS = {f.name: f.type for f in fields(Settings) if f.name in GENERATION_FLAGS.split() and f.type in (int, float)}
@@ -61,14 +73,13 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("--top-k, --tokens and --show must be 0 or above.")
     if settings.samples < 1:
         raise UsageError(f"--samples must be at least 1, and it is {settings.samples}.")
-    if not 0 <= settings.seed < 2**64:
-        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+    check_seed(settings)
     if not 0 < settings.top_p <= 1:
         raise UsageError(f"--top-p must be above 0 and at most 1, and it is {settings.top_p}.")
     if not 0 <= settings.min_p <= 1:
         raise UsageError(f"--min-p must be from 0 to 1, and it is {settings.min_p}.")
-    if not 0 < settings.repetition_penalty < math.inf:
-        raise UsageError(f"--repetition-penalty must be above 0, and it is {settings.repetition_penalty}.")
+    if not 0.01 <= settings.repetition_penalty <= 100:
+        raise UsageError(f"--repetition-penalty must be from 0.01 to 100, and it is {settings.repetition_penalty}.")
 
 
 # === the prompt =======================================================================================================
@@ -80,27 +91,7 @@ def given_prompt(args) -> str:
         return args.prompt
     if not args.prompt_file.is_file():
         raise UserError(f"There is no file {shown_path(args.prompt_file)} to take the prompt from.")
-    try:
-        return args.prompt_file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{shown_path(args.prompt_file)} is not a text: it holds bytes that are not UTF-8.") from None
-
-
-def encode_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> list[int]:
-    """The token ids to start from: those of the prompt, or <|endoftext|> for none, the last block_size at most."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UserError("The prompt is not valid text: it holds bytes that are not UTF-8.") from None
-    if not prompt:
-        return [tokenizer.end_of_text_id]
-    ids = tokenizer.encode(prompt)
-    if unknown := tokenizer.unknown(prompt, ids):
-        seen = ", ".join(map(repr, dict.fromkeys(unknown)))
-        say(f"Never seen in training, so read as <|unk|>: {seen}")
-    if len(ids) > block_size:
-        say(f"The prompt has {len(ids):,} tokens. The model sees {block_size}: the last {block_size} count.")
-    return ids[-block_size:].tolist()
+    return decode_text(args.prompt_file.read_bytes(), args.prompt_file)
 
 
 # === what is shown ====================================================================================================
@@ -209,17 +200,21 @@ class Completion:
         )
 
 
-def complete(prompt: str, settings: Settings, args, model, tokenizer, cache, one_token, trace) -> tuple[str, int]:
+@memory_advice("Try fewer --samples.")
+@np.errstate(invalid="ignore")  # NaN is refused below
+def complete(
+    prompt: str, settings: Settings, args, model, tokenizer, cache, one_token, trace, completion: int = 1
+) -> tuple[str, int]:
     """Write on from a prompt, to stdout. Returns the text, the prompt included, and 130 after Ctrl-C, else 0.
 
-    The cache is filled anew. `trace` takes each step as plain data, or is None.
+    The cache is filled anew. `trace` takes each step as plain data, with the number of this completion, or is None.
     """
     stops = args.stop + ["\n"] * args.stop_at_newline
     shown = functools.cache(lambda token: insight.token_text(tokenizer, token, args.readable))
     show = explain_step if args.explain else show_step
 
     # === read the prompt ==============================================================================================
-    ids = encode_prompt(prompt, tokenizer, model.block_size)
+    ids = encode_prompt(tokenizer, prompt, model.block_size, say)
     cache.length = 0
     logits = read(model, ids, cache)  # (T, vocab_size): what the model expects after each token of the prompt
     if settings.debug:
@@ -243,12 +238,18 @@ def complete(prompt: str, settings: Settings, args, model, tokenizer, cache, one
             for sample, (text, step) in enumerate(zip(texts, steps, strict=True)):
                 if text.end is not None:
                     continue
+                if math.isnan(step.p):
+                    output.flush()
+                    raise UserError(
+                        "The model's logits are not numbers any more: its weights are too large to compute with. "
+                        "Train it again with a lower --learning-rate."
+                    )
                 lines = []
                 if settings.debug:
                     name = f"sample {sample}, step {number}" if several else f"step {number}"
                     lines.append(show(name, step, settings.show, shown))
                 if trace:
-                    trace(trace_step(sample, number, step, settings.show, tokenizer))
+                    trace({"completion": completion, **trace_step(sample, number, step, settings.show, tokenizer)})
                 written = text.take(step)
                 output.add(written if at_once else "", *lines)
             if all(text.end is not None for text in texts):
@@ -292,6 +293,7 @@ def converse(settings: Settings, complete) -> int:
     """A prompt a line from stdin, a completion, again, until the input ends. A line /NAME VALUE sets something."""
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     say("A line is a prompt. /temperature 0.5 changes a setting, / shows them all, // begins a prompt with a /.")
+    completion = 0
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -305,8 +307,9 @@ def converse(settings: Settings, complete) -> int:
             elif line.startswith("/") and not line.startswith("//"):
                 settings = changed(settings, line)
             else:
+                completion += 1
                 with suppress(KeyboardInterrupt):  # while the prompt is read; later, complete() takes care of it
-                    complete(line[line.startswith("//") :], settings)
+                    complete(line[line.startswith("//") :], settings, completion=completion)
         except UserError as error:  # the next line may be better
             say(f"error: {error}")
 
@@ -336,21 +339,20 @@ def main(settings: Settings, args, kind: str = "char") -> int:
     cache = model.new_cache()
     one_token = OneToken(model, cache) if model.device.type == "cpu" else None
     if settings.debug:
-        trained = f"{training['steps']:,} steps, validation {insight.show_bits_per_byte(training['val_bits_per_byte'])}"
         off = f", without {', '.join(args.off)}" if args.off else ""
-        say(f"{shown_path(settings.model_file)}: trained for {trained}{off}")
+        say(f"{shown_path(settings.model_file)}: {insight.show_training(training)}{off}")
 
-    with trace_file(args.trace) if args.trace else nullcontext() as trace:
+    output_file = whole_file(args.output_file) if args.output_file else nullcontext()
+    with trace_file(args.trace) if args.trace else nullcontext() as trace, output_file as file:
         parts = {"args": args, "model": model, "tokenizer": tokenizer, "cache": cache, "one_token": one_token}
         completion = functools.partial(complete, **parts, trace=trace)
         if args.interactive:
             return converse(settings, completion)
         text, code = completion(prompt, settings)
-    if args.output_file:
-        with whole_file(args.output_file) as file:
+        if args.output_file:
             file.write(text.encode())
-        if settings.debug:
-            say(f"The text is in {shown_path(args.output_file)}.")
+    if args.output_file and settings.debug:
+        say(f"The text is in {shown_path(args.output_file)}.")
     return code
 
 

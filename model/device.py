@@ -15,10 +15,10 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"The device {name!r} cannot be used here: {reason} Try --device cpu.") from None
+        torch.zeros(1, device=name).item()  # back again: the device meta has shapes, but no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise UsageError(f"The device {name!r} cannot be used here: {reason}. Try --device cpu.") from None
     return torch.device(name)
 
 
@@ -82,7 +82,7 @@ def memory_advice(advice: str):
     """Turn "out of memory", on any device, into a UserError that says what to do. Around a block, or on a function."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU's allocator raises it bare
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    except (RuntimeError, MemoryError) as error:  # of torch, whose allocator for the CPU raises it bare, and of numpy
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise UserError(f"There is not enough memory for this. {advice}") from None
         raise

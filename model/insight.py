@@ -32,6 +32,12 @@ def show_bits_per_byte(value: float | None) -> str:
     return "bits per byte unknown" if value is None or math.isnan(value) else f"{value:.3f} bits per byte"
 
 
+def show_training(training: dict) -> str:
+    """What a model's file says of its training: "trained for 830 steps, validation 1.650 bits per byte"."""
+    per_byte = show_bits_per_byte(training["val_bits_per_byte"])
+    return f"trained for {training['steps']:,} steps, validation {per_byte}"
+
+
 def perplexity(loss: float) -> float:
     """exp(loss); infinite where that is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -14,7 +14,7 @@ class TextStream:
         stream.feed(b"a <"), stream.feed(b"/b")     ->  "a ", "</b"
 
     What came out in all, with finish() at the end, is what decoding all bytes at once gives, bytes that are not UTF-8
-    as U+FFFD, up to the first stop text.
+    as U+FFFD, up to the stop text that is complete first; of two that end together, the longer one.
     """
 
     def __init__(self, stops: Sequence[str] = ()):
@@ -28,9 +28,9 @@ class TextStream:
         if self.stopped:
             return ""
         text = self.held + self.decoder.decode(data, final)
-        places = [text.find(stop) for stop in self.stops if stop in text]
+        places = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops if stop in text]  # (end, begin)
         self.stopped = bool(places)
-        certain = min(places) if places else len(text) if final else len(text) - self.uncertain(text)
+        certain = min(places)[1] if places else len(text) if final else len(text) - self.uncertain(text)
         self.held = text[certain:]
         return text[:certain]
 

@@ -12,7 +12,7 @@ in the file itself (its model is called WordLevel or BPE).
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,23 @@ class NoTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return f"{token} ".encode()
+
+
+def encode_prompt(
+    tokenizer: Tokenizer | NoTokenizer, prompt: str, block_size: int, say: Callable[[str], None] = print
+) -> list[int]:
+    """The token ids to start from: those of the prompt, the last block_size at most, or <|endoftext|> where it has
+    none. What the user should know of them is handed to `say`."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError("The prompt is not valid text: it holds bytes that are not UTF-8.") from None
+    ids = tokenizer.encode(prompt)
+    if unknown := tokenizer.unknown(prompt, ids):
+        say(f"Never seen in training, so read as {UNKNOWN}: {', '.join(map(repr, dict.fromkeys(unknown)))}")
+    if len(ids) > block_size:
+        say(f"The prompt has {len(ids):,} tokens. The model sees {block_size}: the last {block_size} count.")
+    return ids[-block_size:].tolist() or [tokenizer.end_of_text_id]
 
 
 def check_tokenizer(json_text: str) -> tuple[str, dict]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from config import BPE, CHAR, Settings, UsageError, UserError, shown_path
+from config import BPE, CHAR, Settings, UsageError, UserError, check_seed, shown_path
 from dataset import TokenFile, TokenFolder, draw_batch, open_bare_tokens, open_tokens
 from model import distributed, insight
 from model.gpt import ARCHITECTURE, GPT
@@ -104,8 +104,7 @@ def check_settings(settings: Settings) -> None:
             raise UsageError(f"--{name} must be at least 0 and below 1, and it is {getattr(settings, name)}.")
     if settings.compile not in ("auto", "on", "off"):
         raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
-    if not 0 <= settings.seed < 2**64:
-        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+    check_seed(settings)
     if settings.keep_checkpoints < 2:
         raise UsageError("--keep-checkpoints must be at least 2: one to fall back to where the newest is damaged.")
     if settings.batch_size % (distributed.size() * settings.accumulate):

@@ -26,7 +26,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import BPE, CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import (
+    BPE,
+    CHAR,
+    Settings,
+    UsageError,
+    UserError,
+    add_flags,
+    check_seed,
+    parse_before_torch,
+    run,
+    shown_path,
+)
 
 
 def command_line(argv: list[str] | None = None):
@@ -49,7 +60,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import blocks_in_order, open_tokens
+from dataset import blocks_in_order, open_bare_tokens, open_tokens
 from model import insight
 from model.checkpoint import load_model
 from model.device import memory_advice, pick_device, to_device
@@ -103,9 +114,16 @@ def habit(scores: tuple[float, float, float]) -> str:
 def main(settings: Settings, args) -> None:
     if settings.eval_tokens < 0:
         raise UsageError(f"--eval-tokens must be 0 or above, and it is {settings.eval_tokens}.")
+    check_seed(settings)
     model, tokenizer, _ = load_model(settings.model_file)
-    val = open_tokens(args.tokens or {"char": CHAR, "bpe": BPE}[tokenizer.kind].val_file)
-    if val.facts["tokenizer_sha256"] != tokenizer.sha256:
+    bare = tokenizer.kind == "none"
+    if bare and not args.tokens:
+        raise UsageError(f"{shown_path(settings.model_file)} was trained on bare ids: name some with --val-file.")
+    if bare:
+        val = open_bare_tokens(args.tokens, tokenizer.vocab_size)
+    else:
+        val = open_tokens(args.tokens or {"char": CHAR, "bpe": BPE}[tokenizer.kind].val_file)
+    if not bare and val.facts["tokenizer_sha256"] != tokenizer.sha256:
         raise UserError(
             f"{shown_path(val.path)} was made with another tokenizer than {shown_path(settings.model_file)}. "
             "Name the file that the model was validated on with --val-file."
@@ -128,13 +146,13 @@ def main(settings: Settings, args) -> None:
     costs = ablate(model, batches, names)
     scores = head_scores(model, batches[0][0], settings.seed)
     highest = max(*costs.values(), 1e-9)
-    print("Without it, the loss rises by (nats a token, and bits per byte of the text):")
+    print(f"Without it, the loss rises by (nats a token{'' if bare else ', and bits per byte of the text'}):")
     for name in sorted(costs, key=lambda name: -costs[name]):
         cost = costs[name]
         title = name if name.lstrip("L").strip("0123456789") else f"{name}, all of it"
-        per_byte = insight.bits_per_byte(cost, val.tokens_per_byte)
+        per_byte = "" if bare else f"{insight.bits_per_byte(cost, val.tokens_per_byte):+7.3f} "
         called = habit(scores[name]) if name in scores else ""
-        print(f"  {title:14} {cost:+8.4f} {per_byte:+7.3f} {insight.bar(max(0.0, cost) / highest)} {called}".rstrip())
+        print(f"  {title:14} {cost:+8.4f} {per_byte}{insight.bar(max(0.0, cost) / highest)} {called}".rstrip())
 
     # === what each head does ==========================================================================================
     print("What the heads do, as scores from 0 to 1:")
@@ -142,8 +160,8 @@ def main(settings: Settings, args) -> None:
     for name, row in scores.items():
         print(f"  {name:8} " + "  ".join(f"{score:4.2f} {insight.bar(score, 16)}" for score in row).rstrip())
     important = max(scores, key=costs.get)
-    script = "generate.py" if tokenizer.kind == "char" else "generatev2.py"
-    print(f"Next: python {script} --prompt def --quiet --off {important}")
+    script = "generatev2.py" if tokenizer.kind == "bpe" else "generate.py"
+    print(f"Next: python {script} --prompt {'0' if bare else 'def'} --quiet --off {important}")
 
 
 if __name__ == "__main__":

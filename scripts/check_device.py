@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, UsageError, add_flags, parse_before_torch, run
+from config import CHAR, UsageError, add_flags, check_seed, parse_before_torch, run
 
 
 def command_line(argv: list[str] | None = None):
@@ -187,6 +187,7 @@ def batch_that_fits(model: GPT, device: torch.device, settings) -> int:
 
 
 def main(settings, args) -> int:
+    check_seed(settings)
     cpu, device = torch.device("cpu"), pick_device(settings.device)
     model = first_model(settings)
     total = sum(model.parameters_by_part().values())

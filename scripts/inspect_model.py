@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import CHAR, Settings, UsageError, add_flags, parse_before_torch, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -54,7 +54,7 @@ from model.device import memory_advice, pick_device
 from model.gpt import GPT
 from model.microscope import Look, credit, habits, lens, look
 from model.page import fill, json_in_html, packed
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, encode_prompt
 
 SHOWN = 5  # predictions that the page keeps at each place, and candidates that it follows back to the parts
 PUSHED = 3  # tokens named for each part: those whose logits it raises most
@@ -63,16 +63,6 @@ CANDIDATES = 40  # candidates that the page can name; its sliders work on all of
 
 
 # === the figures ======================================================================================================
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[int]:
-    """The ids that generate.py would start from: those of the prompt, its last block_size ones, or <|endoftext|>."""
-    ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.end_of_text_id]
-    if unknown := tokenizer.unknown(prompt, np.array(ids)):
-        print(f"Never seen in training, so read as <|unk|>: {', '.join(map(repr, dict.fromkeys(unknown)))}")
-    if len(ids) > block_size:
-        print(f"The prompt has {len(ids):,} tokens. The model sees {block_size}: the last {block_size} count.")
-    return ids[-block_size:]
 
 
 def replay_merges(tokenizer: Tokenizer, prompt: str) -> list[list[list[str]]]:
@@ -144,8 +134,6 @@ def print_lens(model: GPT, tokenizer: Tokenizer, seen: Look, ids: list[int], row
 def print_head(tokenizer: Tokenizer, seen: Look, ids: list[int], name: str, rows: int = 16) -> None:
     """Where one head looks from each of the last tokens: the three that it takes most from."""
     heads = [part for part in seen.parts if "H" in part]
-    if name.upper() not in heads:
-        raise UsageError(f"There is no head {name}: this model's are {heads[0]} to {heads[-1]}.")
     shares = seen.attention.flatten(0, 1)[heads.index(name.upper())]  # (T, T)
     before, itself, first = habits(shares).tolist()
     print(f"Head {name.upper()}: {before:.0%} to the token before, {itself:.0%} to itself, {first:.0%} to the first.")
@@ -240,19 +228,20 @@ def main(settings: Settings, args) -> None:
         raise UsageError(f"--show must be 1 or above, and it is {settings.show}.")
     if args.html and args.html.resolve() == settings.model_file.resolve():
         raise UsageError(f"--html would replace {shown_path(args.html)}, which is read here. Name another file.")
-    try:
-        args.prompt.encode()
-    except UnicodeEncodeError:
-        raise UserError("The prompt is not valid text: it holds bytes that are not UTF-8.") from None
     model, tokenizer, training = load_model(settings.model_file)
+    a = model.architecture
+    heads = [f"L{layer}H{head}" for layer in range(a["n_layer"]) for head in range(a["n_head"])]
+    if args.head.upper() not in heads:
+        raise UsageError(f"There is no head {args.head}: this model's are {heads[0]} to {heads[-1]}.")
     model.to(pick_device(settings.device))
-    ids = prompt_ids(tokenizer, args.prompt, model.block_size)
+    ids = encode_prompt(tokenizer, args.prompt, model.block_size)
     seen = look(model, ids)
 
-    trained = f"trained for {training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits per byte"
+    kind = {"char": "a character model", "bpe": "a BPE model", "none": "a model of bare ids"}[tokenizer.kind]
+    trained = insight.show_training(training)
     if args.text or not args.html:
         if settings.debug:
-            print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {trained}")
+            print(f"{shown_path(settings.model_file)}, {kind}: {trained}")
         print_lens(model, tokenizer, seen, ids)
         print_head(tokenizer, seen, ids, args.head)
         print_candidates(tokenizer, seen, settings.show)
@@ -260,9 +249,8 @@ def main(settings: Settings, args) -> None:
         print("Next: the same as a page, and all of it: add --html data/inside.html")
         return
 
-    a = model.architecture
     facts = [
-        f"{settings.model_file.name}, a {'character' if tokenizer.kind == 'char' else 'BPE'} model, {trained}.",
+        f"{settings.model_file.name}, {kind}, {trained}.",
         f"{a['n_layer']} layers of {a['n_head']} heads, {a['n_embd']} channels, {a['vocab_size']:,} tokens in the "
         f"vocabulary, {sum(model.parameters_by_part().values()):,} weights.",
     ]

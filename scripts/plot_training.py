@@ -76,7 +76,7 @@ def read_run(path: Path) -> dict:
     if not lines and not evaluations:
         raise UserError(f"{shown_path(path)} holds no figures yet. Wait for the first line of the training.")
     return {
-        "name": path.parent.name,
+        "name": path.resolve().parent.name,  # the name of "." is empty
         "about": about,
         "lines": [{name: entry.get(name) for name in ("step", *FIGURES)} for entry in lines],
         "evaluations": [{name: entry.get(name) for name in ("step", *EVALUATION)} for entry in evaluations],
@@ -160,7 +160,7 @@ def main(settings: Settings, args) -> None:
                 last = run_["evaluations"][-1]
                 print(
                     f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, "
-                    f"{last['val_bits_per_byte']:.3f} bits per byte"
+                    f"{insight.show_bits_per_byte(last['val_bits_per_byte'])}"
                 )
     if args.tensorboard:
         count = sum(write_tensorboard(run_, args.tensorboard) for run_ in runs)
@@ -169,8 +169,9 @@ def main(settings: Settings, args) -> None:
         facts = []
         for run_ in runs:
             steps = max(entry["step"] for entry in run_["lines"] + run_["evaluations"])
-            best = min((e["val_bits_per_byte"] for e in run_["evaluations"]), default=math.nan)
-            facts.append(f"{run_['name']}: {steps:,} steps, {best:.3f} bits per byte of validation text at best.")
+            figures = [e["val_bits_per_byte"] for e in run_["evaluations"] if e["val_bits_per_byte"] is not None]
+            best = insight.show_bits_per_byte(min(figures, default=None))
+            facts.append(f"{run_['name']}: {steps:,} steps, best validation {best}.")
         page = fill(
             Path(__file__).with_suffix(".html"),
             facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),

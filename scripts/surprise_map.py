@@ -391,10 +391,7 @@ def main(settings: Settings, args) -> None:
 
     # === the map ======================================================================================================
     if settings.debug:
-        trained = (
-            f"trained for {training['steps']:,} steps, validation {training['val_bits_per_byte']:.3f} bits per byte"
-        )
-        print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {trained}")
+        print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {insight.show_training(training)}")
         if len(ids) > model.block_size:
             print(f"{len(ids):,} tokens, read in windows of {model.block_size} that overlap by half")
         colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -113,6 +113,9 @@ def test_what_it_refuses(trained, capsys, bpe):
         ablate_model.main(*ablate_model.command_line(argv))
     with pytest.raises(UsageError, match="--eval-tokens"):
         ablate(trained, capsys, "--eval-tokens", -1)
+    with pytest.raises(UsageError, match="--seed"):
+        ablate(trained, capsys, "--seed", 2**64)
+    assert capsys.readouterr().out == ""
 
 
 def test_writing_without_a_part(trained, capfd):

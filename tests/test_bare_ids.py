@@ -8,11 +8,11 @@ import pytest
 
 import generate
 import train
-from config import CHAR, UserError, generation_flags, training_flags
+from config import CHAR, UsageError, UserError, generation_flags, training_flags
 from dataset import open_bare_tokens, open_tokens, sidecar
 from model.checkpoint import load_model
 from model.tokenizer import NoTokenizer
-from scripts import export_huggingface, surprise_map
+from scripts import ablate_model, export_huggingface, inspect_model, plot_training, surprise_map
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_prompt_and_text_are_ids(bare, capfdbinary, monkeypatch):
     train.main(settings, fresh=False, ids=ids)
     capfdbinary.readouterr()
     model = ["--model", str(settings.model_file), "--tokens", "9", "--device", "cpu"]
-    for prompt, begins in (([], b""), (["--prompt", "5 7 0"], b"5 7 0")):
+    for prompt, begins in (([], b""), (["--prompt", " "], b" "), (["--prompt", "5 7 0"], b"5 7 0")):
         for kind in ("char", "bpe"):
             assert generate.main(*generation_flags(CHAR, "", [*model, *prompt]), kind=kind) == 0
             done = capfdbinary.readouterr()
@@ -66,7 +66,7 @@ def test_prompt_and_text_are_ids(bare, capfdbinary, monkeypatch):
             written = done.out.removeprefix(begins).split()
             assert len(written) == 9 and all(0 <= int(id) < ids for id in written)
             assert b"bits per byte unknown" in done.err and b"nan" not in done.err
-            assert (b"starting from id 0" in done.err) == (not prompt)
+            assert (b"starting from id 0" in done.err) == (not begins.strip())
     for prompt in ("def", "-1", "1.5", str(ids), "9" * 5000, "²"):
         with pytest.raises(UserError, match=f"texts are ids from 0 to {ids - 1}"):
             generate.main(*generation_flags(CHAR, "", [*model, "--prompt", prompt]))
@@ -75,6 +75,22 @@ def test_prompt_and_text_are_ids(bare, capfdbinary, monkeypatch):
         export_huggingface.main(settings_, args)
     with pytest.raises(UserError, match="cannot read a text"):
         surprise_map.main(*surprise_map.command_line([__file__, "--model", str(settings.model_file)]))
+
+
+def test_looking_inside(bare, tmp_path, capsys):
+    settings, ids = bare
+    train.main(settings, fresh=False, ids=ids)
+    model, page = ["--model", str(settings.model_file), "--device", "cpu"], tmp_path / "page.html"
+    for prompt in ("5 7 0", " "):
+        inspect_model.main(*inspect_model.command_line([*model, "--prompt", prompt, "--text", "--html", str(page)]))
+    assert "a model of bare ids, trained for 10 steps, validation bits per byte unknown." in page.read_text("utf-8")
+    ablate_model.main(*ablate_model.command_line([*model, "--val-file", str(settings.val_file)]))
+    plot_training.main(*plot_training.command_line([str(settings.checkpoint_dir), "--text", "--html", str(page)]))
+    assert "char: 10 steps, best validation bits per byte unknown." in page.read_text("utf-8")
+    out = capsys.readouterr().out
+    assert "a model of bare ids: trained for 10 steps" in out and "--prompt 0 --quiet --off" in out and "nan" not in out
+    with pytest.raises(UsageError, match="trained on bare ids: name some with --val-file"):
+        ablate_model.main(*ablate_model.command_line(model))
 
 
 def test_id_0_ends_no_text():
@@ -100,11 +116,15 @@ def test_files_that_cannot_be_are_refused(bare, tmp_path):
     assert open_bare_tokens(tmp_path / "nine.bin", 10).tokens.tolist() == [1, 2, 9]
 
 
-FLAGS = ["--tokenizer none", "--vocab-size 65", "--tokenizer none --vocab-size 9 --init-from x"]
+FLAGS = [
+    ("--tokenizer none", "go together"),
+    ("--vocab-size 65", "go together"),
+    ("--tokenizer none --vocab-size 9 --init-from x", "leave --tokenizer none out"),
+]
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-def test_flags_that_go_together(flags, capsys):
+@pytest.mark.parametrize(("flags", "message"), FLAGS)
+def test_flags_that_go_together(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         training_flags(CHAR, "", flags.split())
-    assert "go together" in capsys.readouterr().err or "--init-from" in flags
+    assert message in capsys.readouterr().err

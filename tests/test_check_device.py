@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from config import UsageError
 from model.layers import KeyValueCache
 from scripts import check_device
 
@@ -105,6 +106,11 @@ def test_a_wrong_cache_is_caught_by_the_text(monkeypatch, capsys):
 
     code, out = check(monkeypatch, capsys, WrongCache())
     assert code == 1 and "the first: logits of token 1" in out
+
+
+def test_a_seed_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="--seed"):
+        check_device.main(*check_device.command_line(["--seed", str(2**64)]))
 
 
 def test_the_batch_that_fits_is_found(monkeypatch):

@@ -2,12 +2,13 @@
 
 import ctypes
 
+import numpy as np
 import pytest
 import torch
 
-from config import UsageError
+from config import UsageError, UserError
 from model import device
-from model.device import keep_memory, pick_dtype, wait_for
+from model.device import keep_memory, memory_advice, pick_device, pick_dtype, wait_for
 
 CPU = torch.device("cpu")
 
@@ -27,6 +28,18 @@ def test_a_cpu_takes_bfloat16_where_it_is_measured_to_be_faster(monkeypatch, low
 
 def test_the_timing_runs_in_both_precisions():
     assert all(0 < device.product_seconds(dtype, size=64) < 1 for dtype in (torch.bfloat16, torch.float32))
+
+
+@pytest.mark.parametrize("name", ["abacus", "meta", "privateuseone"])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(UsageError, match=rf"The device '{name}' cannot be used here: [^\n]*[^.]\. Try --device cpu\.$"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.zeros(2**50)], ids=["torch", "numpy"])
+def test_too_little_memory_becomes_advice(take):
+    with pytest.raises(UserError, match=r"There is not enough memory for this\. Less\."), memory_advice("Less."):
+        take()
 
 
 def test_wait_for_waits_for_the_device_that_is_named(monkeypatch):

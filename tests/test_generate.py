@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,8 @@ from conftest import make_pipeline
 import generate
 import train
 from config import BPE, CHAR, ROOT, UserError, generation_flags
-from model.checkpoint import load_model, save
+from model.checkpoint import load_model, save, save_model
+from model.gpt import GPT
 from model.insight import token_text
 
 
@@ -383,7 +385,7 @@ def test_the_prompt_can_come_from_a_file(write, tmp_path):
     with pytest.raises(UserError, match="There is no file .*nowhere.txt"):
         write("--prompt-file", tmp_path / "nowhere.txt")
     file.write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match="prompt.txt is not a text"):
+    with pytest.raises(UserError, match="prompt.txt is not UTF-8 at byte 3"):
         write("--prompt-file", file)
 
 
@@ -408,6 +410,12 @@ def test_a_conversation(write, talk):
     ]
     assert out == b"".join(text + b"\n" for text in expected)
     assert "error" not in err
+
+
+def test_the_trace_of_a_conversation_tells_completions_apart(talk, tmp_path):
+    talk("def add\n/tokens 2\nimport \n", "--quiet", "--tokens", 3, "--trace", tmp_path / "steps.jsonl")
+    lines = map(json.loads, (tmp_path / "steps.jsonl").read_text("utf-8").splitlines())
+    assert [(line["completion"], line["step"]) for line in lines] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
 
 
 def test_a_conversation_survives_mistakes(write, talk):
@@ -483,7 +491,8 @@ def test_characters_never_seen_are_named(write):
         (("--tokens", -1), "--tokens"),
         (("--min-p", -0.1), "--min-p"),
         (("--min-p", 1.1), "--min-p"),
-        (("--repetition-penalty", 0), "--repetition-penalty"),
+        (("--repetition-penalty", 1e-40), "--repetition-penalty"),
+        (("--repetition-penalty", 1e45), "--repetition-penalty"),
         (("--samples", 0), "--samples"),
         (("--stop", ""), "--stop"),
         (("--explain", "--quiet"), "--explain"),
@@ -495,6 +504,27 @@ def test_characters_never_seen_are_named(write):
 def test_flags_that_cannot_be_used(write, flags, message):
     with pytest.raises(UserError, match=message):
         write(*flags)
+
+
+def test_a_folder_is_no_output_file_and_nothing_is_written_before_that_is_said(write, tmp_path, capfdbinary):
+    with pytest.raises(UserError, match="is not a file that can be replaced"):
+        write("--output-file", tmp_path)
+    assert capfdbinary.readouterr().out == b""
+
+
+def test_more_samples_than_memory_holds(write, monkeypatch):
+    monkeypatch.setattr(generate, "generate_samples", lambda *args, **more: torch.empty(2**60))
+    with pytest.raises(UserError, match=r"not enough memory for this\. Try fewer --samples"):
+        write("--samples", 2)
+
+
+@pytest.mark.parametrize("flags", [[], ["--top-k", 0, "--top-p", 0.9, "--min-p", 0.1]], ids=str)
+def test_weights_that_are_too_large_to_compute_with(write, trained, tmp_path, flags):
+    model, tokenizer, training = load_model(trained["char"])
+    model.blocks[0].mlp.down.weight.data.fill_(3e38)
+    save_model(tmp_path / "large.pt", model, tokenizer, training)
+    with warnings.catch_warnings(action="error"), pytest.raises(UserError, match="logits are not numbers"):
+        write(*flags, model=tmp_path / "large.pt")
 
 
 def test_a_model_of_the_other_kind_names_its_generator(write, trained):
@@ -529,9 +559,6 @@ def test_files_that_are_no_model(write, trained, tmp_path):
 
 def test_a_model_file_gives_back_the_model(trained, tmp_path):
     """load(save(x)) behaves as x, with every field of the architecture away from its default."""
-    from model.checkpoint import save_model
-    from model.gpt import GPT
-
     tokenizer = load_model(trained["bpe"])[1]
     torch.manual_seed(0)
     model = GPT(tokenizer.vocab_size, 10, 3, 2, 12, dropout=0.3, tie_embeddings=True)

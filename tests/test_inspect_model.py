@@ -195,9 +195,10 @@ def test_the_short_form(inspect, kind):
     assert inspect(kind, "d", "--text")  # one token
 
 
-def test_what_it_refuses(inspect, tmp_path):
+def test_what_it_refuses(inspect, tmp_path, capsys):
     with pytest.raises(UsageError, match="L0H0 to L1H1"):
         inspect("char", "d", "--head", "L2H0")
+    assert capsys.readouterr().out == ""
     with pytest.raises(UsageError, match="would replace"):
         inspect("char", "d", "--html", tmp_path / "char.pt")
     with pytest.raises(UsageError, match="--show"):

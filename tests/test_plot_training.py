@@ -5,6 +5,7 @@ import re
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import make_pipeline
@@ -45,7 +46,7 @@ def log_of(folder):
 # --- reading a log ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_what_stands_in_its_log(runs):
+def test_a_run_is_what_stands_in_its_log(runs, monkeypatch):
     run = plot_training.read_run(runs[0])
     entries = log_of(runs[0])
     assert [e["step"] for e in run["lines"]] == [e["step"] for e in entries if "loss" in e]
@@ -53,6 +54,9 @@ def test_a_run_is_what_stands_in_its_log(runs):
     assert [e["step"] for e in run["records"]] == [0, 1, 2, 4, 5, 8, 10, 15, 16, 20]
     assert run["about"]["ladder"]["bigram"] > 0
     assert plot_training.read_run(runs[0] / "log.jsonl") == run
+    monkeypatch.chdir(runs[0])
+    for path in (".", "log.jsonl"):
+        assert plot_training.read_run(Path(path)) == run
 
 
 def test_while_a_training_writes(runs, tmp_path):

@@ -328,6 +328,19 @@ def test_nothing_forks(path):
     assert not re.search("[\"']fork[\"']", source)
 
 
+def test_streams_that_are_closed_are_empty(monkeypatch):
+    """As by `python generate.py >&-`, or where a service starts it."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+
+    def main():
+        print("text" + sys.stdin.read())
+        raise config.UserError("a sentence")
+
+    with pytest.raises(SystemExit, match="^1$"):
+        config.run(main)
+
+
 def test_the_workflow_runs_the_readmes_test_command():
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8")
     readme = (ROOT / "README.md").read_text("utf-8")

@@ -535,12 +535,15 @@ def contrast(one: str, other: str) -> float:
 def test_the_colours_of_the_page_can_be_read_and_ordered():
     """In either scheme letters stand out from their background, and backgrounds go one way in brightness, away from the
     page's own, which every eye and a grey print can see."""
-    source = (ROOT / "scripts" / "surprise_map.html").read_text("utf-8")
-    schemes = re.findall(r":root \{.*?\}", source, re.DOTALL)
-    assert len(schemes) == 2
+    shared, own = (
+        re.findall(r":root \{.*?\}", (ROOT / "scripts" / name).read_text("utf-8"), re.DOTALL)
+        for name in ("page.css", "surprise_map.html")
+    )
+    assert len(own) == 2
     directions = []
-    for scheme in schemes:
-        colour = dict(re.findall(r"--(\w+): (#\w{6});", scheme))
+    for schemes in zip(shared[:2], own, strict=True):
+        colour = dict(re.findall(r"--([\w-]+): (#\w{6});", "".join(schemes)))
+        colour |= {"b0": colour["page"], "f0": colour["ink"]}
         backgrounds = [colour[f"b{i}"] for i in range(len(STYLES))]
         assert all(contrast(colour[f"b{i}"], colour[f"f{i}"]) >= 4.5 for i in range(len(STYLES)))
         assert contrast(colour["b0"], colour["faint"]) >= 4.5

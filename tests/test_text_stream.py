@@ -35,6 +35,9 @@ def test_only_what_a_stop_text_may_begin_with_waits():
 
 def test_the_first_of_several_stop_texts_counts():
     assert stream([b"one two three"], ["three", "two"]) == ["one ", ""]
+    for parts in ([b"abcd"], [b"a", b"b", b"c", b"d"]):  # the first to be complete, though the other begins before it
+        assert "".join(stream(parts, ["abcd", "bc"])) == "a"
+    assert "".join(stream([b"abc"], ["bc", "abc"])) == ""
 
 
 def test_nothing_comes_after_a_stop():
@@ -61,12 +64,12 @@ def test_what_comes_out_is_the_text_before_the_first_stop(parts, stops):
     for text in stream(parts, stops):
         seen += text
         assert whole.startswith(seen), "nothing is ever taken back"
-    # The stop text that is complete first ends the text; of two that are complete at once, the one that begins first.
     if not any(stop in whole for stop in stops):
         assert seen == whole
     else:
         assert not any(stop in seen for stop in stops)
         assert any(whole[len(seen) :].startswith(stop) for stop in stops)
+    assert seen == "".join(stream([b"".join(parts)], stops)), "wherever the borders are"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
