@@ -271,6 +271,22 @@ def test_unfinished_bytes_that_are_not_vouched_for_are_cut_off(run, project, sma
         main()
 
 
+def test_outputs_of_one_name_in_two_folders_go_on(run, project, small_pieces, monkeypatch, capsys):
+    write_corpus(config.CHAR.corpus, CORPUS)
+    run(TRAIN_CHAR)
+
+    def main():
+        monkeypatch.setattr("sys.argv", ["script.py", "--quiet", "--train-file", "a/x.bin", "--val-file", "b/x.bin"])
+        small_pieces[1].main(config.CHAR, kind="char")
+
+    main()
+    expected = snapshot(project)
+    start_and_stop(monkeypatch, main, 9)
+    main()
+    assert "Going on" in capsys.readouterr().out
+    assert snapshot(project) == expected
+
+
 def test_two_runs_at_once_are_told_apart(run, project, small_pieces, monkeypatch):
     write_corpus(config.CHAR.corpus, CORPUS)
     run(TRAIN_CHAR)
