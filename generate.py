@@ -18,7 +18,17 @@ writes <|endoftext|>. Of several --samples, each begins with the prompt, and a l
 
 import time
 
-from config import CHAR, GENERATION_FLAGS, Settings, UsageError, UserError, generation_flags, run, shown_path
+from config import (
+    CHAR,
+    GENERATION_FLAGS,
+    Settings,
+    UsageError,
+    UserError,
+    generation_flags,
+    refuse_same,
+    run,
+    shown_path,
+)
 
 if __name__ == "__main__":
     settings, args = generation_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -322,6 +332,7 @@ def main(settings: Settings, args, kind: str = "char") -> int:
         raise UsageError("--explain shows every step, and --quiet shows none: leave one of them out.")
     if args.interactive and args.output_file:
         raise UsageError("--output-file takes one text, and --interactive writes many: leave one of them out.")
+    refuse_same({"--output-file": args.output_file, "--trace": args.trace}, settings.model_file, args.prompt_file)
     prompt = given_prompt(args)
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind not in (kind, "none"):

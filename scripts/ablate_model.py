@@ -26,7 +26,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import BPE, CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import (
+    BPE,
+    CHAR,
+    Settings,
+    UsageError,
+    UserError,
+    add_flags,
+    file_flags,
+    parse_before_torch,
+    run,
+    shown_path,
+)
 
 
 def command_line(argv: list[str] | None = None):
@@ -143,7 +154,7 @@ def main(settings: Settings, args) -> None:
         print(f"  {name:8} " + "  ".join(f"{score:4.2f} {insight.bar(score, 16)}" for score in row).rstrip())
     important = max(scores, key=costs.get)
     script = "generate.py" if tokenizer.kind == "char" else "generatev2.py"
-    print(f"Next: python {script} --prompt def --quiet --off {important}")
+    print(f"Next: python {script}{file_flags(settings, CHAR, 'model_file')} --prompt def --quiet --off {important}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import (
+    CHAR,
+    Settings,
+    UsageError,
+    UserError,
+    add_flags,
+    file_flags,
+    parse_before_torch,
+    refuse_same,
+    run,
+    shown_path,
+)
 
 
 def command_line(argv: list[str] | None = None):
@@ -373,8 +384,7 @@ def read_text(path: Path) -> tuple[str, int]:
 def main(settings: Settings, args) -> None:
     if settings.show < 0:
         raise UsageError(f"--show must be 0 or above, and it is {settings.show}.")
-    if args.html and args.html.resolve() in (args.file.resolve(), settings.model_file.resolve()):
-        raise UsageError(f"--html would replace {shown_path(args.html)}, which is read here. Name another file.")
+    refuse_same({"--html": args.html}, args.file, settings.model_file)
     text, utf8_bytes = read_text(args.file)
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind == "none":
@@ -420,8 +430,7 @@ def main(settings: Settings, args) -> None:
         if row.instead:
             print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if not args.html:
-        own = settings.model_file != CHAR.model_file
-        flag = f" --model {shlex.quote(shown_path(settings.model_file))}" if own else ""
+        flag = file_flags(settings, CHAR, "model_file")
         print(f"Next: python scripts/surprise_map.py {shlex.quote(str(args.file))}{flag} --html data/surprise.html")
         return
 

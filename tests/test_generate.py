@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from conftest import make_pipeline
 
 import generate
 import train
-from config import BPE, CHAR, ROOT, UserError, generation_flags
+from config import BPE, CHAR, ROOT, UsageError, UserError, generation_flags
 from model.checkpoint import load_model, save
 from model.insight import token_text
 
@@ -495,6 +496,16 @@ def test_characters_never_seen_are_named(write):
 def test_flags_that_cannot_be_used(write, flags, message):
     with pytest.raises(UserError, match=message):
         write(*flags)
+
+
+def test_no_file_is_replaced_by_another(write, trained):
+    before = trained["char"].read_bytes()
+    for flag in ("--output-file", "--trace"):
+        with pytest.raises(UsageError, match=f"{flag} would replace .*char.pt, which is read here"):
+            write(flag, trained["char"])
+    with pytest.raises(UsageError, match="--trace would replace .*x, which --output-file writes"):
+        write("--output-file", "x", "--trace", "x")
+    assert trained["char"].read_bytes() == before and not Path("x").exists()
 
 
 def test_a_model_of_the_other_kind_names_its_generator(write, trained):

@@ -589,6 +589,13 @@ def test_settings_that_no_run_can_use(char, change, message):
         train.main(replace(char, **change), fresh=False)
 
 
+def test_the_model_does_not_replace_what_it_learns_from(char):
+    before = char.val_file.read_bytes()
+    with pytest.raises(UserError, match=r"--model-file would replace .*val\.bin, which is read here"):
+        train.main(replace(char, model_file=char.val_file), fresh=False)
+    assert char.val_file.read_bytes() == before
+
+
 def test_the_kinds_do_not_mix(tmp_path):
     char = make_pipeline(tmp_path / "a", CHAR, "char")
     bpe = make_pipeline(tmp_path / "b", BPE, "bpe")
