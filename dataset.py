@@ -451,7 +451,7 @@ class TokenFile:
         Mapped anew at each use, because the pages that were touched count as this process's memory until the mapping
         goes: one that stayed would in the end hold the whole file.
         """
-        return np.memmap(self.file, dtype="<u2", mode="r")
+        return np.memmap(self.file, dtype="<u2", mode="r") if len(self) else np.empty(0, "<u2")
 
     def __len__(self) -> int:
         return self.facts["tokens"]
@@ -493,7 +493,7 @@ def open_shards(folder: Path, checksums: bool = True) -> TokenFolder:
     paths = sorted(folder.glob("*.bin"))
     if not paths:
         raise UserError(f"The folder {shown_path(folder)} holds no token files (*.bin). Name another one.")
-    shards = tuple(open_tokens(path, checksums) for path in paths)
+    shards = tuple(open_tokens(path, checksums, may_be_empty=True) for path in paths)
     first = shards[0].facts
     for shard in shards:
         for name in ("tokenizer_sha256", "vocab_size"):
@@ -504,11 +504,13 @@ def open_shards(folder: Path, checksums: bool = True) -> TokenFolder:
                 )
     names = ("tokens", "documents", "utf8_bytes", "unknown_characters")
     facts = first | {name: sum(shard.facts.get(name, 0) for shard in shards) for name in names}
+    if not facts["tokens"]:
+        raise UserError(f"The token files of {shown_path(folder)} hold no tokens. Name another folder.")
     facts["sha256"] = hashlib.sha256("".join(shard.facts["sha256"] for shard in shards).encode()).hexdigest()
     return TokenFolder(folder, facts, None, shards)
 
 
-def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
+def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) -> TokenFile:
     """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds a gigabyte. A folder
     is opened as the one file that its token files would make, merged in the order of their names.
 
@@ -528,7 +530,8 @@ def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
         kinds = dict.fromkeys(("tokens", "utf8_bytes", "documents", "vocab_size"), int)
         kinds |= dict.fromkeys(("tokenizer_sha256", "sha256"), str)
         for name, kind in kinds.items():
-            if type(facts[name]) is not kind or facts[name] in (0, "") or (kind is int and facts[name] < 0):
+            least = "" if kind is str else -1 if facts["tokens"] == 0 else 0
+            if type(facts[name]) is not kind or facts[name] <= least:
                 raise ValueError(f"{name} is {facts[name]!r}")
     except FileNotFoundError:
         raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {again} again.") from None
@@ -539,6 +542,8 @@ def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
             f"{shown_path(path)} has {path.stat().st_size:,} bytes and should have {2 * facts['tokens']:,}, "
             f"two for each of its {facts['tokens']:,} tokens. {again} again."
         )
+    if not facts["tokens"] and not may_be_empty:
+        raise UserError(f"{shown_path(path)} holds no tokens. Join it with the other shares, or prepare more text.")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
     if not checksums:
         return TokenFile(path, facts, file)

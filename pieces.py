@@ -190,6 +190,6 @@ def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
     )
 
 
-def shard_path(path: Path, shard: tuple[int, int] | None) -> Path:
-    """The name of a shard's output: corpus.txt becomes corpus.2-of-8.txt."""
+def shard_path(path: Path, shard: tuple[int | str, int] | None) -> Path:
+    """The name of a shard's output: corpus.txt becomes corpus.2-of-8.txt; or of all of them, with "*" for a number."""
     return path if shard is None else path.with_name(f"{path.stem}.{shard[0]}-of-{shard[1]}{path.suffix}")

@@ -320,6 +320,41 @@ def test_shares_joined_are_the_whole(run, project, prepare):
     )
 
 
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_share_without_a_document_for_a_part_can_be_joined(run, project, prepare, missing):
+    script, settings = prepare
+    part_of = {d: dataset.part_of(d.encode(), 0.3) for d in CORPUS}
+    few = [next(d for d in CORPUS if part_of[d] == missing)] * 2
+    write_corpus(settings.corpus, [d for d in CORPUS if part_of[d] != missing][:20] + few)
+    fraction = ("--val-fraction", "0.3")
+    assert run(script, *fraction).code == 0
+    whole = {path.name: path.read_bytes() for path in files_of(settings).values()}
+    for i in (1, 2):
+        result = run(script, *fraction, "--shard", f"{i}/2")
+        assert (result.code, result.err) == (0, "")
+        assert (f"no document of this share fell to {missing}" in result.out) == (i == 1)
+    for path in files_of(settings).values():
+        assert run(MERGE, f"data/{path.stem}.*-of-2.bin", "--output", path).code == 0
+        assert path.read_bytes() == whole[path.name]
+    # A folder of shares is what they are merged; an empty share is no data by itself.
+    empty = files_of(settings)[missing]
+    (project / "folder").mkdir()
+    for share in (project / "data").glob(f"{empty.stem}.*-of-2.bin*"):
+        share.rename(project / "folder" / share.name)
+    assert dataset.open_tokens(project / "folder").tokens[:].tobytes() == whole[empty.name]
+    empty = project / "folder" / f"{empty.stem}.1-of-2.bin"
+    with pytest.raises(UserError, match="holds no tokens"):
+        dataset.open_tokens(empty)
+    refused(run(MERGE, empty, "--output", "x.bin"), "not all shares")
+    (project / "folder" / f"{empty.name}.json").rename("e.bin.json")
+    empty.rename("e.bin")
+    refused(run(MERGE, "e.bin", "--output", "x.bin"), "hold no tokens")
+
+
+def test_shares_of_different_files_are_not_joined(run, project):
+    refused(run(MERGE, "train.1-of-2.bin", "val.2-of-2.bin", "--output", "x.bin"), "different files: train, val")
+
+
 def test_shares_of_files_are_all_files(run, project):
     for i in range(5):
         config.CHAR.parquet_dir.mkdir(parents=True, exist_ok=True)
@@ -328,6 +363,8 @@ def test_shares_of_files_are_all_files(run, project):
         assert run(EXTRACT, "--shard", f"{i}/2").code == 0
     shares = [list(read_documents(project / "data" / f"corpus.{i}-of-2.txt")) for i in (1, 2)]
     assert shares == [["0a", "0b", "2a", "2b", "4a", "4b"], ["1a", "1b", "3a", "3b"]]
+    Path("c.txt").write_bytes(b"".join((project / "data" / f"corpus.{i}-of-2.txt").read_bytes() for i in (1, 2)))
+    assert list(read_documents(Path("c.txt"))) == shares[0] + shares[1]
     refused(run(EXTRACT, "--shard", "6/6"), "more shares than parquet files")
     for wrong in ("0/2", "3/2", "1", "a/b"):
         assert run(EXTRACT, "--shard", wrong).code == 2
@@ -337,7 +374,7 @@ def test_what_merging_refuses(run, project, prepare):
     script, settings = prepare
     run(script)
     train, val = files_of(settings).values()
-    refused(run(MERGE, train, val, "--output", train), "would replace one of the files", code=2)
+    refused(run(MERGE, train, val, "--output", train), "--output would replace", code=2)
     run(TRAIN_BPE if script == PREPARE_BPE else TRAIN_CHAR, "--corpus", write_corpus(project / "o", [*CORPUS, "Ω"]))
     run(script, "--train-file", "t.bin", "--val-file", "v.bin")
     refused(run(MERGE, train, "t.bin", "--output", "x.bin"), "t.bin", "another tokenizer")
