@@ -208,10 +208,20 @@ def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        if b"\0" in data:
+            raise no_text(path) from None
         raise UserError(
             f"{shown_path(path)} is not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x}). "
             "Convert it, for example with: iconv -f latin1 -t utf-8"
         ) from None
+
+
+def no_text(path: Path) -> UserError:
+    """The error for a file of numbers where a text should be."""
+    return UserError(
+        f"{shown_path(path)} is no text: it holds NUL bytes, as token files and texts in UTF-16 do. "
+        "Name a text in UTF-8."
+    )
 
 
 def split_at_marker(text: str | bytes) -> list:
@@ -254,53 +264,41 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
     """Yield a random subset of a corpus: whole documents, in their order, the same ones for the same seed.
 
     Give one of: megabytes (of 1,000,000 bytes, at most), documents (their number), fraction (of the documents, 0 to 1).
+    None where none fits. Raises UserError where there is none.
     Two passes, constant memory: the first counts, the second takes each document with the probability (still wanted) /
     (still to come), which is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2,
     algorithm S), with bytes in place of documents where a size is asked for.
     """
     by_size = megabytes is not None
     to_come = sum(len(document) if by_size else 1 for document in read_document_bytes(path))
+    if not to_come:
+        raise UserError(f"{shown_path(path)} holds no document.")
     if by_size:
         wanted = int(megabytes * 1e6)
     else:
         wanted = documents if documents is not None else round(fraction * to_come)
-    taken = False
     rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
     for document in read_document_bytes(path, check=False):  # the first pass has checked it
         cost = len(document) if by_size else 1
         if rng.random() * to_come < wanted and cost <= wanted:
             wanted -= cost
-            taken = True
             yield document
             if not wanted:
                 return
         to_come -= cost
-    if not taken:
-        raise UserError(f"No document of {shown_path(path)} fits into so small a sample. Ask for more.")
-
-
-def split_documents(path: Path, val_fraction: float) -> Iterator[tuple[str, str]]:
-    """Yield ("train" or "val", text) for each document of a corpus.
-
-    A document's part follows from a hash of its text alone: it stays when the corpus grows or is shuffled, and the same
-    text is never in both parts. A corpus of one document is cut in two at int((1 - val_fraction) * characters), as
-    nanoGPT cuts tiny Shakespeare.
-    """
-    if (only := only_document(path)) is not None:
-        yield from ((part, half.decode()) for part, half in cut_in_two(only, val_fraction).items())
-        return
-    for document in read_document_bytes(path):
-        yield part_of(document, val_fraction), document.decode()
 
 
 def only_document(path: Path) -> bytes | None:
-    """The document of a corpus that has just one, and None where it has more, or none."""
+    """The document of a corpus that has just one, and None where it has more. Raises UserError where it has none."""
     found = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
+    if not found:
+        raise UserError(f"{shown_path(path)} holds no document.")
     return next(read_document_bytes(path)) if found == 1 else None
 
 
 def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
-    """{"train": its first int((1 - val_fraction) * characters) characters, "val": the rest}."""
+    """{"train": its first int((1 - val_fraction) * characters) characters, "val": the rest}, as nanoGPT cuts tiny
+    Shakespeare."""
     whole = np.frombuffer(document, np.uint8)
     chunks = [whole[i : i + CHUNK] for i in range(0, len(whole), CHUNK)]
     counts = [int(np.count_nonzero((chunk & 0xC0) != 0x80)) for chunk in chunks]  # bytes that begin a character
@@ -315,7 +313,8 @@ def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
 
 
 def part_of(document: bytes, val_fraction: float) -> str:
-    """ "train" or "val", by the hash of a document."""
+    """ "train" or "val", by the hash of a document alone: it stays when the corpus grows or is shuffled, and the same
+    text is never in both parts."""
     return "val" if hash_fraction(document) < val_fraction else "train"
 
 
@@ -515,7 +514,7 @@ def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) 
     is opened as the one file that its token files would make, merged in the order of their names.
 
     Without `checksums` the bytes are not read, only counted: for a process beside one that reads them. Raises UserError
-    where a file and its sidecar disagree, or one is missing.
+    where a file and its sidecar disagree, or one is missing, or where it has no tokens, as a share of a corpus may.
     """
     path = Path(path)
     if path.is_dir():

@@ -78,7 +78,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import decode_text, whole_file
+from dataset import decode_text, no_text, whole_file
 from model import insight
 from model.checkpoint import load_model
 from model.device import memory_advice, pick_device
@@ -377,6 +377,8 @@ def read_text(path: Path) -> tuple[str, int]:
     data = path.read_bytes()
     if not data:
         raise UserError(f"{shown_path(path)} is empty: there is nothing in it to be surprised by.")
+    if data.count(0) * 4 > len(data):  # ids below 128 are valid UTF-8
+        raise no_text(path)
     return decode_text(data, path), len(data)
 
 
