@@ -39,6 +39,7 @@ END_OF_TEXT = "<|endoftext|>"
 MARKER = END_OF_TEXT.encode()
 SEPARATOR = b"\n" + MARKER + b"\n"
 CHUNK = 1 << 20  # bytes read at once
+NO_TEXT = "It holds NUL bytes, as token files and texts in UTF-16 do: name a text in UTF-8."
 
 FORMAT_VERSION = 1
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can count
@@ -208,20 +209,9 @@ def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        if b"\0" in data:
-            raise no_text(path) from None
-        raise UserError(
-            f"{shown_path(path)} is not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x}). "
-            "Convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from None
-
-
-def no_text(path: Path) -> UserError:
-    """The error for a file of numbers where a text should be."""
-    return UserError(
-        f"{shown_path(path)} is no text: it holds NUL bytes, as token files and texts in UTF-16 do. "
-        "Name a text in UTF-8."
-    )
+        advice = NO_TEXT if b"\0" in data else "Convert it, for example with: iconv -f latin1 -t utf-8"
+        place = f"at byte {offset + error.start:,} (0x{data[error.start]:02x})"
+        raise UserError(f"{shown_path(path)} is not UTF-8 {place}. {advice}") from None
 
 
 def split_at_marker(text: str | bytes) -> list:
@@ -264,7 +254,7 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
     """Yield a random subset of a corpus: whole documents, in their order, the same ones for the same seed.
 
     Give one of: megabytes (of 1,000,000 bytes, at most), documents (their number), fraction (of the documents, 0 to 1).
-    None where none fits. Raises UserError where there is none.
+    Nothing comes where no document is small enough. Raises UserError where the corpus holds none.
     Two passes, constant memory: the first counts, the second takes each document with the probability (still wanted) /
     (still to come), which is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2,
     algorithm S), with bytes in place of documents where a size is asked for.
@@ -529,8 +519,8 @@ def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) 
         kinds = dict.fromkeys(("tokens", "utf8_bytes", "documents", "vocab_size"), int)
         kinds |= dict.fromkeys(("tokenizer_sha256", "sha256"), str)
         for name, kind in kinds.items():
-            least = "" if kind is str else -1 if facts["tokens"] == 0 else 0
-            if type(facts[name]) is not kind or facts[name] <= least:
+            below = "" if kind is str else -1 if facts["tokens"] == 0 else 0  # what each must be above
+            if type(facts[name]) is not kind or facts[name] <= below:
                 raise ValueError(f"{name} is {facts[name]!r}")
     except FileNotFoundError:
         raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {again} again.") from None

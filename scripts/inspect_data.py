@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import BPE, CHAR, UserError, file_flags, run, shown_path
-from dataset import Seen, TokenFile, hashes_of, no_text, open_tokens, read_document_bytes, sidecar
+from dataset import NO_TEXT, Seen, TokenFile, hashes_of, open_tokens, read_document_bytes, sidecar
 from model.insight import bar, readable, visible
 from model.tokenizer import Tokenizer, load_tokenizer
 
@@ -75,7 +75,7 @@ def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
     sizes = np.frombuffer(sizes, np.int64)
     total = int(sizes.sum())
     if zeros * 4 > total:
-        raise no_text(path)
+        raise UserError(f"{shown_path(path)} is no text. {NO_TEXT}")
     print(f"{shown_path(path)} is a corpus: {len(sizes):,} documents, {total:,} bytes of text in {lines:,} lines")
     show_sizes(sizes, "bytes")
     share = duplicate_bytes / total

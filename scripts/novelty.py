@@ -44,7 +44,7 @@ from model import insight
 
 SEED = 16  # bytes that are looked up at once
 STRIDE = 8  # every so many bytes of the corpus: a stretch of SEED + STRIDE - 1 bytes holds a whole seed
-PLACES = 256  # of a seed are looked at in the text, and in the corpus: what repeats itself, as tables do, has thousands
+PLACES = 256  # of a seed are looked at in the text, as many in the corpus: what repeats itself, as tables do, has more
 CHUNK = 1 << 24  # bytes of the corpus at a time, a multiple of STRIDE
 
 
@@ -107,7 +107,7 @@ def stretches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> tupl
     t, c = find_seeds(own, corpus)
     equal = np.ones(len(t), bool)
     for i in range(SEED):
-        equal &= own[t + i] == corpus[c + i]  # false: a hash by chance
+        equal &= own[t + i] == corpus[c + i]  # else their hashes agree by chance
     t, c = t[equal], c[equal]
     # Seeds that follow each other in both lie in one stretch, which reaches from the first of them to the last.
     order = np.lexsort((t, c - t))

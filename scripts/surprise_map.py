@@ -78,7 +78,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import decode_text, no_text, whole_file
+from dataset import NO_TEXT, decode_text, whole_file
 from model import insight
 from model.checkpoint import load_model
 from model.device import memory_advice, pick_device
@@ -378,7 +378,7 @@ def read_text(path: Path) -> tuple[str, int]:
     if not data:
         raise UserError(f"{shown_path(path)} is empty: there is nothing in it to be surprised by.")
     if data.count(0) * 4 > len(data):  # ids below 128 are valid UTF-8
-        raise no_text(path)
+        raise UserError(f"{shown_path(path)} is no text. {NO_TEXT}")
     return decode_text(data, path), len(data)
 
 

@@ -494,6 +494,6 @@ def test_numbers_are_not_taken_for_text(run, project, prepare):
     write_corpus(settings.corpus, CORPUS)
     run(script)
     Path("t.bin").write_bytes(settings.train_file.read_bytes())
-    refused(run(INSPECT, "t.bin"), "t.bin is no text: it holds NUL bytes")
+    refused(run(INSPECT, "t.bin"), "t.bin is no", "It holds NUL bytes, as token files")
     np.arange(1, 100, dtype="<u2").tofile("ascii.bin")  # which is UTF-8
-    refused(run(INSPECT, "ascii.bin"), "ascii.bin is no text: it holds NUL bytes")
+    refused(run(INSPECT, "ascii.bin"), "ascii.bin is no text. It holds NUL bytes")

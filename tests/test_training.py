@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from conftest import lose, make_pipeline
 
 import train
-from config import BPE, CHAR, ROOT, UserError, training_flags
+from config import BPE, CHAR, ROOT, UserError, shown_path, training_flags
 from dataset import open_tokens
 from model import insight, speed, training
 from model.checkpoint import load, load_model, newest_checkpoint
@@ -77,6 +78,8 @@ def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
     assert scored == len(val) - 1 == evaluations[60]["val_tokens"]
     assert f"ln({tokenizer.vocab_size})" in out
     assert "One training example" in out
+    script = {"char": "generate.py", "bpe": "generatev2.py"}[kind]
+    assert out.endswith(f"Next: python {script} --prompt def --model {shlex.quote(shown_path(settings.model_file))}\n")
     assert "it writes:" in out
 
 
