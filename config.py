@@ -214,9 +214,28 @@ def check_seed(settings: Settings) -> None:
         raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
 
 
-def corpus_flag(settings: Settings, default: Settings) -> str:
-    """What to add to a command so that it works on the same corpus: nothing, or --corpus and its path."""
-    return "" if settings.corpus == default.corpus else f" --corpus {shlex.quote(shown_path(settings.corpus))}"
+def file_flags(settings: Settings, default: Settings, names: str) -> str:
+    """What to add to a command so that it works on the same files, such as " --corpus mine.txt": each field in `names`
+    (separated by spaces) that names another file than its default."""
+    text = ""
+    for name in names.split():
+        path = getattr(settings, name)
+        if path.resolve() != getattr(default, name).resolve():
+            flag = "model" if name == "model_file" else name.replace("_", "-")  # as those call it that read a model
+            text += f" --{flag} {shlex.quote(shown_path(path))}"
+    return text
+
+
+def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
+    """Raise UsageError where a file to write, known by its flag, is one to read, or the one of another flag. None
+    stands for a file that was not asked for."""
+    taken = {path.resolve(): "is read here" for path in inputs if path}
+    for flag, path in outputs.items():
+        if path and path.resolve() in taken:
+            use = taken[path.resolve()]
+            raise UsageError(f"{flag} would replace {shown_path(path)}, which {use}. Name another file.")
+        if path:
+            taken[path.resolve()] = f"{flag} writes"
 
 
 def shown_path(path: Path) -> str:

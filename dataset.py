@@ -39,6 +39,7 @@ END_OF_TEXT = "<|endoftext|>"
 MARKER = END_OF_TEXT.encode()
 SEPARATOR = b"\n" + MARKER + b"\n"
 CHUNK = 1 << 20  # bytes read at once
+NO_TEXT = "It holds NUL bytes, as token files and texts in UTF-16 do: name a text in UTF-8."
 
 FORMAT_VERSION = 1
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can count
@@ -208,10 +209,9 @@ def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{shown_path(path)} is not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x}). "
-            "Convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from None
+        advice = NO_TEXT if b"\0" in data else "Convert it, for example with: iconv -f latin1 -t utf-8"
+        place = f"at byte {offset + error.start:,} (0x{data[error.start]:02x})"
+        raise UserError(f"{shown_path(path)} is not UTF-8 {place}. {advice}") from None
 
 
 def split_at_marker(text: str | bytes) -> list:
@@ -254,53 +254,41 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
     """Yield a random subset of a corpus: whole documents, in their order, the same ones for the same seed.
 
     Give one of: megabytes (of 1,000,000 bytes, at most), documents (their number), fraction (of the documents, 0 to 1).
+    Nothing comes where no document is small enough. Raises UserError where the corpus holds none.
     Two passes, constant memory: the first counts, the second takes each document with the probability (still wanted) /
     (still to come), which is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2,
     algorithm S), with bytes in place of documents where a size is asked for.
     """
     by_size = megabytes is not None
     to_come = sum(len(document) if by_size else 1 for document in read_document_bytes(path))
+    if not to_come:
+        raise UserError(f"{shown_path(path)} holds no document.")
     if by_size:
         wanted = int(megabytes * 1e6)
     else:
         wanted = documents if documents is not None else round(fraction * to_come)
-    taken = False
     rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
     for document in read_document_bytes(path, check=False):  # the first pass has checked it
         cost = len(document) if by_size else 1
         if rng.random() * to_come < wanted and cost <= wanted:
             wanted -= cost
-            taken = True
             yield document
             if not wanted:
                 return
         to_come -= cost
-    if not taken:
-        raise UserError(f"No document of {shown_path(path)} fits into so small a sample. Ask for more.")
-
-
-def split_documents(path: Path, val_fraction: float) -> Iterator[tuple[str, str]]:
-    """Yield ("train" or "val", text) for each document of a corpus.
-
-    A document's part follows from a hash of its text alone: it stays when the corpus grows or is shuffled, and the same
-    text is never in both parts. A corpus of one document is cut in two at int((1 - val_fraction) * characters), as
-    nanoGPT cuts tiny Shakespeare.
-    """
-    if (only := only_document(path)) is not None:
-        yield from ((part, half.decode()) for part, half in cut_in_two(only, val_fraction).items())
-        return
-    for document in read_document_bytes(path):
-        yield part_of(document, val_fraction), document.decode()
 
 
 def only_document(path: Path) -> bytes | None:
-    """The document of a corpus that has just one, and None where it has more, or none."""
+    """The document of a corpus that has just one, and None where it has more. Raises UserError where it has none."""
     found = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
+    if not found:
+        raise UserError(f"{shown_path(path)} holds no document.")
     return next(read_document_bytes(path)) if found == 1 else None
 
 
 def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
-    """{"train": its first int((1 - val_fraction) * characters) characters, "val": the rest}."""
+    """{"train": its first int((1 - val_fraction) * characters) characters, "val": the rest}, as nanoGPT cuts tiny
+    Shakespeare."""
     whole = np.frombuffer(document, np.uint8)
     chunks = [whole[i : i + CHUNK] for i in range(0, len(whole), CHUNK)]
     counts = [int(np.count_nonzero((chunk & 0xC0) != 0x80)) for chunk in chunks]  # bytes that begin a character
@@ -315,7 +303,8 @@ def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
 
 
 def part_of(document: bytes, val_fraction: float) -> str:
-    """ "train" or "val", by the hash of a document."""
+    """ "train" or "val", by the hash of a document alone: it stays when the corpus grows or is shuffled, and the same
+    text is never in both parts."""
     return "val" if hash_fraction(document) < val_fraction else "train"
 
 
@@ -451,7 +440,7 @@ class TokenFile:
         Mapped anew at each use, because the pages that were touched count as this process's memory until the mapping
         goes: one that stayed would in the end hold the whole file.
         """
-        return np.memmap(self.file, dtype="<u2", mode="r")
+        return np.memmap(self.file, dtype="<u2", mode="r") if len(self) else np.empty(0, "<u2")
 
     def __len__(self) -> int:
         return self.facts["tokens"]
@@ -493,7 +482,7 @@ def open_shards(folder: Path, checksums: bool = True) -> TokenFolder:
     paths = sorted(folder.glob("*.bin"))
     if not paths:
         raise UserError(f"The folder {shown_path(folder)} holds no token files (*.bin). Name another one.")
-    shards = tuple(open_tokens(path, checksums) for path in paths)
+    shards = tuple(open_tokens(path, checksums, may_be_empty=True) for path in paths)
     first = shards[0].facts
     for shard in shards:
         for name in ("tokenizer_sha256", "vocab_size"):
@@ -504,16 +493,18 @@ def open_shards(folder: Path, checksums: bool = True) -> TokenFolder:
                 )
     names = ("tokens", "documents", "utf8_bytes", "unknown_characters")
     facts = first | {name: sum(shard.facts.get(name, 0) for shard in shards) for name in names}
+    if not facts["tokens"]:
+        raise UserError(f"The token files of {shown_path(folder)} hold no tokens. Name another folder.")
     facts["sha256"] = hashlib.sha256("".join(shard.facts["sha256"] for shard in shards).encode()).hexdigest()
     return TokenFolder(folder, facts, None, shards)
 
 
-def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
+def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) -> TokenFile:
     """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds a gigabyte. A folder
     is opened as the one file that its token files would make, merged in the order of their names.
 
     Without `checksums` the bytes are not read, only counted: for a process beside one that reads them. Raises UserError
-    where a file and its sidecar disagree, or one is missing.
+    where a file and its sidecar disagree, or one is missing, or where it has no tokens, as a share of a corpus may.
     """
     path = Path(path)
     if path.is_dir():
@@ -528,7 +519,8 @@ def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
         kinds = dict.fromkeys(("tokens", "utf8_bytes", "documents", "vocab_size"), int)
         kinds |= dict.fromkeys(("tokenizer_sha256", "sha256"), str)
         for name, kind in kinds.items():
-            if type(facts[name]) is not kind or facts[name] in (0, "") or (kind is int and facts[name] < 0):
+            below = "" if kind is str else -1 if facts["tokens"] == 0 else 0  # what each must be above
+            if type(facts[name]) is not kind or facts[name] <= below:
                 raise ValueError(f"{name} is {facts[name]!r}")
     except FileNotFoundError:
         raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {again} again.") from None
@@ -539,6 +531,8 @@ def open_tokens(path: Path, checksums: bool = True) -> TokenFile:
             f"{shown_path(path)} has {path.stat().st_size:,} bytes and should have {2 * facts['tokens']:,}, "
             f"two for each of its {facts['tokens']:,} tokens. {again} again."
         )
+    if not facts["tokens"] and not may_be_empty:
+        raise UserError(f"{shown_path(path)} holds no tokens. Join it with the other shares, or prepare more text.")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
     if not checksums:
         return TokenFile(path, facts, file)

@@ -26,6 +26,7 @@ from config import (
     UserError,
     check_seed,
     generation_flags,
+    refuse_same,
     run,
     shown_path,
 )
@@ -325,6 +326,7 @@ def main(settings: Settings, args, kind: str = "char") -> int:
         raise UsageError("--explain shows every step, and --quiet shows none: leave one of them out.")
     if args.interactive and args.output_file:
         raise UsageError("--output-file takes one text, and --interactive writes many: leave one of them out.")
+    refuse_same({"--output-file": args.output_file, "--trace": args.trace}, settings.model_file, args.prompt_file)
     prompt = given_prompt(args)
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind not in (kind, "none"):

@@ -120,9 +120,10 @@ class Journal:
     result depends on is the same, and never says more than what is on the disk.
     """
 
-    def __init__(self, outputs: list[Path], depends_on: dict):
+    def __init__(self, outputs: list[Path], depends_on: list):
         self.outputs = [Path(path) for path in outputs]
         self.path = self.outputs[0].with_name(self.outputs[0].name + ".journal.tmp")
+        depends_on = [[path.resolve() for path in self.outputs], depends_on]
         self.depends_on = json.loads(json.dumps(depends_on, default=str))
         self.state, self.sizes, self.saved, self.last = None, {}, False, time.monotonic()
         for path in map(self.unfinished, self.outputs):
@@ -131,8 +132,8 @@ class Journal:
                     raise UserError(f"Another run is writing {shown_path(path)}. Wait for it, or name another output.")
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(self.path.read_text("utf-8"))
-            sizes = {path.name: content["sizes"][path.name] for path in self.outputs}
-            whole = all(self.unfinished(path).stat().st_size >= sizes[path.name] for path in self.outputs)
+            sizes = dict(zip(self.outputs, content["sizes"], strict=True))
+            whole = all(self.unfinished(path).stat().st_size >= size for path, size in sizes.items())
             if content["depends_on"] == self.depends_on and whole:
                 self.state, self.sizes, self.saved = content["state"], sizes, True
 
@@ -142,7 +143,7 @@ class Journal:
 
     def size(self, path: Path) -> int:
         """How many bytes of it are finished."""
-        return self.sizes.get(path.name, 0)
+        return self.sizes.get(path, 0)
 
     def note(self, files: list, state: dict) -> None:
         """A piece is written to the open files: every few seconds, say so on the disk, after the files themselves."""
@@ -150,7 +151,7 @@ class Journal:
             return
         for file in files:
             flush_to_disk(file)
-        sizes = {path.name: file.tell() for path, file in zip(self.outputs, files, strict=True)}
+        sizes = [file.tell() for file in files]
         with whole_file(self.path) as file:
             file.write(json.dumps({"depends_on": self.depends_on, "sizes": sizes, "state": state}).encode())
         self.saved, self.last = True, time.monotonic()
@@ -189,6 +190,6 @@ def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
     )
 
 
-def shard_path(path: Path, shard: tuple[int, int] | None) -> Path:
-    """The name of a shard's output: corpus.txt becomes corpus.2-of-8.txt."""
+def shard_path(path: Path, shard: tuple[int | str, int] | None) -> Path:
+    """The name of a shard's output: corpus.txt becomes corpus.2-of-8.txt; or of all of them, with "*" for a number."""
     return path if shard is None else path.with_name(f"{path.stem}.{shard[0]}-of-{shard[1]}{path.suffix}")

@@ -16,7 +16,7 @@ import time
 
 STARTED = time.perf_counter()  # --minutes counts from here
 
-from config import CHAR, Settings, UsageError, UserError, run, shown_path, training_flags
+from config import CHAR, Settings, UsageError, UserError, file_flags, refuse_same, run, shown_path, training_flags
 
 if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -199,6 +199,8 @@ def main(
 ) -> int:
     with distributed.together(settings.device):
         check_settings(settings)
+        inputs = settings.train_file, settings.val_file, settings.tokenizer_file
+        refuse_same({"--model-file": settings.model_file}, *inputs)
         with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
             return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids, plan)
 
@@ -506,7 +508,8 @@ def start_or_resume(
         f"took {insight.duration(took)}"
     )
     prompt = "def" if ids is None else "0"
-    print(f"Next: python {'generate.py' if kind == 'char' else 'generatev2.py'} --prompt {prompt}")
+    flags = file_flags(settings, CHAR, "model_file")
+    print(f"Next: python {'generate.py' if kind == 'char' else 'generatev2.py'} --prompt {prompt}{flags}")
     return 0
 
 

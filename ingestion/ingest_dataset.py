@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import CHAR, UserError, add_flags, parse, run, shown_path
+from config import CHAR, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
 from dataset import decode_text, write_documents
 from model.insight import visible
 
@@ -70,8 +70,13 @@ def read_rows(path: Path) -> Iterator[dict]:
 def read_texts(path: Path, column: str | None, counts: Counter) -> Iterator[str]:
     """Yield the texts of an input. Raises UserError where it cannot be read or the column is not there or no text."""
     if path.is_file() and path.suffix in TEXTS:
-        yield decode_text(path.read_bytes(), path)
+        if text := decode_text(path.read_bytes(), path).removeprefix("\ufeff"):  # a byte order mark
+            yield text
+        else:
+            counts["empty files"] += 1
         return
+    if path.is_file() and path.suffix in PACKED and kind_of(path) in TEXTS:
+        raise UserError(f"Unpack {shown_path(path)} first: only {', '.join(READERS)} can be read packed.")
     if path.is_file() and kind_of(path) not in READERS:
         raise UserError(f"{shown_path(path)} ends in none of {', '.join([*READERS, *TEXTS])}.")
     try:
@@ -92,6 +97,9 @@ def read_texts(path: Path, column: str | None, counts: Counter) -> Iterator[str]
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # the library raises those of every format that it reads
+        if isinstance(error.__cause__, StopIteration):  # of a file of JSON without any
+            counts["empty files"] += 1
+            return
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{shown_path(path)} cannot be read: {reason}") from None
 
@@ -104,8 +112,7 @@ def main() -> None:
     settings, args = parse(parser, CHAR)
 
     paths = find_inputs(args.inputs)
-    if any(path.resolve() == settings.corpus.resolve() for path in paths):
-        raise UserError(f"{shown_path(settings.corpus)} would be read and written. Name another --corpus.")
+    refuse_same({"--corpus": settings.corpus}, *paths)
     counts: Counter[str] = Counter()
     start = time.perf_counter()
 
@@ -118,11 +125,12 @@ def main() -> None:
                 yield text.replace("\r\n", "\n").replace("\r", "\n")
 
     written, size = write_documents(settings.corpus, documents())
-    if counts["empty rows"]:
-        print(f"  empty rows: {counts['empty rows']:,}")
+    for reason in ("empty rows", "empty files"):
+        if counts[reason]:
+            print(f"  {reason}: {counts[reason]:,}")
     rate = size / 1e6 / (time.perf_counter() - start)
     print(f"{written:,} documents, {size / 1e6:.1f} MB, in {shown_path(settings.corpus)} ({rate:.0f} MB/s)")
-    print("Next: python scripts/sample_corpus_subset.py --megabytes 20")
+    print(f"Next: python scripts/sample_corpus_subset.py --megabytes 20{file_flags(settings, CHAR, 'corpus')}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import fnmatch
 import hashlib
 import os
 import platform
+import shlex
 import sys
 import sysconfig
 import tokenize
@@ -138,7 +139,9 @@ def main() -> None:
     for reason, count in left_out.most_common():
         print(f"  left out, {reason}: {count:,}")
     print(f"{files:,} files, {size / 1e6:.1f} MB of text, in {shown_path(args.output)}")
-    print("Next: python scripts/extract_parquets_to_text.py")
+    by_itself = args.output.resolve().is_relative_to(CHAR.parquet_dir.resolve())  # extraction finds it
+    where = "" if by_itself else f" {shlex.quote(shown_path(args.output))}"
+    print(f"Next: python scripts/extract_parquets_to_text.py{where}")
 
 
 if __name__ == "__main__":

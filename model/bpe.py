@@ -2,7 +2,7 @@
 
 A merge depends on the distinct words of a text and how often each occurs, not on the text. So the words are counted
 once (model/words.py), and the merging is arithmetic on the distinct ones: 200 MB of Python hold less than 10 MB.
-The result is, merge for merge, what `tokenizers` learns (tests/test_bpe.py): it, too, takes the commonest pair of
+The result is, merge for merge, what `tokenizers` learns (tests/test_words.py): it, too, takes the commonest pair of
 neighbours, and of several the one with the lowest ids.
 
     hug 10, pug 5, hugs 5      pairs: u g 20, h u 15, p u 5, g s 5     ->  merge u g

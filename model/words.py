@@ -169,18 +169,20 @@ class WordEncoder:
     def learn(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Encode words with the library. Returns (where the ids of each are, the array of ids that they are in)."""
         spans = np.array(list(map(self.known.get, words, repeat(-1))), np.int64)
-        new = np.flatnonzero(spans < 0)
-        words = [words[i] for i in new.tolist()]
-        ids, place, number = self.encode_words(words)
-        if len(self.known) >= WORDS:
-            spans[new] = (place + len(self.ids)) << 32 | number
-            return spans, np.append(self.ids, ids)
-        spans[new] = (place + self.used) << 32 | number
+        new = np.flatnonzero(spans < 0).tolist()
+        longest = LONGEST if len(self.known) < WORDS else 0  # of the words to remember
+        kept = [i for i in new if len(words[i]) <= longest]
+        ids, place, number = self.encode_words([words[i] for i in kept])
+        spans[kept] = (place + self.used) << 32 | number
         self.ids = append(self.ids, self.used, ids)
         self.used += len(ids)
-        remembered = zip(words, spans[new].tolist(), strict=True)
-        self.known.update((word, span) for word, span in remembered if len(word) <= LONGEST)
-        return spans, self.ids
+        self.known.update((words[i], int(spans[i])) for i in kept)
+        others = [i for i in new if len(words[i]) > longest]
+        if not others:
+            return spans, self.ids
+        ids, place, number = self.encode_words([words[i] for i in others])
+        spans[others] = (place + self.used) << 32 | number
+        return spans, np.append(self.ids[: self.used], ids)
 
     def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(the ids of all words, where those of each begin, how many they are).

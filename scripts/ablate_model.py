@@ -34,6 +34,7 @@ from config import (
     UserError,
     add_flags,
     check_seed,
+    file_flags,
     parse_before_torch,
     run,
     shown_path,
@@ -161,7 +162,8 @@ def main(settings: Settings, args) -> None:
         print(f"  {name:8} " + "  ".join(f"{score:4.2f} {insight.bar(score, 16)}" for score in row).rstrip())
     important = max(scores, key=costs.get)
     script = "generatev2.py" if tokenizer.kind == "bpe" else "generate.py"
-    print(f"Next: python {script} --prompt {'0' if bare else 'def'} --quiet --off {important}")
+    flags = f"{file_flags(settings, CHAR, 'model_file')} --prompt {'0' if bare else 'def'}"
+    print(f"Next: python {script}{flags} --quiet --off {important}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import CHAR, UsageError, UserError, add_flags, parse_before_torch, refuse_same, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -154,6 +154,7 @@ def files_of(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> 
 
 
 def main(settings, args) -> None:
+    refuse_same({"--gguf": args.gguf}, settings.model_file)
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind == "none":
         raise UserError(

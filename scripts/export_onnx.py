@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, UserError, add_flags, parse_before_torch, run, shown_path
+from config import CHAR, UserError, add_flags, parse_before_torch, refuse_same, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -139,6 +139,7 @@ def largest_difference(data: bytes, model: GPT, tokens: int) -> float | None:
 
 
 def main(settings, args) -> None:
+    refuse_same({"--output": args.output}, settings.model_file)
     model, tokenizer, _ = load_model(settings.model_file)
     if settings.debug:
         shape = tuple(empty_cache(model).shape)

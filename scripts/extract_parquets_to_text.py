@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from config import CHAR, Settings, UserError, add_flags, parse, run, shown_path
+from config import CHAR, Settings, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
 from dataset import MARKER, SEPARATOR, Seen, hashes_of, read_document_bytes, split_at_marker, whole_file
 from model.insight import visible
 from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
@@ -196,6 +196,7 @@ def main() -> int:
         if not files:
             raise UserError("There are more shares than parquet files: nothing is left for this one.")
     corpus = shard_path(settings.corpus, args.shard)
+    refuse_same({"--corpus": corpus}, *files)
     print(f"Extracting the column {args.column!r} of {len(files)} parquet file{'s'[: len(files) > 1]}")
     start = time.perf_counter()
     sizes = {path: path.stat().st_size if path.exists() else 0 for path in files}  # a link can lead nowhere
@@ -257,6 +258,8 @@ def main() -> int:
                 progress.update(sizes[piece.path] if ended else 0)
         if not counts["documents"]:
             raise UserError(f"Nothing to write to {shown_path(corpus)}: no document was found in the input.")
+        if args.shard:  # so that the shares are joined by writing one behind the other
+            file.write(SEPARATOR)
         size = file.tell()
     seconds = time.perf_counter() - start
 
@@ -266,7 +269,11 @@ def main() -> int:
             print(f"  {reason}: {count:,}")
     megabytes, where = size / 1e6, shown_path(corpus)
     print(f"{written:,} documents, {megabytes:.1f} MB, in {where} ({megabytes / seconds:.0f} MB/s)")
-    print("Next: python scripts/sample_corpus_subset.py --megabytes 20")
+    if args.shard:
+        shares = shown_path(shard_path(settings.corpus, ("*", args.shard[1])))
+        print(f"Next, when all shares are there: cat {shares} > {shown_path(settings.corpus)}")
+    else:
+        print(f"Next: python scripts/sample_corpus_subset.py --megabytes 20{file_flags(settings, CHAR, 'corpus')}")
     return 3 if bad else 0
 
 

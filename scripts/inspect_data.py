@@ -3,16 +3,19 @@
     python scripts/inspect_data.py data/corpus.txt
     python scripts/inspect_data.py data/train_bpe.bin
 
-Reads   a text file, or a token file with its description (and the tokenizer that made it, to show tokens as text)
+Reads   a text file, or a token file with its description, or a folder of them (and the tokenizer that made them, to
+        show tokens as text)
 Writes  nothing: how large documents are, what stands twice, white space, long lines; for tokens, bytes a token, ids
         that are never used, the longest and the commonest tokens, and what stands around the borders of documents
 Next    for a corpus: python scripts/train_tokenizer_bpe.py; for tokens: python trainv2.py
 """
 
 import argparse
+import array
 import heapq
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from config import BPE, CHAR, UserError, run, shown_path
-from dataset import Seen, TokenFile, hashes_of, open_tokens, read_document_bytes, sidecar
+from config import BPE, CHAR, UserError, file_flags, run, shown_path
+from dataset import NO_TEXT, Seen, TokenFile, hashes_of, open_tokens, read_document_bytes, sidecar
 from model.insight import bar, readable, visible
 from model.tokenizer import Tokenizer, load_tokenizer
 
@@ -47,8 +50,8 @@ def show_sizes(sizes: np.ndarray, unit: str) -> None:
 
 
 def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
-    """One pass over the documents; memory: 16 bytes a document, and the longest one a few times over."""
-    sizes, seen = [], Seen()
+    """One pass over the documents; memory: about 50 bytes a document, and the longest one a few times over."""
+    sizes, seen = array.array("q"), Seen()
     duplicates = duplicate_bytes = white = lines = carriage_returns = zeros = 0
     longest: list[tuple[int, int, bytes]] = []  # (bytes, document, beginning) of the longest line of some documents
     documents = read_document_bytes(path)
@@ -69,8 +72,10 @@ def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
                 progress.update(len(document))
     if not sizes:
         raise UserError(f"{shown_path(path)} holds no document.")
-    sizes = np.array(sizes)
+    sizes = np.frombuffer(sizes, np.int64)
     total = int(sizes.sum())
+    if zeros * 4 > total:
+        raise UserError(f"{shown_path(path)} is no text. {NO_TEXT}")
     print(f"{shown_path(path)} is a corpus: {len(sizes):,} documents, {total:,} bytes of text in {lines:,} lines")
     show_sizes(sizes, "bytes")
     share = duplicate_bytes / total
@@ -111,8 +116,9 @@ def fitting_tokenizer(data: TokenFile, files: list[Path]) -> Tokenizer | None:
     return None
 
 
-def inspect_tokens(path: Path, tokenizers: list[Path]) -> None:
-    """One pass over the tokens; memory: 16 bytes a document, and the longest one a few times over."""
+def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
+    """Two passes over the tokens, after that for the checksum; memory as above. Returns the kind of the tokenizer that
+    made them."""
     data = open_tokens(path)  # compares the checksum
     facts, end = data.facts, data.facts["end_of_text_id"]
     print(
@@ -130,10 +136,12 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> None:
         print(f"Warning: {len(ends):,} end-of-text ids for {facts['documents']:,} documents.")
     begins = np.append(0, ends[:-1] + 1)
     show_sizes(ends - begins, "tokens")
-    seen, tokens, duplicates = Seen(), data.tokens, 0
+    seen, duplicates = Seen(), 0
     for first in tqdm(range(0, len(ends), 256), desc="comparing documents", delay=2):
-        some = zip(begins[first : first + 256].tolist(), ends[first : first + 256].tolist(), strict=True)
-        duplicates += int((~seen.new(hashes_of(tokens[a:b].tobytes() for a, b in some))).sum())
+        a, b = begins[first : first + 256], ends[first : first + 256]
+        some = data.tokens[a[0] : b[-1]]
+        spans = zip((a - a[0]).tolist(), (b - a[0]).tolist(), strict=True)
+        duplicates += int((~seen.new(hashes_of(some[start:end].tobytes() for start, end in spans))).sum())
     print(f"Exact duplicates: {duplicates:,} documents ({duplicates / len(ends):.1%})")
     if facts.get("unknown_characters"):
         print(f"Characters that the tokenizer does not know: {facts['unknown_characters']:,}")
@@ -149,7 +157,7 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> None:
         share = counts[token] / len(data)
         print(f"  {shown(token):12} {counts[token]:>13,} {bar(share)} {share:6.1%}")
     if not tokenizer:
-        return
+        return facts.get("tokenizer_kind")
     used = np.flatnonzero(counts).tolist()
     print("The longest tokens in use:")
     for token in sorted(used, key=lambda token: -len(tokenizer.token_bytes(token)))[:5]:
@@ -157,25 +165,30 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> None:
     print("Around the borders of documents:")
     for border in ends[np.linspace(0, max(len(ends) - 2, 0), 3).astype(int)].tolist():
         before, after = (
-            tokenizer.decode(tokens[max(a, 0) : b]) for a, b in ((border - 24, border), (border + 1, border + 25))
+            tokenizer.decode(data.tokens[max(a, 0) : b]) for a, b in ((border - 24, border), (border + 1, border + 25))
         )
         print(f"  ...{visible(before[-36:])} | {visible(after[:36])}...")
+    return facts.get("tokenizer_kind")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE", help="a corpus, or a token file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a corpus, or a token file, or a folder of them")
     parser.add_argument("--tokenizer-file", type=Path, help="the tokenizer [the two of config.py, if they are there]")
     args = parser.parse_args()
     if args.tokenizer_file:
         load_tokenizer(args.tokenizer_file)  # says what is wrong with it
     tokenizers = [args.tokenizer_file] if args.tokenizer_file else [CHAR.tokenizer_file, BPE.tokenizer_file]
-    if sidecar(args.file).exists():
-        inspect_tokens(args.file, tokenizers)
-        print(f"Next: python train{'' if open_tokens(args.file).facts.get('tokenizer_kind') == 'char' else 'v2'}.py")
+    own = {"tokenizer_file": args.tokenizer_file} if args.tokenizer_file else {}
+    if sidecar(args.file).exists() or args.file.is_dir():
+        kind = inspect_tokens(args.file, tokenizers)
+        script, default = ("train.py", CHAR) if kind == "char" else ("trainv2.py", BPE)
+        if args.file.resolve() != default.val_file.resolve():
+            own["train_file"] = args.file
+        print(f"Next: python {script}{file_flags(replace(default, **own), default, 'train_file tokenizer_file')}")
     else:
         inspect_corpus(args.file, tokenizers)
-        print("Next: python scripts/train_tokenizer_bpe.py")
+        print(f"Next: python scripts/train_tokenizer_bpe.py{file_flags(replace(BPE, corpus=args.file), BPE, 'corpus')}")
 
 
 if __name__ == "__main__":

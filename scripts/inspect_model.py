@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, Settings, UsageError, add_flags, parse_before_torch, run, shown_path
+from config import CHAR, Settings, UsageError, add_flags, parse_before_torch, refuse_same, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -226,8 +226,7 @@ def page_data(model: GPT, tokenizer: Tokenizer, seen: Look, ids: list[int], prom
 def main(settings: Settings, args) -> None:
     if settings.show < 1:
         raise UsageError(f"--show must be 1 or above, and it is {settings.show}.")
-    if args.html and args.html.resolve() == settings.model_file.resolve():
-        raise UsageError(f"--html would replace {shown_path(args.html)}, which is read here. Name another file.")
+    refuse_same({"--html": args.html}, settings.model_file)
     model, tokenizer, training = load_model(settings.model_file)
     a = model.architecture
     heads = [f"L{layer}H{head}" for layer in range(a["n_layer"]) for head in range(a["n_head"])]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import UsageError, UserError, run, shown_path
+from config import UserError, refuse_same, run, shown_path
 from dataset import open_tokens, token_writer
 
 SHARE = re.compile(r"\.(\d+)-of-(\d+)\.")  # in the name of a share
@@ -26,11 +26,14 @@ SAME = ("tokenizer_kind", "tokenizer_sha256", "vocab_size", "end_of_text_id")  #
 
 
 def in_order_of_shares(names: list[str]) -> list[Path]:
-    """The files, patterns such as *.bin resolved. Shares go by their number, and all of them must be there."""
+    """The files, patterns such as *.bin resolved. Shares go by their number, and all of one file must be there."""
     paths = [Path(found) for name in names for found in ([name] if Path(name).exists() else glob.glob(name) or [name])]
     shares = [SHARE.search(path.name) for path in paths]
     if not all(shares):
         return paths
+    whole = sorted({path.name[: share.start()] for path, share in zip(paths, shares, strict=True)})
+    if len(whole) > 1:
+        raise UserError(f"These are shares of different files: {', '.join(whole)}. Join those of one.")
     numbers = sorted(int(share[1]) for share in shares)
     of = {int(share[2]) for share in shares}
     if len(of) > 1 or numbers != list(range(1, max(of) + 1)):
@@ -46,9 +49,8 @@ def main() -> None:
     args = parser.parse_args()
 
     paths = in_order_of_shares(args.inputs)
-    if args.output.resolve() in {path.resolve() for path in paths}:
-        raise UsageError("The output would replace one of the files that it is made of. Name another --output.")
-    files = [open_tokens(path) for path in paths]
+    refuse_same({"--output": args.output}, *paths)
+    files = [open_tokens(path, may_be_empty=True) for path in paths]
     facts = {name: files[0].facts.get(name) for name in SAME}
     for data in files:
         if {name: data.facts.get(name) for name in SAME} != facts:
@@ -58,6 +60,8 @@ def main() -> None:
     facts["source"] = ", ".join(dict.fromkeys(str(data.facts.get("source", "")) for data in files))
 
     total = sum(map(len, files))
+    if not total:
+        raise UserError("These files hold no tokens. Prepare more text, or with another --val-fraction.")
     with (
         token_writer(args.output, facts) as writer,
         tqdm(desc="joining", total=2 * total, unit="B", unit_scale=True, delay=2) as progress,

@@ -10,7 +10,8 @@ Next    more data, a smaller model or fewer steps, where too much is copied
 
 Compared are bytes, so it does not matter how the text was cut into tokens. Short stretches say nothing: every program
 shares "return self." with others. A stretch of 32 bytes and more is sure to be found, unless 24 bytes of it in a row
-are equal (indentation, rulers).
+are equal (indentation, rulers), or it is such as stands often: of the same 16 bytes, the first 256 places in the text
+and the first 256 in the corpus are looked at.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from model import insight
 
 SEED = 16  # bytes that are looked up at once
 STRIDE = 8  # every so many bytes of the corpus: a stretch of SEED + STRIDE - 1 bytes holds a whole seed
+PLACES = 256  # of a seed are looked at in the text, as many in the corpus: what repeats itself, as tables do, has more
 CHUNK = 1 << 24  # bytes of the corpus at a time, a multiple of STRIDE
 
 
@@ -59,21 +61,28 @@ def hashes(data: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_seeds(text: np.ndarray, corpus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All places (in the text, in the corpus) at which the same seed may stand, (hits,) each: hashes can agree by
-    chance, which comparing the bytes will show."""
+    """Places (in the text, in the corpus) at which the same seed may stand, (hits,) each: hashes can agree by chance,
+    which comparing the bytes will show. Of each seed, the first PLACES of both are taken."""
     numbers, useful = hashes(text, 1)
     places = np.flatnonzero(useful)
     places = places[np.argsort(numbers[places], kind="stable")]
-    known = numbers[places]  # sorted
+    known, first, in_text_count = np.unique(numbers[places], return_index=True, return_counts=True)
+    in_text_count = np.minimum(in_text_count, PLACES)
+    met = np.zeros(len(known), np.int64)  # how often each seed stood in the corpus so far
     in_text, in_corpus = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start in tqdm(range(0, len(corpus), CHUNK), desc="searching", unit="chunk", delay=2, leave=False):
         numbers, useful = hashes(np.asarray(corpus[start : start + CHUNK + SEED - 1]), STRIDE)
-        begin = np.searchsorted(known, numbers)
-        found = np.flatnonzero(useful & (begin < len(known)))
-        found = found[known[begin[found]] == numbers[found]]
-        count = np.searchsorted(known, numbers[found], side="right") - begin[found]
-        nth = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)  # of the places with this number
-        in_text.append(places[np.repeat(begin[found], count) + nth])
+        seeds = np.searchsorted(known, numbers)
+        found = np.flatnonzero(useful & (seeds < len(known)))
+        found = found[known[seeds[found]] == numbers[found]]
+        found = found[np.argsort(seeds[found], kind="stable")]
+        seeds = seeds[found]  # sorted
+        nth = met[seeds] + np.arange(len(seeds)) - np.searchsorted(seeds, seeds)  # time that this seed is met
+        met += np.bincount(seeds, minlength=len(met))
+        found, seeds = found[nth < PLACES], seeds[nth < PLACES]
+        count = in_text_count[seeds]
+        nth = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)  # place of this seed in the text
+        in_text.append(places[np.repeat(first[seeds], count) + nth])
         in_corpus.append(start + STRIDE * np.repeat(found, count))
     return np.concatenate(in_text), np.concatenate(in_corpus)
 
@@ -96,10 +105,19 @@ def stretches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> tupl
     lies by half or more in longer ones; and how many bytes of the text are in a stretch of at least `shortest`."""
     own = np.frombuffer(text, np.uint8)
     t, c = find_seeds(own, corpus)
-    right, left = extend(own, corpus, t, c, 1), extend(own, corpus, t - 1, c - 1, -1)
-    length = left + right
-    keep = np.flatnonzero((right >= SEED) & (length >= shortest))  # fewer agree: a hash by chance
-    t, c, length = (t - left)[keep], (c - left)[keep], length[keep]
+    equal = np.ones(len(t), bool)
+    for i in range(SEED):
+        equal &= own[t + i] == corpus[c + i]  # else their hashes agree by chance
+    t, c = t[equal], c[equal]
+    # Seeds that follow each other in both lie in one stretch, which reaches from the first of them to the last.
+    order = np.lexsort((t, c - t))
+    t, c = t[order], c[order]
+    new = np.append(True, (np.diff(c - t) != 0) | (np.diff(t) > SEED))[: len(t)]
+    first, last = np.flatnonzero(new), np.flatnonzero(np.append(new[1:], True)[: len(t)])
+    left, right = extend(own, corpus, t[first] - 1, c[first] - 1, -1), extend(own, corpus, t[last], c[last], 1)
+    length = left + t[last] - t[first] + right
+    keep = np.flatnonzero(length >= shortest)
+    t, c, length = (t[first] - left)[keep], (c[first] - left)[keep], length[keep]
     covered = np.zeros(len(text) + 1, np.int64)
     np.add.at(covered, t, 1)
     np.add.at(covered, t + length, -1)

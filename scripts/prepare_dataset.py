@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, parse, run, shown_path
+from config import CHAR, Settings, UsageError, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
 from dataset import (
     cut_at_borders,
     cut_in_two,
@@ -114,7 +114,10 @@ def show_first(work: Encode, piece: tuple[int, int] | dict[str, bytes]) -> dict[
 def show_written(settings: Settings, tokenizer: Tokenizer, firsts: dict[str, str]) -> None:
     """Open the written files as training does, decode their first tokens, and compare with the source."""
     for part, path in (("train", settings.train_file), ("val", settings.val_file)):
-        data = open_tokens(path)
+        data = open_tokens(path, may_be_empty=True)
+        if part not in firsts:
+            print(f"{shown_path(path)}: no document of this share fell to {part}")
+            continue
         source = firsts[part][:70]
         decoded = tokenizer.decode(data.tokens[: len(source.encode())])[: len(source)]
         if settings.debug:
@@ -129,17 +132,17 @@ def show_written(settings: Settings, tokenizer: Tokenizer, firsts: dict[str, str
         )
 
 
-def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str = "char") -> None:
+def main(default: Settings = CHAR, description: str | None = __doc__, kind: str = "char") -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     shard_flag(parser, "documents")
-    add_flags(parser, settings, "corpus tokenizer_file train_file val_file val_fraction workers debug")
-    settings, args = parse(parser, settings)
+    add_flags(parser, default, "corpus tokenizer_file train_file val_file val_fraction workers debug")
+    settings, args = parse(parser, default)
     if not 0 < settings.val_fraction < 1:
         raise UsageError(f"--val-fraction must lie between 0 and 1, and is {settings.val_fraction}.")
     outputs = {name: shard_path(getattr(settings, name), args.shard) for name in ("train_file", "val_file")}
     unsharded, settings = settings, replace(settings, **outputs)
-    if len({path.resolve() for path in (settings.corpus, settings.train_file, settings.val_file)}) < 3:
-        raise UsageError("--corpus, --train-file and --val-file must be three different files.")
+    written = {"--train-file": settings.train_file, "--val-file": settings.val_file}
+    refuse_same(written, settings.corpus, settings.tokenizer_file)
 
     tokenizer = load_tokenizer(settings.tokenizer_file)
     if tokenizer.kind != kind:
@@ -200,7 +203,7 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
                 journal.note([train.file, val.file], state)
                 progress.update(piece[1] - piece[0])
         for part in writers:
-            if not writers[part].utf8_bytes:  # raised inside `with`, so that neither file is replaced
+            if not writers[part].utf8_bytes and not args.shard:  # inside `with`, so that neither file is replaced
                 raise UserError(
                     f"No document of {shown_path(settings.corpus)} fell to {part}. Use more documents, or another "
                     f"--val-fraction than {settings.val_fraction}."
@@ -219,11 +222,12 @@ def main(settings: Settings = CHAR, description: str | None = __doc__, kind: str
     print(f"{(train.utf8_bytes + val.utf8_bytes) / 1e6 / seconds:.1f} MB/s")
     if args.shard:
         whole = unsharded.train_file
-        shares_of_it = shown_path(whole.with_name(f"{whole.stem}.*-of-{shares}{whole.suffix}"))
+        shares_of_it = shown_path(shard_path(whole, ("*", shares)))
         print("Next, when all shares are there, and for val as for train:")
         print(f"  python scripts/merge_token_files.py {shares_of_it} --output {shown_path(whole)}")
     else:
-        print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}")
+        flags = file_flags(settings, default, "train_file val_file tokenizer_file")
+        print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}")
 
 
 if __name__ == "__main__":

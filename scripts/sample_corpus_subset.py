@@ -10,17 +10,17 @@ Next    python scripts/train_tokenizer_character_level.py --corpus data/corpus_s
 
 import argparse
 import math
-import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import CHAR, DATA, UsageError, add_flags, parse, run, shown_path
+from config import CHAR, DATA, UsageError, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
 from dataset import sample_document_bytes, write_documents
 from model.insight import visible
 
@@ -38,16 +38,18 @@ def main() -> None:
     wanted = {name: getattr(args, name) for name in ("megabytes", "documents", "fraction")}
     if any(value is not None and not 0 < value < math.inf for value in wanted.values()) or (args.fraction or 0) > 1:
         raise UsageError("The size of a sample must be a number above 0, and a --fraction at most 1.")
-    if args.output.resolve() == settings.corpus.resolve():
-        raise UsageError("The sample would replace the corpus that it is taken from. Name another --output.")
+    refuse_same({"--output": args.output}, settings.corpus)
 
     def shown() -> Iterator[bytes]:
         documents = sample_document_bytes(settings.corpus, settings.seed, **wanted)
+        i = None
         for i, document in enumerate(tqdm(documents, desc="taken", unit=" documents", delay=2)):
             if settings.debug and i < 3:
                 text = document.decode()
                 print(f"  takes a document of {len(text):,} characters: {visible(text[:70])}")
             yield document
+        if i is None:
+            raise UserError(f"No document of {shown_path(settings.corpus)} fits into so small a sample. Ask for more.")
 
     start = time.perf_counter()
     count, written = write_documents(args.output, shown())
@@ -56,8 +58,8 @@ def main() -> None:
         f"{count:,} documents, {written / 1e6:.1f} of {whole / 1e6:.1f} MB, in {shown_path(args.output)} "
         f"({whole / 1e6 / seconds:.0f} MB/s)"
     )
-    corpus = shlex.quote(shown_path(args.output))
-    print(f"Next: python scripts/train_tokenizer_character_level.py --corpus {corpus}")
+    flags = file_flags(replace(settings, corpus=args.output), CHAR, "corpus")
+    print(f"Next: python scripts/train_tokenizer_character_level.py{flags}")
 
 
 if __name__ == "__main__":

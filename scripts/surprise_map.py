@@ -33,7 +33,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import (
+    CHAR,
+    Settings,
+    UsageError,
+    UserError,
+    add_flags,
+    file_flags,
+    parse_before_torch,
+    refuse_same,
+    run,
+    shown_path,
+)
 
 
 def command_line(argv: list[str] | None = None):
@@ -67,7 +78,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import decode_text, whole_file
+from dataset import NO_TEXT, decode_text, whole_file
 from model import insight
 from model.checkpoint import load_model
 from model.device import memory_advice, pick_device
@@ -366,6 +377,8 @@ def read_text(path: Path) -> tuple[str, int]:
     data = path.read_bytes()
     if not data:
         raise UserError(f"{shown_path(path)} is empty: there is nothing in it to be surprised by.")
+    if data.count(0) * 4 > len(data):  # ids below 128 are valid UTF-8
+        raise UserError(f"{shown_path(path)} is no text. {NO_TEXT}")
     return decode_text(data, path), len(data)
 
 
@@ -373,8 +386,7 @@ def read_text(path: Path) -> tuple[str, int]:
 def main(settings: Settings, args) -> None:
     if settings.show < 0:
         raise UsageError(f"--show must be 0 or above, and it is {settings.show}.")
-    if args.html and args.html.resolve() in (args.file.resolve(), settings.model_file.resolve()):
-        raise UsageError(f"--html would replace {shown_path(args.html)}, which is read here. Name another file.")
+    refuse_same({"--html": args.html}, args.file, settings.model_file)
     text, utf8_bytes = read_text(args.file)
     model, tokenizer, training = load_model(settings.model_file)
     if tokenizer.kind == "none":
@@ -417,8 +429,7 @@ def main(settings: Settings, args) -> None:
         if row.instead:
             print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if not args.html:
-        own = settings.model_file != CHAR.model_file
-        flag = f" --model {shlex.quote(shown_path(settings.model_file))}" if own else ""
+        flag = file_flags(settings, CHAR, "model_file")
         print(f"Next: python scripts/surprise_map.py {shlex.quote(str(args.file))}{flag} --html data/surprise.html")
         return
 

@@ -15,19 +15,35 @@ import argparse
 import json
 import sys
 import time
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import BPE, UsageError, UserError, add_flags, corpus_flag, parse, run, shown_path
-from dataset import MAX_VOCAB_SIZE, read_documents, sample_documents
+from config import BPE, Settings, UsageError, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
+from dataset import MAX_VOCAB_SIZE, read_document_bytes, read_documents, sample_documents
 from model.bpe import train_bpe_tokenizer
 from model.insight import readable, token_rows
 from model.tokenizer import LETTER_TO_BYTE, check_round_trip, load_tokenizer, save_tokenizer
 
 SMALLEST = 257  # <|endoftext|> and the 256 bytes: no merge at all
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back
+
+
+def documents_to_learn(settings: Settings) -> Iterator[str]:
+    """The corpus; of a large one a random sample; where no document is small enough for it, the beginning of the first
+    one."""
+    if settings.corpus.stat().st_size <= settings.tokenizer_megabytes * 1e6:
+        return read_documents(settings.corpus)
+    size = f"{settings.tokenizer_megabytes:g} MB"
+    sample = sample_documents(settings.corpus, settings.seed, megabytes=settings.tokenizer_megabytes)
+    if (first := next(sample, None)) is not None:
+        print(f"The corpus is large: learning from a random {size} of it.")
+        return chain([first], sample)
+    print(f"The corpus is large: learning from the first {size} of it.")
+    first = next(read_document_bytes(settings.corpus))[: int(settings.tokenizer_megabytes * 1e6)]
+    return iter([first.decode(errors="ignore")])  # a character that is cut is left out
 
 
 def show_merges(merges: list[tuple[str, str]], ids: dict[str, int], number: int = 12) -> None:
@@ -43,18 +59,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, BPE, "corpus tokenizer_file vocab_size tokenizer_megabytes seed debug")
     settings, _ = parse(parser, BPE)
+    refuse_same({"--tokenizer-file": settings.tokenizer_file}, settings.corpus)
     if not SMALLEST <= settings.vocab_size <= MAX_VOCAB_SIZE:
         raise UsageError(f"--vocab-size must be from {SMALLEST} to {MAX_VOCAB_SIZE:,}, and is {settings.vocab_size:,}.")
     if not settings.tokenizer_megabytes > 0:
         raise UsageError(f"--tokenizer-megabytes must be above 0, and is {settings.tokenizer_megabytes}.")
     if next(read_documents(settings.corpus), None) is None:
-        raise UserError(f"{shown_path(settings.corpus)} is empty: there is nothing to learn.")
+        raise UserError(f"{shown_path(settings.corpus)} holds no document: there is nothing to learn.")
 
     # === learn ========================================================================================================
-    documents = read_documents(settings.corpus)
-    if settings.corpus.stat().st_size > settings.tokenizer_megabytes * 1e6:
-        print(f"The corpus is large: learning from a random {settings.tokenizer_megabytes:g} MB of it.")
-        documents = sample_documents(settings.corpus, settings.seed, megabytes=settings.tokenizer_megabytes)
+    documents = documents_to_learn(settings)
     start = time.perf_counter()
     save_tokenizer(train_bpe_tokenizer(documents, settings.vocab_size, settings.debug), settings.tokenizer_file)
     seconds = time.perf_counter() - start
@@ -76,7 +90,7 @@ def main() -> None:
     if tokenizer.vocab_size < settings.vocab_size:
         print(f"The text offered no more than {len(merges):,} merges.")
     print(f"{tokenizer.vocab_size:,} ids in {shown_path(settings.tokenizer_file)}, learned in {seconds:.1f} s")
-    print(f"Next: python scripts/prepare_dataset_bpe.py{corpus_flag(settings, BPE)}")
+    print(f"Next: python scripts/prepare_dataset_bpe.py{file_flags(settings, BPE, 'corpus tokenizer_file')}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from config import CHAR, UserError, add_flags, corpus_flag, parse, run, shown_path
+from config import CHAR, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
 from dataset import MAX_VOCAB_SIZE, read_documents
 from model.insight import bar, token_rows, visible
 from model.tokenizer import check_round_trip, load_tokenizer, make_character_tokenizer, save_tokenizer
@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, CHAR, "corpus tokenizer_file debug")
     settings, _ = parse(parser, CHAR)
+    refuse_same({"--tokenizer-file": settings.tokenizer_file}, settings.corpus)
 
     # === count ========================================================================================================
     counts: Counter[str] = Counter()
@@ -41,7 +42,7 @@ def main() -> None:
         counts.update(text)
         documents += 1
     if not counts:
-        raise UserError(f"{shown_path(settings.corpus)} is empty: there is no character to learn.")
+        raise UserError(f"{shown_path(settings.corpus)} holds no document: there is no character to learn.")
     if len(counts) + SPECIAL_TOKENS > MAX_VOCAB_SIZE:
         raise UserError(
             f"{len(counts):,} different characters are more than the {MAX_VOCAB_SIZE:,} ids of a token file. "
@@ -72,7 +73,7 @@ def main() -> None:
         print(f"One that it has not seen, such as {unseen}, becomes id {tokenizer.encode(unseen)[0]} (<|unk|>).")
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back as they were, {utf8_bytes / tokens:.3f} bytes a token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
-    print(f"Next: python scripts/prepare_dataset.py{corpus_flag(settings, CHAR)}")
+    print(f"Next: python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")
 
 
 if __name__ == "__main__":

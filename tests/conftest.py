@@ -18,7 +18,7 @@ from browser import chromium, open_page  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
-from dataset import split_documents, token_writer, write_documents
+from dataset import cut_in_two, only_document, part_of, read_document_bytes, token_writer, write_documents
 from model.bpe import train_bpe_tokenizer
 from model.checkpoint import newest_checkpoint
 from model.pt_file import save
@@ -52,6 +52,15 @@ SMALL = {
     "device": "cpu",
     "dtype": "float32",
 }
+
+
+def split_documents(path, val_fraction):
+    """Yield ("train" or "val", text) for each document of a corpus; one that is alone is cut in two."""
+    if (only := only_document(path)) is not None:
+        yield from ((part, half.decode()) for part, half in cut_in_two(only, val_fraction).items())
+        return
+    for document in read_document_bytes(path):
+        yield part_of(document, val_fraction), document.decode()
 
 
 def make_pipeline(folder, settings, kind):

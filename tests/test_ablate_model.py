@@ -1,6 +1,7 @@
 """What parts do: scores on hand-made heads, the ranking against a plain loop, and writing without a part."""
 
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 import generate
 import train
-from config import UsageError, UserError, generation_flags
+from config import UsageError, UserError, generation_flags, shown_path
 from dataset import open_tokens
 from model.checkpoint import load_model
 from model.microscope import induction, previous_token, same_token, without
@@ -92,7 +93,8 @@ def test_the_ranking_is_that_of_losses_without_each_part(trained, capsys):
         with without(model, name):
             loss, _ = train.evaluate(model, val, train.StopFlag())
         assert float(cost) == pytest.approx(loss - training["val_loss"], abs=1e-4)
-    assert "Next: python generate.py --prompt def --quiet --off L" in out
+    model_file = shlex.quote(shown_path(trained.model_file))
+    assert f"Next: python generate.py --model {model_file} --prompt def --quiet --off L" in out
 
 
 def test_scores_are_of_every_head(trained):

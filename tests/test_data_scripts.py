@@ -183,6 +183,45 @@ def test_a_script_runs_from_any_folder_and_in_any_locale(tmp_path):
     assert "naïve·🐍↵" in done.stdout.decode()
 
 
+def test_a_step_names_the_next_one_for_the_files_that_it_was_given(run, project):
+    (project / "in").mkdir()
+    for i, text in enumerate(DOCUMENTS):
+        (project / "in" / f"{i}.py").write_text(text, "utf-8")
+    char, bpe = ["--tokenizer-file", "c t.json"], ["--tokenizer-file", "b.json"]
+    files = ["--train-file", "t.bin", "--val-file", "v.bin"]
+    steps = [
+        ([INGEST, "in", "--output", "p.parquet"], f"{EXTRACT} p.parquet"),
+        ([EXTRACT, "p.parquet", "--corpus", "c.txt"], f"{SAMPLE} --megabytes 20 --corpus c.txt"),
+        (["ingestion/ingest_dataset.py", "c.txt", "--corpus", "d.txt"], f"{SAMPLE} --megabytes 20 --corpus d.txt"),
+        ([TRAIN_CHAR, "--corpus", "c.txt", *char], f"{PREPARE_CHAR} --corpus c.txt --tokenizer-file 'c t.json'"),
+        ([TRAIN_BPE, "--corpus", "c.txt", *bpe], f"{PREPARE_BPE} --corpus c.txt {' '.join(bpe)}"),
+        ([PREPARE_CHAR, "--corpus", "c.txt", *char, *files], f"train.py {' '.join(files)} --tokenizer-file 'c t.json'"),
+        (["scripts/inspect_data.py", "c.txt"], f"{TRAIN_BPE} --corpus c.txt"),
+        (["scripts/inspect_data.py", "t.bin"], "train.py --train-file t.bin"),
+        ([PREPARE_BPE, "--corpus", "c.txt", *bpe], f"trainv2.py {' '.join(bpe)}"),
+        (["scripts/inspect_data.py", "data/train_bpe.bin"], "trainv2.py"),
+        (["scripts/inspect_data.py", "data/val_bpe.bin", *bpe], f"trainv2.py {' '.join(bpe)}"),
+    ]
+    for command, following in steps:
+        result = run(*command)
+        assert (result.code, result.err) == (0, "")
+        assert result.out.endswith(f"Next: python {following}\n"), result.out
+
+
+def test_no_step_replaces_what_it_reads(run, project):
+    write_corpus(project / "c.txt")
+    write_parquet(project / "p.parquet", DOCUMENTS)
+    before = snapshot(project)
+    for command in (
+        [EXTRACT, "p.parquet", "--corpus", "p.parquet"],
+        [TRAIN_CHAR, "--corpus", "c.txt", "--tokenizer-file", "c.txt"],
+        [TRAIN_BPE, "--corpus", "c.txt", "--tokenizer-file", "c.txt"],
+        ["ingestion/ingest_dataset.py", "c.txt", "--corpus", "c.txt"],
+    ):
+        refused(run(*command), f"{command[-2]} would replace {command[-1]}, which is read here", code=2)
+    assert snapshot(project) == before
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a shell")
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     """As in `python script | head -1`."""
@@ -782,6 +821,8 @@ def test_a_sample_too_small_for_any_document(run, project, wanted):
     write_corpus(config.CHAR.corpus)
     result = run(SAMPLE, *wanted)
     refused(result, "fits into so small a sample")
+    write_corpus(config.CHAR.corpus, [""])
+    refused(run(SAMPLE, *wanted), "holds no document")
 
 
 def test_a_sample_never_replaces_its_source(run, project):
@@ -789,7 +830,7 @@ def test_a_sample_never_replaces_its_source(run, project):
     before = corpus.read_bytes()
     (project / "link.txt").symlink_to(corpus)
     for output in (corpus, "link.txt", Path("data") / ".." / "data" / "corpus.txt"):
-        refused(run(SAMPLE, "--documents", "5", "--output", output), "would replace the corpus", code=2)
+        refused(run(SAMPLE, "--documents", "5", "--output", output), "--output would replace", code=2)
     assert corpus.read_bytes() == before
 
 
@@ -924,7 +965,7 @@ def test_a_corpus_that_cannot_be_learned_from(run, project, script):
     refused(run(script), "There is no corpus", corpus)
     for empty in (b"", f"{M}\n{M}\n".encode()):
         config.CHAR.corpus.write_bytes(empty)
-        refused(run(script), corpus, "is empty")
+        refused(run(script), corpus, "holds no document")
     config.CHAR.corpus.write_bytes(f"good\n{M}\ncaf\xe9".encode("latin-1"))
     refused(run(script), corpus, "is not UTF-8 at byte 22 (0xe9)")
     assert file.read_text() == "earlier"
@@ -945,12 +986,17 @@ def test_a_corpus_of_white_space(run, project, script):
     assert run(script).code in (0, 1)
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "0.000050"])
-def test_a_cap_below_the_only_document(run, project, size):
-    """Any text file is a corpus of one document, which is never sampled where it is longer than the cap."""
-    write_corpus(config.BPE.corpus, ["def f(x):\n    return x\n" * 100])
-    result = run(TRAIN_BPE, "--tokenizer-megabytes", size)
-    assert result.code == 1 or "no more than 0 merges" not in result.out
+@pytest.mark.parametrize("documents", [1, 2])
+def test_of_documents_that_are_all_above_the_cap_the_beginning_is_learned(run, project, documents):
+    text = "é" + "def f(x):\n    return x\n" * 100
+    write_corpus(config.BPE.corpus, [text] * documents)
+    result = run(TRAIN_BPE, "--vocab-size", "300", "--tokenizer-megabytes", "0.000050")
+    assert result.code == 0 and "learning from the first 5e-05 MB of it" in result.out
+    expected = model.bpe.train_bpe_tokenizer([text.encode()[:50].decode()], 300).to_str(pretty=True)
+    assert config.BPE.tokenizer_file.read_text("utf-8") == expected
+    assert run(TRAIN_BPE, "--tokenizer-megabytes", "0.000001").code == 0  # half a character
+    for size in ("0", "-1"):
+        refused(run(TRAIN_BPE, "--tokenizer-megabytes", size), "--tokenizer-megabytes must be above 0", code=2)
 
 
 # === 5. token files ==================================================================================================
@@ -1097,7 +1143,7 @@ def test_the_wrong_kind_of_tokenizer_is_named_with_the_right_script(run, project
 
 
 def test_what_step_5_refuses(run, project, prepare):
-    script, _ = prepare
+    script, settings = prepare
     assert run(script).code == 0
     before = snapshot(project)
     corpus = str(Path("data") / "corpus.txt")
@@ -1107,12 +1153,14 @@ def test_what_step_5_refuses(run, project, prepare):
         refused(run(script, "--val-fraction", fraction), "--val-fraction must lie between 0 and 1", code=2)
     refused(run(script, "--val-fraction", "0.000001"), f"No document of {corpus} fell to val")
     refused(run(script, "--val-fraction", "0.999999"), f"No document of {corpus} fell to train")
-    refused(run(script, "--train-file", corpus), "three different files", code=2)
-    refused(run(script, "--train-file", "t.bin", "--val-file", "t.bin"), "three different files", code=2)
+    for taken in (corpus, settings.tokenizer_file):
+        refused(run(script, "--train-file", taken), "--train-file would replace", "which is read here", code=2)
+    refused(run(script, "--train-file", "t", "--val-file", "t"), "--val-file would", "--train-file writes", code=2)
     assert snapshot(project) == before
     for name, data in {"empty.txt": b"", "markers.txt": f"{M}\n{M}".encode(), "one.txt": b"x"}.items():
         Path(name).write_bytes(data)
-        refused(run(script, "--corpus", name), f"No document of {name} fell to")
+        reason = f"No document of {name} fell to" if data == b"x" else f"{name} holds no document"
+        refused(run(script, "--corpus", name), reason)
     Path("latin.txt").write_bytes(b"x" * 70_000 + f"\n{M}\ncaf\xe9\n".encode("latin-1"))
     refused(run(script, "--corpus", "latin.txt"), "latin.txt is not UTF-8 at byte 70,018 (0xe9)")
     Path("broken.json").write_text("{")

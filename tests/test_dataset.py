@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from conftest import split_documents
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,6 @@ from dataset import (
     sample_documents,
     sidecar,
     split_at_marker,
-    split_documents,
     token_writer,
     whole_file,
     write_documents,
@@ -422,7 +422,8 @@ def test_one_document_is_cut_as_nanogpt_cuts(folder, text, fraction):
 
 
 def test_an_empty_corpus_has_no_parts(tmp_path):
-    assert list(split_documents(corpus(tmp_path / "c", "", ""), 0.1)) == []
+    with pytest.raises(UserError, match="c holds no document"):
+        list(split_documents(corpus(tmp_path / "c", "", ""), 0.1))
 
 
 # === token files =====================================================================================================

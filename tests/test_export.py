@@ -293,6 +293,8 @@ def test_gguf_holds_the_model_and_its_tokenizer(exported, tmp_path, capsys):
     """What llama.cpp's qwen3 reads, read back with the package; and its way to cut text, by the file's own merges."""
     gguf = pytest.importorskip("gguf", reason="gguf, the extra `export`, is not installed")
     folder, model, tokenizer = exported
+    with pytest.raises(UserError, match="--gguf would replace"):
+        run_export(folder.parent / "model.pt", folder, "--gguf", str(folder.parent / "model.pt"))
     run_export(folder.parent / "model.pt", folder, "--gguf", str(tmp_path / "tiny.gguf"))
     assert ("leaves out the characters" in capsys.readouterr().out) == (tokenizer.kind == "char")
     reader = gguf.GGUFReader(tmp_path / "tiny.gguf")

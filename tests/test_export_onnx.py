@@ -58,6 +58,8 @@ def test_a_graph_that_computes_otherwise_is_not_written(exported, tmp_path, monk
     rotate = export_onnx.rotate
     monkeypatch.setattr(export_onnx, "rotate", lambda x, cos, sin: rotate(x, cos, -sin * 0.5))
     flags = ["--model", str(path.parent / "model.pt"), "--output", str(tmp_path / "wrong.onnx")]
+    with pytest.raises(UserError, match="--output would replace"):
+        export_onnx.main(*export_onnx.command_line([*flags[:3], flags[1]]))
     with pytest.raises(UserError, match="differs from the model"):
         export_onnx.main(*export_onnx.command_line(flags))
     assert not (tmp_path / "wrong.onnx").exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from conftest import make_pipeline
 
 import generate
 import train
-from config import BPE, CHAR, ROOT, UserError, generation_flags
+from config import BPE, CHAR, ROOT, UsageError, UserError, generation_flags
 from model.checkpoint import load_model, save, save_model
 from model.gpt import GPT
 from model.insight import token_text
@@ -525,6 +526,16 @@ def test_weights_that_are_too_large_to_compute_with(write, trained, tmp_path, fl
     save_model(tmp_path / "large.pt", model, tokenizer, training)
     with warnings.catch_warnings(action="error"), pytest.raises(UserError, match="logits are not numbers"):
         write(*flags, model=tmp_path / "large.pt")
+
+
+def test_no_file_is_replaced_by_another(write, trained):
+    before = trained["char"].read_bytes()
+    for flag in ("--output-file", "--trace"):
+        with pytest.raises(UsageError, match=f"{flag} would replace .*char.pt, which is read here"):
+            write(flag, trained["char"])
+    with pytest.raises(UsageError, match="--trace would replace .*x, which --output-file writes"):
+        write("--output-file", "x", "--trace", "x")
+    assert trained["char"].read_bytes() == before and not Path("x").exists()
 
 
 def test_a_model_of_the_other_kind_names_its_generator(write, trained):

@@ -63,6 +63,15 @@ def test_a_column_can_be_named_and_several_inputs_follow_each_other(tmp_path, mo
     assert ingest(monkeypatch, tmp_path, *inputs, "--column", "story") == EXPECTED * 2
 
 
+def test_empty_files_are_counted_and_byte_order_marks_removed(tmp_path, monkeypatch, capsys):
+    contents = {"a.txt": b"", "b.txt": b"\xef\xbb\xbf", "c.jsonl": b"", "d.txt": b"\xef\xbb\xbftext"}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    assert ingest(monkeypatch, tmp_path, *(tmp_path / name for name in contents)) == ["text"]
+    out = capsys.readouterr().out
+    assert "empty files: 3" in out and out.count("begins:") == 1
+
+
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     refused = {
         "missing.jsonl": (None, "There is no"),
@@ -73,6 +82,8 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         "latin.txt": (b"caf\xe9", "is not UTF-8"),
         "picture.png": (b"\x89PNG", "ends in none of"),
         "empty.txt": (b"", "no document was found"),
+        "empty.jsonl": (b"", "no document was found"),
+        "a.txt.gz": (gzip.compress(b"a"), "Unpack .*a.txt.gz first: only .jsonl, .*can be read packed"),
     }
     for name, (data, reason) in refused.items():
         if data is not None:
@@ -83,7 +94,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="No file in"):
         ingest(monkeypatch, tmp_path, tmp_path / "nothing")
-    with pytest.raises(UserError, match="would be read and written"):
+    with pytest.raises(UserError, match="--corpus would replace"):
         (tmp_path / "corpus.txt").write_text("a", "utf-8")
         ingest(monkeypatch, tmp_path, tmp_path / "corpus.txt")
     monkeypatch.setattr(sys, "argv", ["ingest_dataset.py", str(tmp_path / "missing.jsonl")])

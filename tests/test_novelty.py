@@ -108,6 +108,15 @@ def test_indentation_alone_is_not_looked_up_and_costs_no_time():
     assert len(t) == len(c) == 0
 
 
+def test_what_repeats_itself_costs_no_time():
+    """Each of 6,000 places of the text fits to 50,000 of the corpus."""
+    text, corpus = b"0, " * 2_000, b"x" + b"0, " * 400_000
+    t, c = novelty.find_seeds(as_array(text), as_array(corpus))
+    assert 0 < len(t) == len(c) <= 3 * novelty.PLACES**2
+    found, covered = novelty.stretches(text, as_array(corpus), 32, 5)
+    assert found == [(0, 1, 6_000)] and covered == 6_000
+
+
 def test_places_of_documents(monkeypatch, tmp_path):
     monkeypatch.setattr(novelty, "CHUNK", 32)
     documents = ["\n\n---\nalpha\nbeta", "gamma " * 20, "delta\nepsilon"]

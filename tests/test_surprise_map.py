@@ -665,6 +665,10 @@ def test_flags_that_cannot_be_used(draw, tmp_path):
         draw("char", "a", "--html", "char.pt")
     with pytest.raises(UserError, match="not a file that can be replaced"):
         draw("char", "a", "--html", tmp_path)
+    for ids in (range(100), range(200, 999)):  # UTF-8 or not
+        np.array(ids, "<u2").tofile(tmp_path / "t.bin")
+        with pytest.raises(UserError, match=r"t\.bin is no.*It holds NUL bytes, as token files"):
+            surprise_map.read_text(tmp_path / "t.bin")
     assert "    instead:" not in draw("char", "a", "--show", 0)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from conftest import lose, make_pipeline
 
 import train
-from config import BPE, CHAR, ROOT, UserError, training_flags
+from config import BPE, CHAR, ROOT, UserError, shown_path, training_flags
 from dataset import open_tokens
 from model import insight, speed, training
 from model.checkpoint import load, load_model, newest_checkpoint
@@ -77,6 +78,8 @@ def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
     assert scored == len(val) - 1 == evaluations[60]["val_tokens"]
     assert f"ln({tokenizer.vocab_size})" in out
     assert "One training example" in out
+    script = {"char": "generate.py", "bpe": "generatev2.py"}[kind]
+    assert out.endswith(f"Next: python {script} --prompt def --model {shlex.quote(shown_path(settings.model_file))}\n")
     assert "it writes:" in out
 
 
@@ -587,6 +590,13 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_settings_that_no_run_can_use(char, change, message):
     with pytest.raises(UserError, match=message):
         train.main(replace(char, **change), fresh=False)
+
+
+def test_the_model_does_not_replace_what_it_learns_from(char):
+    before = char.val_file.read_bytes()
+    with pytest.raises(UserError, match=r"--model-file would replace .*val\.bin, which is read here"):
+        train.main(replace(char, model_file=char.val_file), fresh=False)
+    assert char.val_file.read_bytes() == before
 
 
 def test_the_kinds_do_not_mix(tmp_path):

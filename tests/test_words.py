@@ -115,6 +115,14 @@ def test_a_full_memory_changes_nothing(bpe):
             assert name != "WORDS" or len(encoder.known) < 200
 
 
+def test_words_that_are_not_remembered_take_no_memory(bpe):
+    encoder = WordEncoder(bpe)
+    for i in range(5):
+        document = f"日本{i}" * 200 + " a"  # white space is what ends such a word
+        assert our_ids(encoder, [document]) == library_ids(bpe, [document])
+    assert len(encoder.known) == 2 and encoder.used == sum(span & 0xFFFFFFFF for span in encoder.known.values())
+
+
 def test_threads_share_an_encoder(bpe):
     encoder, found = WordEncoder(bpe), {}
     with patch.object(words, "WORD_BLOCK", 1000):
