@@ -216,6 +216,10 @@ class StopFlag:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.signal or signal.SIGTERM)  # of another process, where this one got none
+
     def check(self):
         if distributed.any_of(self.signal is not None):
             raise Stopped

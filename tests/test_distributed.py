@@ -59,9 +59,9 @@ def begin(number: int, work, folder: Path) -> list[int]:
     return [start(lambda rank=rank: process(rank), errors=folder / f"{rank}.err") for rank in range(number)]
 
 
-def training(settings, fresh=False):
+def training(settings, fresh=False, plan=False):
     """What `python train.py` does with these settings."""
-    return lambda: run_script(lambda: train.main(settings, fresh))
+    return lambda: run_script(lambda: train.main(settings, fresh, plan=plan))
 
 
 def trained(number: int, settings, **changes):
@@ -358,6 +358,28 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
     assert content["compiled"] is False
 
 
+def test_minutes_in_parts(alone, tmp_path, monkeypatch):
+    """Timed steps of a model in parts leave no trace in it, either."""
+    monkeypatch.setattr(train, "seconds_a_step", lambda *rest, **more: (speed.seconds_a_step(*rest, **more), 0.2)[1])
+    monkeypatch.setattr(train, "STARTED", time.perf_counter())
+    settings = trained(2, anew(alone, tmp_path), shard_model=True, minutes=0.05, eval_every=0)
+    steps = newest_checkpoint(settings.checkpoint_dir)[1]["step"]
+    plain = trained(2, anew(alone, tmp_path / "plain"), max_steps=steps, eval_every=0)
+    assert difference(losses(plain), losses(settings)) < 1e-5
+
+
+def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
+    """Counts the tokens of both."""
+    settings = anew(alone, tmp_path)
+    begun = [end_of(pid) for pid in begin(2, training(settings, plan=True), tmp_path / "said")]
+    said = (tmp_path / "said" / "0.out").read_text()
+    assert begun == [0, 0], (tmp_path / "said" / "0.err").read_text()
+    assert f"{8 * 24 * 50:,} in 50 steps" in said and "Each process needs about" in said
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(UserError, match="--plan goes without --shard-model"):
+        train.main(replace(settings, shard_model=True), fresh=False, plan=True)
+
+
 @pytest.mark.slow
 def test_the_real_compiler_gives_the_same_losses_in_two_processes(alone, tmp_path):
     """In pieces, too: the plain step was tried before, and its hooks on the gradients must not disturb."""
@@ -440,3 +462,14 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(long, tmp_path):
     assert [end_of(pid) for pid in pids] == [143, 143]
     assert "The same command goes on" in (tmp_path / "said" / "0.out").read_text()
     goes_on_as(long, settings)
+
+
+def test_a_signal_to_one_process_stops_the_plan_of_all(alone, tmp_path, monkeypatch):
+    def stopping(*rest, check, **more):
+        if distributed.rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        check()
+
+    monkeypatch.setattr(train, "seconds_a_step", stopping)
+    pids = begin(2, training(anew(alone, tmp_path), plan=True), tmp_path / "said")
+    assert [end_of(pid) for pid in pids] == [143, 143]
