@@ -312,7 +312,8 @@ def start_or_resume(
         rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte) if first else {}
         rungs = distributed.of_first(rungs)
     if settings.debug and rungs:
-        print("What others reach on the validation file, in bits per byte (model/ladder.py says how):")
+        part = f"the first {ladder.VALIDATION_TOKENS:,} tokens of " if len(val) > ladder.VALIDATION_TOKENS else ""
+        print(f"What others reach on {part}the validation file, in bits per byte (model/ladder.py says how):")
         print(ladder.show(rungs))
     every = 0 if settings.shard_model else settings.eval_every  # a record needs all weights in one place
     recorder = Recorder(model, val, tokenizer, log, every, settings.grad_clip, sample, rungs)
