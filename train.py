@@ -205,6 +205,7 @@ def main(
                 "--plan goes without --shard-model. With it, each process holds its part of the weights, gradients and "
                 "optimizer that are planned without it."
             )
+        settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
         with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
             return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids, plan)
 
@@ -225,13 +226,11 @@ def start_or_resume(
     if distributed.of_first(sources) != sources:
         raise UserError("Token files or tokenizer are not those of the first process. Copy them to every machine.")
     folder, first = settings.checkpoint_dir, distributed.first()
-    if fresh and first and not plan:
-        move_aside(folder)
     stop = StopFlag()
 
     # --- a new model, or the newest checkpoint that is whole ---------------------------------------------------------
-    found = newest_checkpoint(folder) if first and not plan else (None, None, [])  # other machines need no folder
-    path, saved, problems = found
+    look = first and not plan and not fresh  # other machines need no folder
+    path, saved, problems = newest_checkpoint(folder) if look else (None, None, [])
     for problem in problems:
         print(problem)
     if problems and saved is None:
@@ -294,6 +293,8 @@ def start_or_resume(
         except Stopped:
             return stop.exit_code
         return 0
+    if fresh and first:  # now that nothing is left to be refused
+        move_aside(folder)
     log = Log(folder if first else None, step if saved is not None else None)
     log.evaluations, log.recorded, log.about = distributed.of_first((log.evaluations, log.recorded, log.about))
 

@@ -283,6 +283,29 @@ def test_fresh_moves_the_earlier_run_aside(char, capsys):
     assert log_of(char)[0]["step"] == 0
 
 
+def test_fresh_moves_a_run_and_nothing_else(char):
+    train.main(char, fresh=False)
+    run = sorted(char.checkpoint_dir.iterdir())
+    with pytest.raises(UserError, match="n_embd / n_head"):
+        train.main(replace(char, n_head=3), fresh=True)
+    assert sorted(char.checkpoint_dir.iterdir()) == run
+    (char.checkpoint_dir / "thesis.txt").touch()
+    with pytest.raises(UserError, match=r"char holds thesis.txt, which is no part of a run.*--checkpoint-dir"):
+        train.main(char, fresh=True)
+    assert set(char.checkpoint_dir.iterdir()) > set(run)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows moves no folder that one stands in")
+def test_a_training_where_one_stands(char, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for fresh in (False, True):
+        train.main(replace(char, checkpoint_dir=Path(), max_steps=1), fresh=fresh)
+    for folder in ("here", "here-1"):
+        assert newest_checkpoint(tmp_path / folder)[1]["step"] == 1
+
+
 CHANGES = {
     "block_size": 32,
     "n_layer": 3,
