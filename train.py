@@ -327,9 +327,10 @@ def start_or_resume(
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
+        clip = "a lower --grad-clip" if settings.grad_clip else "--grad-clip 1"
         return UserError(
-            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate or "
-            "--muon-rate, a lower --grad-clip or more --warmup-steps, with --fresh. The last good checkpoint: "
+            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate or --muon-rate, "
+            f"{clip} or more --warmup-steps, with --fresh. The last good checkpoint: "
             f"{shown_path(path) if path else 'none yet'}."
         )
 

@@ -318,7 +318,8 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer, dict]:
             raise ValueError("its tokenizer does not belong to its weights")
         training = part(content, "training", dict)
         bits_known = is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
-        if not (is_whole(training.get("steps"), 0) and bits_known):
+        data_known = isinstance(training.get("data", {}), dict)
+        if not (is_whole(training.get("steps"), 0) and bits_known and data_known):
             raise ValueError("its summary of the training is incomplete")
         model = GPT(**architecture)
         model.load_state_dict(weights)

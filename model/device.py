@@ -82,7 +82,7 @@ def memory_advice(advice: str):
     """Turn "out of memory", on any device, into a UserError that says what to do. Around a block, or on a function."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU's allocator raises it bare
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    except (RuntimeError, MemoryError) as error:  # torch's is a RuntimeError, and its CPU allocator raises it bare
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise UserError(f"There is not enough memory for this. {advice}") from None
         raise
