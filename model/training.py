@@ -66,8 +66,8 @@ def open_inputs(settings: Settings, kind: str, ids: int | None = None) -> tuple[
 
 def begin_from(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:
     """What --init-from stands for: the settings with the architecture and the tokenizer of a folder in Hugging Face's
-    layout, its weights, and their SHA-256. A flag that says otherwise is refused, unless it says the
-    default, which looks like no flag."""
+    layout, its weights, and their SHA-256. A flag that says otherwise is refused, unless it says the default, which
+    looks like no flag."""
     from model.huggingface import read_folder
 
     architecture, weights, sha256 = read_folder(folder, settings.block_size)
