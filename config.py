@@ -30,7 +30,7 @@ class Settings:
     corpus: Path = DATA / "corpus.txt"  # the text to learn from, documents separated by a line <|endoftext|>
     tokenizer_file: Path = DATA / "tokenizer_char.json"  # a file of the tokenizers library
     train_file: Path = DATA / "train.bin"  # token ids to train on, uint16; or a folder of such files
-    val_file: Path = DATA / "val.bin"  # token ids to validate on, uint16
+    val_file: Path = DATA / "val.bin"  # token ids to validate on, uint16; or a folder of such files
     checkpoint_dir: Path = ROOT / "checkpoints" / "char"  # folder of step_*.pt and log.jsonl; a run resumes from here
     model_file: Path = ROOT / "gpt_model.pt"  # the trained model, all that generation needs
 

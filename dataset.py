@@ -559,6 +559,8 @@ def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
     """Open a token file without a sidecar, raw little-endian uint16, such as nanoGPT's prepare.py writes. What cannot
     be counted in it, documents and bytes of text, is 0. Raises UserError where it is missing or has larger ids."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{shown_path(path)} is a folder, and bare ids (--tokenizer none) are one file: name that.")
     if not path.is_file():
         raise UserError(f"There is no token file {shown_path(path)}. Name one with --train-file and --val-file.")
     size = path.stat().st_size

@@ -22,7 +22,6 @@ if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
 import math
-import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -161,26 +160,28 @@ class Batches:
 
 
 def show_costs(
-    settings: Settings, model: GPT, optimizer: Optimizer, batches: Batches, train, val, tokenizer, stop: StopFlag
+    settings: Settings, model: GPT, optimizer: Optimizer, make_step: Callable, batches, train, val, tokenizer, stop
 ) -> None:
     """What the run would take, from 20 of its steps, a part of an evaluation and a few tokens of a sample."""
 
-    def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-        return train_step(model.loss, optimizer, idx, targets, rate, settings.grad_clip)
+    def time_step(step_of: Callable) -> float:
+        return seconds_a_step(step_of, optimizer, batches, at_most=math.inf, check=stop.check, most=20)
 
-    seconds = seconds_a_step(step_of, optimizer, batches, at_most=math.inf, check=stop.check, most=20)
+    _, seconds, _ = pick_step(make_step, model.loss, time_step, model.device, "off", planned=None)
     begin = time.perf_counter()
     _, scored = evaluate(model, val, stop, at_most=8192)
     a_token = (time.perf_counter() - begin) / scored
     begin = time.perf_counter()
     sample_text(model, tokenizer, min(20, settings.sample_tokens), {}, stop.check)
     a_sample = (time.perf_counter() - begin) * max(1, settings.sample_tokens / 20)
-    steps = int(60 * settings.minutes / seconds) if settings.minutes > 0 else settings.max_steps
+    steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
     evaluations = 1 + (steps - 1) // settings.eval_every if settings.eval_every else 0  # besides the last one
     records = evaluations + steps.bit_length() if settings.eval_every else 0  # each takes about as long as a step
     each = min(settings.eval_tokens or len(val), len(val))
     other = a_token * (len(val) + evaluations * each) + a_sample * (1 + evaluations + records) + seconds * records
-    print(costs.show(model, optimizer, batches(0), len(train), steps, seconds, other))
+    idx, targets = (part.chunk(settings.accumulate)[0] for part in batches(0))  # what a process computes at once
+    tokens = settings.batch_size * settings.block_size
+    print(costs.show(model, optimizer, (idx, targets), tokens, len(train), steps, seconds, other))
     if settings.compile == "auto" and seconds * steps >= COMPILE_FROM:
         print("A run as long as this is compiled first, where that is possible and proves to be faster.")
 
@@ -201,6 +202,12 @@ def main(
         check_settings(settings)
         inputs = settings.train_file, settings.val_file, settings.tokenizer_file
         refuse_same({"--model-file": settings.model_file}, *inputs)
+        if plan and settings.shard_model:
+            raise UsageError(
+                "--plan goes without --shard-model. With it, each process holds its part of the weights, gradients and "
+                "optimizer that are planned without it."
+            )
+        settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
         with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
             return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids, plan)
 
@@ -221,13 +228,11 @@ def start_or_resume(
     if distributed.of_first(sources) != sources:
         raise UserError("Token files or tokenizer are not those of the first process. Copy them to every machine.")
     folder, first = settings.checkpoint_dir, distributed.first()
-    if fresh and first and not plan:
-        move_aside(folder)
     stop = StopFlag()
 
     # --- a new model, or the newest checkpoint that is whole ---------------------------------------------------------
-    found = newest_checkpoint(folder) if first and not plan else (None, None, [])  # other machines need no folder
-    path, saved, problems = found
+    look = first and not plan and not fresh  # other machines need no folder
+    path, saved, problems = newest_checkpoint(folder) if look else (None, None, [])
     for problem in problems:
         print(problem)
     if problems and saved is None:
@@ -273,13 +278,25 @@ def start_or_resume(
         if device.type == "cuda" and "cuda_rng" in saved:
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
     model.train()
+
+    def make_step(loss_of: Callable) -> Callable:
+        loss_of, adding_up = distributed.averaged(loss_of, model)
+        pieces = settings.accumulate
+
+        def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+            return train_step(loss_of, optimizer, idx, targets, rate, settings.grad_clip, pieces, adding_up)
+
+        return step_of
+
     if plan:
         show_plan(settings, model, train, val, tokenizer, init_from)
         try:
-            show_costs(settings, model, optimizer, batches, train, val, tokenizer, stop)
+            show_costs(settings, model, optimizer, make_step, batches, train, val, tokenizer, stop)
         except Stopped:
-            return 128 + stop.signal
+            return stop.exit_code
         return 0
+    if fresh and first:  # now that nothing is left to be refused
+        move_aside(folder)
     log = Log(folder if first else None, step if saved is not None else None)
     log.evaluations, log.recorded, log.about = distributed.of_first((log.evaluations, log.recorded, log.about))
 
@@ -298,7 +315,8 @@ def start_or_resume(
         rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte) if first else {}
         rungs = distributed.of_first(rungs)
     if settings.debug and rungs:
-        print("What others reach on the validation file, in bits per byte (model/ladder.py says how):")
+        part = f"the first {ladder.VALIDATION_TOKENS:,} tokens of " if len(val) > ladder.VALIDATION_TOKENS else ""
+        print(f"What others reach on {part}the validation file, in bits per byte (model/ladder.py says how):")
         print(ladder.show(rungs))
     every = 0 if settings.shard_model else settings.eval_every  # a record needs all weights in one place
     recorder = Recorder(model, val, tokenizer, log, every, settings.grad_clip, sample, rungs)
@@ -311,9 +329,10 @@ def start_or_resume(
 
     # --- the beats that the loop is made of --------------------------------------------------------------------------
     def wrong(reason: object) -> UserError:
+        clip = "a lower --grad-clip" if settings.grad_clip else "--grad-clip 1"
         return UserError(
-            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate or "
-            "--muon-rate, a lower --grad-clip or more --warmup-steps, with --fresh. The last good checkpoint: "
+            f"Step {step} went wrong: {reason}. Nothing of it was saved. Try a lower --learning-rate or --muon-rate, "
+            f"{clip} or more --warmup-steps, with --fresh. The last good checkpoint: "
             f"{shown_path(path) if path else 'none yet'}."
         )
 
@@ -370,15 +389,6 @@ def start_or_resume(
         if step > 0 or init_from is None:  # whose first loss is not that of guessing
             warn(check_up.evaluated(step, loss, scored, model.vocab_size))
         return time.perf_counter() - start
-
-    def make_step(loss_of: Callable) -> Callable:
-        loss_of, adding_up = distributed.averaged(loss_of, model)
-        pieces = settings.accumulate
-
-        def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-            return train_step(loss_of, optimizer, idx, targets, rate, settings.grad_clip, pieces, adding_up)
-
-        return step_of
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     resumed_at = step
@@ -473,7 +483,7 @@ def start_or_resume(
             path = checkpoint()
         where = f", saved as {shown_path(path)}. The same command goes on." if path else ", nothing to save yet."
         print(f"Stopped at step {step}{where}")
-        return 128 + (stop.signal or signal.SIGTERM)  # of another process, where this one got none
+        return stop.exit_code
     except FloatingPointError as error:
         raise wrong(error) from None
     finally:

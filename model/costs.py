@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model import insight
+from model import distributed, insight
 from model.gpt import GPT
 from model.optimizer import Optimizer
 
@@ -56,18 +56,21 @@ def show(
     model: GPT,
     optimizer: Optimizer,
     batch: tuple[Tensor, Tensor],
+    tokens_a_step: int,
     train_tokens: int,
     max_steps: int,
     seconds_a_step: float,
     other_seconds: float,
 ) -> str:
-    """The plan of a run, as lines: memory, data, arithmetic, time, and a warning where there is one to give."""
+    """The plan of a run, as lines: memory, data, arithmetic, time, and a warning where there is one to give. `batch` is
+    what a process computes at once; a step may be several of these, and of several processes."""
     memory = memory_by_kind(model, optimizer, *batch)
     whole = sum(memory.values())
-    lines = [f"It needs about {whole / 1e6:,.0f} MB of memory, besides Python and torch themselves:"]
+    who = "It" if distributed.size() == 1 else "Each process"
+    lines = [f"{who} needs about {whole / 1e6:,.0f} MB of memory, besides Python and torch themselves:"]
     for name, size in memory.items():
         lines.append(f"  {name:18} {size / 1e6:>10,.1f} MB {insight.bar(size / whole)} {size / whole:6.1%}")
-    total, tokens = sum(model.parameters_by_part().values()), max_steps * batch[0].numel()
+    total, tokens = sum(model.parameters_by_part().values()), max_steps * tokens_a_step
     flops = flops_a_token(model)
     lines += [
         "What it learns from:",
@@ -75,8 +78,8 @@ def show(
         f"  {'a parameter':18} {tokens / total:>12.1f} tokens; {TOKENS_A_PARAMETER} make the best of the work",
         "What it computes:",
         f"  {'a token':18} {flops / 1e6:>12,.1f} million operations, {tokens * flops / 1e12:,.1f} trillion in all",
-        f"  {'speed':18} {batch[0].numel() / seconds_a_step:>12,.0f} tokens/s, "
-        f"{flops * batch[0].numel() / seconds_a_step / 1e9:,.1f} GFLOP/s, from 20 steps",
+        f"  {'speed':18} {tokens_a_step / seconds_a_step:>12,.0f} tokens/s, "
+        f"{flops * tokens_a_step / seconds_a_step / 1e9:,.1f} GFLOP/s, from 20 steps",
         f"  {'time':18} {insight.duration(max_steps * seconds_a_step + other_seconds):>12} in all: "
         f"{insight.duration(max_steps * seconds_a_step)} of steps of {1000 * seconds_a_step:.1f} ms, "
         f"{insight.duration(other_seconds)} of evaluations and samples",

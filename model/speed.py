@@ -89,7 +89,7 @@ def seconds_a_step(
     """The median time of step(idx, targets, rate), at a rate of zero, on batches(0), batches(1), ... of a run: over
     two of them, or up to `most` if these take less than `at_most` seconds. check() is called before each.
     """
-    device = optimizer.weights.device
+    device = optimizer.steps.device
     unlike = 1 if device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=device)
     with leaving_no_trace(optimizer):

@@ -35,6 +35,8 @@ def open_inputs(settings: Settings, kind: str, ids: int | None = None) -> tuple[
     are bare ones and there is no tokenizer."""
     paths = settings.train_file, settings.val_file
     if ids is not None:
+        if ids < 2:
+            raise UsageError(f"--vocab-size must be 2 or more, and it is {ids}: with one id there is nothing to learn.")
         tokenizer = NoTokenizer(ids)
         train, val = (open_bare_tokens(path, ids) for path in paths)
     else:
@@ -64,7 +66,8 @@ def open_inputs(settings: Settings, kind: str, ids: int | None = None) -> tuple[
 
 def begin_from(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:
     """What --init-from stands for: the settings with the architecture and the tokenizer of a folder in Hugging Face's
-    layout, its weights, and their SHA-256. A flag that says otherwise is refused."""
+    layout, its weights, and their SHA-256. A flag that says otherwise is refused, unless it says the default, which
+    looks like no flag."""
     from model.huggingface import read_folder
 
     architecture, weights, sha256 = read_folder(folder, settings.block_size)
@@ -96,12 +99,16 @@ def check_settings(settings: Settings) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0, and it is {getattr(settings, name)}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
         raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
-    for name in ("weight_decay", "warmup_steps", "sample_tokens", "eval_every", "eval_tokens"):
+    if settings.minutes > 5_256_000:
+        raise UsageError(f"--minutes must be at most 5,256,000, ten years, and it is {settings.minutes:g}.")
+    for name in ("weight_decay", "warmup_steps", "sample_tokens", "eval_every", "eval_tokens", "grad_clip"):
         if getattr(settings, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must be 0 or above, and it is {getattr(settings, name)}.")
     for name in ("dropout", "momentum", "beta1", "beta2"):
         if not 0 <= getattr(settings, name) < 1:
             raise UsageError(f"--{name} must be at least 0 and below 1, and it is {getattr(settings, name)}.")
+    if not 0 <= settings.decay_fraction <= 1:
+        raise UsageError(f"--decay-fraction must be from 0 to 1, and it is {settings.decay_fraction}.")
     if settings.compile not in ("auto", "on", "off"):
         raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
     check_seed(settings)
@@ -147,7 +154,8 @@ def compare(saved: dict, settings: Settings, sources: dict) -> None:
         print(f"  changed since: {changed[name]}")
     if "minutes" in changed and settings.minutes > 0:
         print(
-            f"  Its {settings.max_steps} steps were fixed when it began: --max-steps goes further, --fresh starts over."
+            f"  Its {settings.max_steps} steps were fixed when it began: --max-steps without --minutes goes further, "
+            "--fresh starts over."
         )
 
 
@@ -214,6 +222,10 @@ class StopFlag:
             )  # print could clash
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.signal or signal.SIGTERM)  # of another process, where this one got none
 
     def check(self):
         if distributed.any_of(self.signal is not None):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, UsageError, add_flags, check_seed, parse_before_torch, run
+from config import CHAR, UsageError, add_flags, parse_before_torch, run
 
 
 def command_line(argv: list[str] | None = None):
@@ -44,10 +44,11 @@ from torch import Tensor, nn
 
 from dataset import draw_batch
 from model.checkpoint import check_architecture
-from model.device import pick_device, to_device, wait_for
+from model.device import memory_advice, pick_device, to_device, wait_for
 from model.gpt import ARCHITECTURE, GPT
 from model.insight import tokens_per_second
 from model.optimizer import Optimizer
+from model.training import check_settings
 
 STEPS = 10  # of training
 WRITTEN = 32  # tokens
@@ -186,8 +187,9 @@ def batch_that_fits(model: GPT, device: torch.device, settings) -> int:
     return fits
 
 
+@memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd.")
 def main(settings, args) -> int:
-    check_seed(settings)
+    check_settings(settings)
     cpu, device = torch.device("cpu"), pick_device(settings.device)
     model = first_model(settings)
     total = sum(model.parameters_by_part().values())
@@ -195,6 +197,12 @@ def main(settings, args) -> int:
     if device.type == "cpu":
         print("  which compares the CPU with itself: torch finds no other device here, or none was named")
     reference = work_on(cpu, model, settings)
+    numbers = [*reference.gradients.values(), torch.tensor(reference.losses), reference.logits]
+    if not all(part.isfinite().all() for part in numbers):
+        raise UsageError(
+            "With these flags the CPU itself comes to numbers that are not finite, so there is nothing to compare "
+            "with. Try a lower --learning-rate or --muon-rate."
+        )
     work = work_on(device, model, settings)
 
     # === what was found ===============================================================================================

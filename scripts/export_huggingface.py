@@ -162,7 +162,8 @@ def main(settings, args) -> None:
         )
     folder = args.output
     files = files_of(folder, model, tokenizer, training)
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {*files}):
+    own = {*files, args.gguf.name} if args.gguf else {*files}
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= own):
         raise UsageError(f"{shown_path(folder)} holds something else than an exported model. Name a new folder.")
 
     # === write ========================================================================================================
@@ -173,6 +174,11 @@ def main(settings, args) -> None:
                 print("  and so on, block by block")
                 break
             print(f"  {name:36} {tuple(weight.shape)!s:14} {', '.join(their_names(name))}")
+    if args.gguf:  # first, as its path may be one that cannot be written
+        write_gguf(args.gguf, model, tokenizer, CHAT_TEMPLATE)
+        print(f"{shown_path(args.gguf)}: {args.gguf.stat().st_size / 1e6:.1f} MB for llama.cpp")
+        if tokenizer.kind == "char":
+            print("  llama.cpp leaves out the characters that the model has never seen; here they are read as <|unk|>")
     (folder / "config.json").unlink(missing_ok=True)
     for name, data in files.items():
         with whole_file(folder / name) as file:
@@ -185,11 +191,6 @@ def main(settings, args) -> None:
         raise UserError(f"{shown_path(folder)} does not hold the model that was written. Write it again.")
     megabytes = sum(map(len, files.values())) / 1e6
     print(f"{shown_path(folder)}: {len(files)} files, {megabytes:.1f} MB, read back: the same")
-    if args.gguf:
-        write_gguf(args.gguf, model, tokenizer, CHAT_TEMPLATE)
-        print(f"{shown_path(args.gguf)}: {args.gguf.stat().st_size / 1e6:.1f} MB for llama.cpp")
-        if tokenizer.kind == "char":
-            print("  llama.cpp leaves out the characters that the model has never seen; here they are read as <|unk|>")
     print(f"Next: edit {shown_path(folder / 'README.md')}: what the model was trained on, and what may be done with it")
 
 

@@ -112,6 +112,10 @@ def test_files_that_cannot_be_are_refused(bare, tmp_path):
             open_bare_tokens(tmp_path / name, 10)
     with pytest.raises(UserError, match="There is no token file"):
         open_bare_tokens(tmp_path / "missing.bin", 10)
+    with pytest.raises(UserError, match="is a folder, and bare ids .* are one file"):
+        open_bare_tokens(tmp_path, 10)
+    with pytest.raises(UserError, match="--vocab-size must be 2 or more"):
+        train.main(settings, fresh=False, ids=1)
     np.array([1, 2, 9], "<u2").tofile(tmp_path / "nine.bin")
     assert open_bare_tokens(tmp_path / "nine.bin", 10).tokens.tolist() == [1, 2, 9]
 

@@ -108,9 +108,17 @@ def test_a_wrong_cache_is_caught_by_the_text(monkeypatch, capsys):
     assert code == 1 and "the first: logits of token 1" in out
 
 
-def test_a_seed_that_is_none_is_refused():
-    with pytest.raises(UsageError, match="--seed"):
-        check_device.main(*check_device.command_line(["--seed", str(2**64)]))
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning-rate", "1e38"], "the CPU itself comes to numbers that are not finite.*--learning-rate"),
+        (["--batch-size", "0"], "--batch-size must be above 0"),
+        (["--seed", "-1"], "--seed must be from 0"),
+    ],
+)
+def test_a_device_is_not_blamed_for_the_flags(flags, said):
+    with pytest.raises(UsageError, match=said):
+        check_device.main(*check_device.command_line([*SMALL, *flags]))
 
 
 def test_the_batch_that_fits_is_found(monkeypatch):
@@ -125,3 +133,6 @@ def test_the_batch_that_fits_is_found(monkeypatch):
     assert check_device.batch_that_fits(model, torch.device("cpu"), settings) == 8
     monkeypatch.setattr(check_device, "one_step", lambda *arguments: None)
     assert check_device.batch_that_fits(model, torch.device("cpu"), settings) == check_device.LARGEST_BATCH
+    clock = iter([0.0, 1.0, 1.0, 7.0])  # the second step takes too long
+    monkeypatch.setattr(check_device.time, "perf_counter", clock.__next__)
+    assert check_device.batch_that_fits(model, torch.device("cpu"), settings) == 2

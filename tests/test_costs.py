@@ -58,13 +58,14 @@ def test_the_lines_by_hand():
     model, optimizer = make()
     total = sum(model.parameters_by_part().values())
     idx = torch.randint(50, (3, 16))
-    text = costs.show(model, optimizer, (idx, idx), total - 1, 1000, 0.024, 6.0)
+    text = costs.show(model, optimizer, (idx, idx), 48, total - 1, 1000, 0.024, 6.0)
     assert "48,000 in 1,000 steps" in text
     assert f"{48_000 / total:.1f} tokens" in text
     assert "2,000 tokens/s" in text
     assert "30.0 s in all: 24.0 s of steps of 24.0 ms, 6.0 s of" in text
     assert "Warning: the model has" in text
-    assert "Warning" not in costs.show(model, optimizer, (idx, idx), total, 1000, 0.024, 6.0)
+    assert "8,000 tokens/s" in costs.show(model, optimizer, (idx, idx), 192, total, 1000, 0.024, 6.0)  # in four pieces
+    assert "Warning" not in costs.show(model, optimizer, (idx, idx), 48, total, 1000, 0.024, 6.0)
 
 
 def test_a_plan_writes_nothing_and_leaves_a_run_alone(char, capsys, monkeypatch):
@@ -80,6 +81,19 @@ def test_a_plan_writes_nothing_and_leaves_a_run_alone(char, capsys, monkeypatch)
     assert "MB of memory" in out and "The model has" in out
     train.main(replace(char, minutes=2.0), fresh=False, plan=True)
     assert "in 240 steps" in capsys.readouterr().out
+    train.main(replace(char, minutes=0.0001), fresh=False, plan=True)
+    assert "in 1 steps" in capsys.readouterr().out
+
+
+def test_a_plan_takes_the_steps_of_the_run(char, capsys):
+    """In pieces, whose activations are there one after the other."""
+    size = {}
+    for pieces in (1, 4):
+        train.main(replace(char, accumulate=pieces), fresh=False, plan=True)
+        out = capsys.readouterr().out
+        assert f"{10 * 4 * 24} in 10 steps" in out
+        size[pieces] = float(re.search(r"activations +([\d.]+) MB", out)[1])
+    assert size[4] < 0.5 * size[1]
 
 
 def test_a_plan_can_be_stopped(char, monkeypatch):

@@ -24,7 +24,7 @@ from scripts import export_huggingface
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
-pytest.importorskip("safetensors", reason="safetensors, the extra `export`, is not installed")
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors, the extra `export`, is not installed")
 
 STANDARD_LIBRARY = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
 ODD = ["", " ", "\n\n", f"a\n{END_OF_TEXT}\nb", f"x {END_OF_TEXT} y", "don't  I'll\tcafé 日本 🙂\r\n", "a , b ."]
@@ -223,6 +223,8 @@ def test_a_folder_of_transformers_own_making(tmp_path, tied):
     """Grouped queries, several files, positions without end, in half precision: the logits are the same."""
     theirs = their_model(tmp_path, tie_word_embeddings=tied, dtype=torch.bfloat16)
     assert len(list(tmp_path.glob("model*.safetensors"))) > 1
+    if tied:  # some files hold a head all the same
+        safetensors.save_file({"lm_head.weight": torch.zeros(50, 32)}, tmp_path / "model-head.safetensors")
     architecture, weights, _ = read_folder(tmp_path, 24)
     assert architecture["block_size"] == 24 and architecture["tie_embeddings"] == tied
     model = GPT(**architecture).eval()
@@ -287,6 +289,16 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path):
 
 
 # --- one file for llama.cpp -------------------------------------------------------------------------------------------
+
+
+def test_gguf_in_the_folder_or_nowhere(exported, tmp_path):
+    pytest.importorskip("gguf", reason="gguf, the extra `export`, is not installed")
+    model = exported[0].parent / "model.pt"
+    with pytest.raises(UserError, match="is not a file that can be replaced"):
+        run_export(model, tmp_path / "out", "--gguf", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+    for _ in range(2):
+        run_export(model, tmp_path / "out", "--gguf", str(tmp_path / "out" / "tiny.gguf"))
 
 
 def test_gguf_holds_the_model_and_its_tokenizer(exported, tmp_path, capsys):

@@ -8,8 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import train
+from dataset import open_tokens
 from model import ladder
-from model.tokenizer import Tokenizer, make_character_tokenizer
+from model.tokenizer import Tokenizer, load_tokenizer, make_character_tokenizer
 
 
 def plain_bits(train, val, V):
@@ -72,6 +74,16 @@ def test_only_the_beginning_of_a_large_file_is_counted(monkeypatch):
     monkeypatch.setattr(ladder, "TRAINING_TOKENS", 4)
     train, val = np.array([0, 1, 0, 1, 2, 2, 2], np.uint16), np.array([0, 1, 2], np.uint16)
     assert ladder.ngram_bits(train, val, 3) == pytest.approx(plain_bits([0, 1, 0, 1], [0, 1, 2], 3))
+
+
+def test_the_beginning_of_a_long_validation_file_stands_for_it(char, monkeypatch, capsys):
+    val = open_tokens(char.val_file)
+    arguments = load_tokenizer(char.tokenizer_file), val.tokens_per_byte
+    expected = ladder.ladder(val.tokens, val.tokens[:100], *arguments)
+    monkeypatch.setattr(ladder, "VALIDATION_TOKENS", 100)
+    assert ladder.ladder(val.tokens, val.tokens, *arguments) == expected
+    train.main(char, fresh=False)
+    assert "What others reach on the first 100 tokens of the validation file, in bits" in capsys.readouterr().out
 
 
 def test_the_rungs_in_bits_per_byte():

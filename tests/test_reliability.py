@@ -221,6 +221,15 @@ def test_a_checkpoint_is_pruned_only_after_the_new_one_was_read_back(copy, finis
     assert steps_of(copy) == names[2:]
 
 
+def test_damaged_checkpoints_of_later_steps_are_not_counted_as_kept(copy, finished):
+    _, old, _ = finished
+    for step in (8, 9):
+        (copy.checkpoint_dir / f"step_{step:08d}.pt").write_bytes(b"damaged")
+    for step in (6, 7):
+        save_checkpoint(copy.checkpoint_dir, step, old | {"step": step}, keep=2)
+    assert steps_of(copy) == [f"step_{step:08d}.pt" for step in (6, 7, 8, 9)]
+
+
 # --- disks that are full ----------------------------------------------------------------------------------------------
 
 
@@ -375,6 +384,17 @@ def test_without_a_lock_two_trainings_would_work_in_one_folder(copy, monkeypatch
     monkeypatch.setattr(checkpoint, "hold", lambda file: True)
     with only_training_in(copy.checkpoint_dir):
         assert train.main(copy, fresh=False) == 0
+
+
+def test_only_a_trainings_own_leftovers_are_removed(copy):
+    folder = copy.checkpoint_dir
+    own = [folder / "step_00000010.pt.7.tmp", folder / "log.jsonl.7.tmp"]
+    others = [folder / "notes.tmp", folder / "step_00000010.pt.tmp", folder / "step_00000011.pt.7.tmp"]
+    for path in (*own, *others[:2]):
+        path.touch()
+    others[2].mkdir()
+    with only_training_in(folder):
+        assert not any(path.exists() for path in own) and all(path.exists() for path in others)
 
 
 def test_a_killed_training_holds_no_lock(copy):

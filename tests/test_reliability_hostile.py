@@ -406,6 +406,7 @@ def architectures() -> dict:
         "tokenizer of bytes": lambda content: content["tokenizer"].update(json=5),
         "no summary": lambda content: content.update(training=[]),
         "a summary of nothing": lambda content: content["training"].clear(),
+        "a summary of other data": lambda content: content["training"].update(data=5),
     }
     return kinds
 

@@ -111,6 +111,17 @@ def test_a_training_on_a_folder_is_the_training_on_the_file(char, tmp_path, caps
     assert same(list(batch), list(resident(3)))
 
 
+def test_a_folder_to_validate_on(char, tmp_path):
+    char = replace(char, max_steps=1)
+    train.main(char, fresh=False)
+    (tmp_path / "validation").mkdir()
+    for path in (char.val_file, sidecar(char.val_file)):
+        path.rename(tmp_path / "validation" / path.name)
+    folder = replace(char, val_file=tmp_path / "validation", checkpoint_dir=tmp_path / "run")
+    train.main(folder, fresh=False)
+    assert [e.get("val_loss") for e in log_of(folder)] == [e.get("val_loss") for e in log_of(char)]
+
+
 def test_a_folder_that_holds_the_validation_file_is_refused(char):
     with pytest.raises(UserError, match="holds the file to validate on as well"):
         train.main(replace(char, train_file=char.train_file.parent), fresh=False)

@@ -163,7 +163,8 @@ def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
 
 def test_minutes_become_a_number_of_steps_that_stays(char, capsys, monkeypatch):
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
-    timed = replace(char, minutes=0.03, eval_every=1000)
+    monkeypatch.setattr(train, "seconds_a_step", lambda *rest, **more: 0.1)
+    timed = replace(char, minutes=0.1, eval_every=1000, checkpoint_every=20)
     train.main(timed, fresh=False)
     planned = newest_checkpoint(char.checkpoint_dir)[1]["settings"]["max_steps"]
     assert planned > 5
@@ -176,7 +177,7 @@ def test_minutes_become_a_number_of_steps_that_stays(char, capsys, monkeypatch):
     assert "fit into" not in out
     assert "changed since" not in out
     train.main(replace(timed, minutes=5), fresh=False)  # and other minutes are no longer asked for
-    assert f"Its {planned} steps were fixed when it began: --max-steps goes further" in capsys.readouterr().out
+    assert f"Its {planned} steps were fixed when it began: --max-steps without --minutes" in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(char):
@@ -286,6 +287,29 @@ def test_fresh_moves_the_earlier_run_aside(char, capsys):
     assert log_of(char)[0]["step"] == 0
 
 
+def test_fresh_moves_a_run_and_nothing_else(char):
+    train.main(char, fresh=False)
+    run = sorted(char.checkpoint_dir.iterdir())
+    with pytest.raises(UserError, match="n_embd / n_head"):
+        train.main(replace(char, n_head=3), fresh=True)
+    assert sorted(char.checkpoint_dir.iterdir()) == run
+    (char.checkpoint_dir / "thesis.txt").touch()
+    with pytest.raises(UserError, match=r"char holds thesis.txt, which is no part of a run.*--checkpoint-dir"):
+        train.main(char, fresh=True)
+    assert set(char.checkpoint_dir.iterdir()) > set(run)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows moves no folder that one stands in")
+def test_a_training_where_one_stands(char, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for fresh in (False, True):
+        train.main(replace(char, checkpoint_dir=Path(), max_steps=1), fresh=fresh)
+    for folder in ("here", "here-1"):
+        assert newest_checkpoint(tmp_path / folder)[1]["step"] == 1
+
+
 CHANGES = {
     "block_size": 32,
     "n_layer": 3,
@@ -391,7 +415,7 @@ def test_a_stop_in_evaluation_or_sampling_is_not_lost(char, monkeypatch, capsys)
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(char):
     wild = replace(char, learning_rate=1e30, grad_clip=0.0, warmup_steps=0, checkpoint_every=1, dropout=0.0)
-    with pytest.raises(UserError, match=r"Step \d+ went wrong.*--learning-rate.*last good checkpoint"):
+    with pytest.raises(UserError, match=r"Step \d+ went wrong.*--learning-rate.* --grad-clip 1 .*last good checkpoint"):
         train.main(wild, fresh=False)
     _, content, problems = newest_checkpoint(char.checkpoint_dir)
     assert problems == []
@@ -416,9 +440,13 @@ def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
     assert not char.model_file.exists()
 
 
-def test_too_little_memory_is_a_plain_error(char, monkeypatch):
+TORCHS = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+
+@pytest.mark.parametrize("error", [TORCHS, MemoryError("Unable to allocate 127. GiB")])
+def test_too_little_memory_is_a_plain_error(char, monkeypatch, error):
     def full(*rest):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+        raise error
 
     monkeypatch.setattr(train, "train_step", full)
     with pytest.raises(UserError, match="not enough memory.*--batch-size"):
@@ -577,6 +605,9 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
         ({"warmup_steps": -1}, "--warmup-steps"),
         ({"sample_tokens": -1}, "--sample-tokens"),
         ({"minutes": math.inf}, "--minutes must be a finite number"),
+        ({"minutes": 1e308}, "--minutes must be at most 5,256,000"),
+        ({"grad_clip": -1.0}, "--grad-clip must be 0 or above"),
+        ({"decay_fraction": 1.5}, "--decay-fraction must be from 0 to 1"),
         ({"learning_rate": math.nan}, "--learning-rate must be a finite number"),
         ({"keep_checkpoints": 1}, "at least 2"),
         ({"dropout": 1.0}, "--dropout"),
