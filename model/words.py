@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 END = 0xFF  # the byte that stands behind every document: no byte of UTF-8 is 255
-BLOCK = 1 << 18  # bytes worked on at once: few enough that the arrays stay in the processor's caches
+OPEN = 0xFFFF  # in a table of ids: not known from the byte alone
+BLOCK = 1 << 19  # bytes worked on at once: few for the caches, many for threads, which meet between operations
 WORD_BLOCK = 1 << 21  # the same where words are told apart: enough that most of them are there more than once
 
 LETTER, DIGIT, OTHER, HIGH, SPACE, BLANK, STOP = 1, 2, 3, 4, 8, 9, 16  # HIGH: not ASCII; BLANK: the space character
@@ -239,10 +240,11 @@ class CharacterEncoder:
     """Encodes documents with a character tokenizer. One for each thread, as it counts what is unknown."""
 
     def __init__(self, tokenizer):
-        table, end_of_text_id = tokenizer.character_to_id, tokenizer.end_of_text_id
-        self.table, self.unknown_id = table, tokenizer.unknown_id
-        # The ids of two neighbouring bytes at a time: twice as fast as one by one. Above ASCII, that of END.
-        ids = np.append(table[:128], np.full(128, end_of_text_id)).astype("<u4")
+        self.table, self.unknown_id = tokenizer.character_to_id, tokenizer.unknown_id
+        self.end_of_text_id = tokenizer.end_of_text_id
+        # The ids of two neighbouring bytes at a time: twice as fast as one by one.
+        ids = np.full(256, OPEN, "<u4")
+        ids[:128] = np.where(self.table[:128] == self.unknown_id, OPEN, self.table[:128])
         self.pairs = (ids | ids[:, None] << 16).ravel()  # (65536,), by the first byte + 256 times the second
         self.unknown: dict[str, int] = {}
 
@@ -256,26 +258,22 @@ class CharacterEncoder:
             end = begin + BLOCK
             while end < len(data) and data[end] & 0xC0 == 0x80:  # no character is cut in two
                 end += 1
-            yield self.encode_block(data[begin:end])
+            yield self.encode_block(np.frombuffer(data, np.uint8)[begin:end])
             begin = end
 
-    def encode_block(self, data: bytes) -> np.ndarray:
-        text = np.frombuffer(data, np.uint8)
-        two = np.frombuffer(data + bytes(len(data) % 2), "<u2")
+    def encode_block(self, text: np.ndarray) -> np.ndarray:
+        two = (np.append(text, np.uint8(0)) if len(text) % 2 else text).view("<u2")
         ids = self.pairs.take(two, mode="clip").view("<u2")[: len(text)]  # any number fits; "clip" is the fast way
-        high = np.flatnonzero(text >= 0x80)
-        first = high[(text[high] >= 0xC0) & (text[high] != END)]  # the first bytes of characters that are not ASCII
-        characters = np.zeros(0, np.uint32)
-        if len(first):
-            characters = decode_utf8(text, first)
-            ids[first] = self.table[characters]
-        if (ids == self.unknown_id).any():
-            known = np.frombuffer(data, np.uint8)
-            plain = known[(ids == self.unknown_id) & (known < 0x80)]
-            missing = np.append(characters[self.table[characters] == self.unknown_id], plain)
-            for character, count in zip(*np.unique(missing, return_counts=True), strict=True):
-                self.unknown[chr(character)] = self.unknown.get(chr(character), 0) + int(count)
-        rest = high[(text[high] & 0xC0) == 0x80]  # the others, which have no id
+        places = np.flatnonzero(ids == OPEN)
+        byte = text[places]
+        ids[places[byte == END]] = self.end_of_text_id
+        first = places[(byte & 0xC0 != 0x80) & (byte != END)]  # where characters begin
+        characters = decode_utf8(text, first)
+        ids[first] = found = self.table[characters]
+        missing = characters[found == self.unknown_id]
+        for character, count in zip(*np.unique(missing, return_counts=True), strict=True):
+            self.unknown[chr(character)] = self.unknown.get(chr(character), 0) + int(count)
+        rest = places[byte & 0xC0 == 0x80]  # the other bytes of characters, which have no id
         if len(rest) * 200 > len(ids):
             return ids[(text & 0xC0) != 0x80]
         cuts = [-1, *rest.tolist(), len(ids)]
@@ -283,9 +281,10 @@ class CharacterEncoder:
 
 
 def decode_utf8(text: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The Unicode numbers of the characters of 2 to 4 bytes that begin at `first`, in valid UTF-8 (RFC 3629)."""
-    b = np.append(text, np.zeros(3, np.uint8))
-    b0, b1, b2, b3 = (b[first + i].astype(np.uint32) for i in range(4))
+    """The Unicode numbers of the characters that begin at `first`, in valid UTF-8 (RFC 3629)."""
+    # Of a short character, some of these belong to the next ones, and are not looked at.
+    b0, b1, b2, b3 = (text.take(first + i, mode="clip").astype(np.uint32) for i in range(4))
     b1, b2, b3 = b1 & 0x3F, b2 & 0x3F, b3 & 0x3F
     two, three = (b0 & 0x1F) << 6 | b1, (b0 & 0x0F) << 12 | b1 << 6 | b2
-    return np.where(b0 < 0xE0, two, np.where(b0 < 0xF0, three, (b0 & 0x07) << 18 | b1 << 12 | b2 << 6 | b3))
+    four = (b0 & 0x07) << 18 | b1 << 12 | b2 << 6 | b3
+    return np.select([b0 < 0x80, b0 < 0xE0, b0 < 0xF0], [b0, two, three], four)
