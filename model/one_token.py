@@ -101,7 +101,8 @@ class OneToken:
         x = self.x
         np.multiply(x, 1 / math.sqrt(float(x.dot(x)) / len(x) + self.eps), self.normed)
 
-    @np.errstate(over="ignore")  # exp(-gate) may be infinite, and silu is then 0, as it should be
+    # exp(-gate) may be infinite, and silu is then 0, as it should be; logits that are NaN are the caller's to notice
+    @np.errstate(over="ignore", invalid="ignore")
     def __call__(self, token: int) -> np.ndarray:
         position, end = self.cache.length, self.cache.length + 1
         if end > self.block_size:
