@@ -90,6 +90,8 @@ def together(device: str) -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     try:
         with nullcontext() if first() else silence():
+            # None begins before all are connected: one that ended at once would leave others waiting for its address.
+            dist.all_reduce(torch.zeros(1))
             yield
     except Exception as error:
         if not first():
