@@ -178,6 +178,13 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
 GENERATION_FLAGS = "tokens temperature top_k top_p min_p repetition_penalty samples seed show device debug"
 
 
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --model, as the scripts call it that read a model: training writes it with --model-file."""
+    parser.add_argument(
+        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
+    )
+
+
 def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
     """The command line of generate.py and generatev2.py. Here, so that both answer --help before they import torch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,9 +192,7 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     prompt.add_argument("--prompt", default="", help="text to go on from; without one, the beginning of a document")
     prompt.add_argument("--prompt-file", type=Path, help="take the prompt from this file, as it is")
     prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=settings.model_file, help="the model [gpt_model.pt]"
-    )
+    model_flag(parser)
     parser.add_argument("--readable", action="store_true", help="show tokens as text, not as the tokenizer's pieces")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
     parser.add_argument("--stop-at-newline", action="store_true", help="stop before the first line end")

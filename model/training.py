@@ -217,9 +217,8 @@ class StopFlag:
     def note(self, number, frame):
         self.signal = number
         if distributed.first():
-            os.write(
-                2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n"
-            )  # print could clash
+            # not print, which the signal may have interrupted
+            os.write(2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -35,6 +35,7 @@ from config import (
     add_flags,
     check_seed,
     file_flags,
+    model_flag,
     parse_before_torch,
     run,
     shown_path,
@@ -44,9 +45,7 @@ from config import (
 def command_line(argv: list[str] | None = None):
     """Returns (settings, arguments)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    model_flag(parser)
     parser.add_argument(
         "--val-file", dest="tokens", type=Path, help="token ids to score [data/val.bin or data/val_bpe.bin]"
     )

@@ -18,15 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, UsageError, UserError, add_flags, parse_before_torch, refuse_same, run, shown_path
+from config import CHAR, UsageError, UserError, add_flags, model_flag, parse_before_torch, refuse_same, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
     """Returns (settings, arguments)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    model_flag(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="write this file for llama.cpp as well")
     add_flags(parser, CHAR, "debug")

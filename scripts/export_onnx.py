@@ -21,15 +21,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, UserError, add_flags, parse_before_torch, refuse_same, run, shown_path
+from config import CHAR, UserError, add_flags, model_flag, parse_before_torch, refuse_same, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
     """Returns (settings, arguments)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    model_flag(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     add_flags(parser, CHAR, "debug")
     return parse_before_torch(parser, CHAR, argv)
@@ -88,8 +86,7 @@ class OneStep(nn.Module):
 
 def empty_cache(model: GPT) -> Tensor:
     """Zeros in the shape of the keys, and of the values: (L, H, S, D)."""
-    a = model.architecture
-    return torch.zeros(a["n_layer"], a["n_head"], a["block_size"], a["n_embd"] // a["n_head"])
+    return torch.zeros_like(model.new_cache().store[:, 0, 0])
 
 
 def to_onnx(model: GPT, metadata: dict[str, str]) -> bytes:

@@ -19,16 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHAR, Settings, UsageError, add_flags, parse_before_torch, refuse_same, run, shown_path
+from config import CHAR, Settings, UsageError, add_flags, model_flag, parse_before_torch, refuse_same, run, shown_path
 
 
 def command_line(argv: list[str] | None = None):
     """Returns (settings, arguments)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", default="", help="the text to look at; without one, the beginning of a document")
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    model_flag(parser)
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the page to this file")
     parser.add_argument("--text", action="store_true", help="show the short form in the terminal")
     parser.add_argument("--head", default="L0H0", help="the head that --text shows [L0H0]")

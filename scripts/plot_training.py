@@ -56,11 +56,8 @@ def read_run(path: Path) -> dict:
     path = path / "log.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no log {shown_path(path)}. Name the folder of a run, such as checkpoints/bpe.")
-    about, by_step, warnings = (
-        {},
-        {},
-        [],
-    )  # a training that was killed and goes on may write a step twice: the later one counts
+    about, warnings = {}, []
+    by_step = {}  # a training that was killed and goes on may write a step twice: the later one counts
     for line in path.read_bytes().split(b"\n"):
         entry = read_line(line)
         if entry is not None:

@@ -40,6 +40,7 @@ from config import (
     UserError,
     add_flags,
     file_flags,
+    model_flag,
     parse_before_torch,
     refuse_same,
     run,
@@ -51,9 +52,7 @@ def command_line(argv: list[str] | None = None):
     """Returns (settings, arguments)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="the text to read")
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    model_flag(parser)
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page for a browser to this file as well")
     add_flags(parser, CHAR, "show device debug")
     return parse_before_torch(parser, CHAR, argv)
