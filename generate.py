@@ -51,7 +51,7 @@ from model import insight
 from model.checkpoint import load_model
 from model.device import memory_advice, pick_device
 from model.microscope import switch_off
-from model.one_token import OneToken
+from model.one_token import fast_step
 from model.sampling import Step, generate_samples, read
 from model.steps import explain_step, show_step, trace_step
 from model.text_stream import TextStream
@@ -339,7 +339,7 @@ def main(settings: Settings, args, kind: str = "char") -> int:
             raise UsageError(f"--off: {error}") from None
     model.to(pick_device(settings.device))
     cache = model.new_cache()
-    one_token = OneToken(model, cache) if model.device.type == "cpu" else None
+    one_token = fast_step(model, cache)
     if settings.debug:
         off = f", without {', '.join(args.off)}" if args.off else ""
         say(f"{shown_path(settings.model_file)}: {insight.show_training(training)}{off}")

@@ -182,7 +182,7 @@ def show_costs(
     idx, targets = (part.chunk(settings.accumulate)[0] for part in batches(0))  # what a process computes at once
     tokens = settings.batch_size * settings.block_size
     print(costs.show(model, optimizer, (idx, targets), tokens, len(train), steps, seconds, other))
-    if settings.compile == "auto" and seconds * steps >= COMPILE_FROM:
+    if settings.compile == "auto" and seconds * steps >= COMPILE_FROM.get(model.device.type, math.inf):
         print("A run as long as this is compiled first, where that is possible and proves to be faster.")
 
 

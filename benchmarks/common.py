@@ -24,13 +24,15 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-def product_rate(dtype, size: int = 1024) -> float:
-    """Floating-point operations a second of a matrix product (size, size) in a precision."""
+def product_rate(dtype, size: int = 0) -> float:
+    """Floating-point operations a second of a matrix product (size, size) in a precision. By default, the size is one
+    at which a CPU or a GPU is at its best."""
     import torch
 
     from model.device import pick_device, wait_for
 
     device = pick_device("auto")
+    size = size or (1024 if device.type == "cpu" else 8192)
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
 
@@ -52,12 +54,20 @@ def seconds_of(work, repeat: int = 5) -> float:
     return statistics.median(times)
 
 
-def bandwidth(megabytes: int = 256) -> float:
-    """Bytes a second that all cores together read from memory: the sum of an array far larger than the caches."""
+def bandwidth(megabytes: int = 0) -> float:
+    """Bytes a second that the whole device reads from memory: the sum of an array far larger than its caches."""
     import torch
 
-    data = torch.ones(megabytes << 18)
-    return data.nbytes / seconds_of(data.sum)
+    from model.device import pick_device, wait_for
+
+    device = pick_device("auto")
+    data = torch.ones((megabytes or (256 if device.type == "cpu" else 8192)) << 18, device=device)
+
+    def add_up():
+        data.sum()
+        wait_for(device)
+
+    return data.nbytes / seconds_of(add_up)
 
 
 def command_seconds(command: list, folder: Path, **variables: str) -> float:

@@ -20,40 +20,48 @@ GENERATING = ["0.8M", "10.7M", "124M", "15M"]
 def measure_generating(args) -> list[dict]:
     """The table: for each shape ours without and with candidates, the peer, and what reading the weights allows.
 
-    Random weights, fp32. Half a context of prompt, then tokens until the block is full; llama2.c and the shape it is
-    compared at begin with one token. Rates are those of the tokens after the prompt. nanoGPT reads the whole context
-    anew for each token, so it is timed at lengths spread evenly over the second half.
+    Random weights, fp32, on a GPU also bfloat16. Half a context of prompt, then tokens until the block is full;
+    llama2.c, which is for CPUs, and the shape it is compared at begin with one token. Rates are those of the tokens
+    after the prompt. nanoGPT reads the whole context anew for each token, so it is timed at lengths spread evenly over
+    the second half; on a GPU in bfloat16, as its sample.py has it.
     """
     import torch
 
+    from model.device import pick_device
+
     torch.manual_seed(0)
+    precisions = [torch.float32] if pick_device("auto").type == "cpu" else [torch.float32, torch.bfloat16]
     with tempfile.TemporaryDirectory() as folder:
         first_token(Path(folder), args.rounds)
-        return [generating_row(name, args, Path(folder)) for name in args.shapes]
+        return [generating_row(name, dtype, args, Path(folder)) for name in args.shapes for dtype in precisions]
 
 
-def generating_row(name: str, args, folder: Path) -> dict:
-    """One shape: every contender once a round, in turn; medians."""
+def generating_row(name: str, dtype, args, folder: Path) -> dict:
+    """One shape in one precision: every contender once a round, in turn; medians."""
     import torch
 
+    from model.device import pick_device
     from model.gpt import GPT
 
-    shape = MODELS[name]
+    shape, device = MODELS[name], pick_device("auto")
     model = GPT(**shape, tie_embeddings=shape["vocab_size"] > 1000).eval()  # tied as the peers' are
     with torch.no_grad():
         for weight in model.parameters():
             if not weight.any():  # zeros would be multiplied as fast, but the text would be of one token
                 weight.normal_(std=0.02)
-    read_bytes = 4 * sum(w.numel() for n, w in model.named_parameters() if n != "embedding.weight" or w.size(0) > 1000)
+    model.to(device).compute_in(dtype)
+    read_bytes = dtype.itemsize * sum(
+        w.numel() for n, w in model.named_parameters() if n != "embedding.weight" or w.size(0) > 1000
+    )
     prompt = [1] if name == "15M" else torch.randint(shape["vocab_size"], (shape["block_size"] // 2,)).tolist()
     contenders = {"ours": our_rate(model, prompt, False), "with candidates": our_rate(model, prompt, True)}
     peer = "none"
-    if name == "15M" and args.llama2c:
+    if name == "15M" and args.llama2c and device.type == "cpu":
         peer = "llama2.c"
         contenders[peer] = llama2c_rate(args.llama2c, args.llama2c_model or random_llama2c_model(model, folder))
     elif name != "15M" and args.nanogpt:
         peer = "nanoGPT"
-        contenders[peer] = nanogpt_rate(args.nanogpt, shape)
+        contenders[peer] = nanogpt_rate(args.nanogpt, shape, device)
     contenders["limit"] = lambda: bandwidth() / read_bytes
     rates = {key: [] for key in contenders}
     for _ in range(args.rounds):
@@ -62,7 +70,7 @@ def generating_row(name: str, args, folder: Path) -> dict:
     rate = {key: statistics.median(values) for key, values in rates.items()}
     ours = rate["with candidates"]
     return {
-        "shape": name,
+        "shape": name if device.type == "cpu" else f"{name}, {str(dtype).removeprefix('torch.')}",
         "ours, tokens/s": f"{rate['ours']:,.0f}",
         "with candidates": f"{ours:,.0f}",
         "peer": peer,
@@ -78,12 +86,12 @@ def our_rate(model, prompt: list[int], candidates: bool):
 
     With candidates, five a step are recorded, and written as generate.py writes them, to nowhere.
     """
-    from model.one_token import OneToken
+    from model.one_token import fast_step
     from model.sampling import generate, read
     from model.steps import show_step
 
     cache = model.new_cache()
-    one_token = OneToken(model, cache)
+    one_token = fast_step(model, cache)
     tokens, record = model.block_size - len(prompt), 5 * candidates
 
     def measure() -> float:
@@ -102,23 +110,28 @@ def our_rate(model, prompt: list[int], candidates: bool):
     return measure
 
 
-def nanogpt_rate(folder: Path, shape: dict):
+def nanogpt_rate(folder: Path, shape: dict, device):
     """A function that gives the tokens a second of nanoGPT's generate() over the second half of its context."""
     import torch
+
+    from model.device import wait_for
 
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with contextlib.redirect_stdout(None):
-        peer = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()
+        peer = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval().to(device)
     half = shape["block_size"] // 2
     lengths = [half + half * (2 * i + 1) // 16 for i in range(8)]
-    texts = [torch.randint(shape["vocab_size"], (1, length)) for length in lengths]
+    texts = [torch.randint(shape["vocab_size"], (1, length), device=device) for length in lengths]
+    context = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
 
     def measure() -> float:
         start = time.perf_counter()
-        for text in texts:
-            peer.generate(text, 1, temperature=0.8, top_k=50)
+        with context:
+            for text in texts:
+                peer.generate(text, 1, temperature=0.8, top_k=50)
+        wait_for(device)
         return len(texts) / (time.perf_counter() - start)
 
     return measure

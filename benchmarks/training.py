@@ -21,9 +21,12 @@ from model.insight import bits_per_byte
 
 LEAST_SECONDS = 10.0  # small models take more rounds than asked for, until so much time is over
 BATCH_SIZES = {"0.8M": 32, "10.7M": 64, "30M": 16, "124M": 2}  # sequences in a step, by model; 64 is nanoGPT's own
+GPU_BATCH_SIZES = {"0.8M": 64, "10.7M": 64, "30M": 128, "124M": 32}
+GPU_STEPS = 20  # that are timed at once, as a training waits for the GPU at log lines only
 
 # What runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a
-# CPU (fp32) or a GPU (bfloat16, compiled), on random tokens, one line of seconds for each line that it reads.
+# CPU (fp32) or a GPU (bfloat16, compiled), on random tokens. For each line that it reads, a number of steps, it takes
+# these and writes a line of their seconds.
 NANOGPT_STEP = """
 import contextlib, sys, time, torch
 from model import GPT, GPTConfig
@@ -37,19 +40,20 @@ context = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else contex
 idx, targets = torch.randint(vocab_size, (2, batch_size, block_size), device=device)
 for line in sys.stdin:
     start = time.perf_counter()
-    with context:
-        _, loss = model(idx, targets)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for _ in range(int(line)):
+        with context:
+            _, loss = model(idx, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     loss.item()
     print("seconds", time.perf_counter() - start, flush=True)
 """
 
 
 class Peer:
-    """A process that takes one step for each call and tells the seconds."""
+    """A process that takes some steps for each call and tells the seconds of one."""
 
     def __init__(self, script: str, folder: Path, *args):
         command = [sys.executable, "-c", script, *map(str, args)]
@@ -63,12 +67,12 @@ class Peer:
             encoding="utf-8",
         )
 
-    def __call__(self) -> float:
-        self.process.stdin.write("go\n")
+    def __call__(self, steps: int = 1) -> float:
+        self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("seconds "):
-                return float(line.split()[1])
+                return float(line.split()[1]) / steps
         raise UserError("nanoGPT's model did not run. Does --nanogpt name a checkout of it?")
 
     def close(self) -> None:
@@ -77,79 +81,65 @@ class Peer:
 
 
 def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
-    """One shape: our step and the peer's in turn, the limit, and where the time of ours goes: to the update, to drawing
-    the batch, and to evaluations, as config.py has them by default.
+    """One shape: our step and the peer's in turn, the limit, and on a CPU where the time of ours goes: to the update,
+    to drawing the batch, and to evaluations, as config.py has them by default. On a GPU a step is one CUDA graph.
     """
-    import numpy as np
     import torch
 
-    from model.device import keep_memory, pick_device, pick_dtype, to_device, wait_for
+    from model.device import keep_memory, pick_device, pick_dtype, wait_for
     from model.gpt import GPT
     from model.optimizer import Optimizer
+    from model.speed import Recorded
+    from train import train_step
 
-    shape, batch_size = MODELS[name], BATCH_SIZES[name]
-    vocab_size, block_size = shape["vocab_size"], shape["block_size"]
     device = pick_device("auto")
-    if device.type == "cpu":
+    on_cpu = device.type == "cpu"
+    shape, batch_size = MODELS[name], (BATCH_SIZES if on_cpu else GPU_BATCH_SIZES)[name]
+    block_size = shape["block_size"]
+    if on_cpu:
         keep_memory()
     dtype = pick_dtype("auto", device)
-    model = GPT(**shape).to(device).compute_in(dtype)
+    tied = shape["vocab_size"] > 1000  # as the peer's are, which for few ids makes no difference
+    model = GPT(**shape, tie_embeddings=tied).to(device).compute_in(dtype)
     optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9, dtype)
     loss_of = torch.compile(model.loss, dynamic=False) if compile else model.loss
-    idx, targets = torch.randint(vocab_size, (2, batch_size, block_size), device=device)
+    idx, targets = torch.randint(shape["vocab_size"], (2, batch_size, block_size), device=device)
     rate = torch.ones((), device=device)
 
-    def forward_backward():
-        loss = loss_of(idx, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        wait_for(device)
+    def whole_step(idx, targets):
+        return train_step(loss_of, optimizer, idx, targets, rate, 1.0)
 
-    def update():
-        optimizer.clip(1.0)
-        optimizer.step(rate)
-        wait_for(device)
+    if on_cpu:
+        pieces, steps = pieces_of_a_step(model, loss_of, optimizer, idx, targets, rate), 1
+    else:
+        recorded, steps = Recorded(whole_step), GPU_STEPS
 
-    text = np.zeros(1 << 24, np.uint16)
-    sequences = max(1, 4096 // block_size)  # that train.py evaluates at once
+        def train_on():
+            for _ in range(steps):
+                recorded(idx, targets)
+            wait_for(device)
 
-    def draw():
-        for part in draw_batch(text, block_size, batch_size, 1, 0):
-            to_device(part, device)
-        wait_for(device)
-
-    @torch.inference_mode()
-    def evaluate():
-        model.loss(idx[:1].expand(sequences, -1), targets[:1].expand(sequences, -1))
-        wait_for(device)
-
-    def timed(work) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
+        pieces = [train_on]
 
     peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, *shape.values(), batch_size)
     tokens = batch_size * block_size
-    weights = sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+    weights = sum(p.numel() for p in model.parameters()) - (0 if tied else model.embedding.weight.numel())
     # 6 N + 12 L C T a token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B
     operations = tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * block_size)
     times = []  # in turn, so that what slows down the machine slows down all of a round
     begin = time.perf_counter()
     for number in itertools.count():
-        parts = list(map(timed, (forward_backward, update, draw, evaluate)))
-        theirs, limit = peer() if peer else math.nan, product_rate(dtype)
+        parts = [timed(piece) / steps for piece in pieces]
+        theirs, limit = peer(steps) if peer else math.nan, product_rate(dtype)
         step = sum(parts[:3])
-        parts[3] *= CHAR.eval_tokens / (sequences * block_size) / CHAR.eval_every  # a step's share of it
         if number > 0:  # the first one allocates and compiles
-            times.append((*parts, step, theirs, theirs / step, limit, operations / step / limit))
+            times.append((step, theirs, theirs / step, limit, operations / step / limit, *parts))
         if number >= rounds and time.perf_counter() - begin > LEAST_SECONDS:
             break
     if peer:
         peer.close()
-    _, updating, drawing, evaluating, step, theirs, ratio, limit, fraction = map(
-        statistics.median, zip(*times, strict=True)
-    )
-    return {
+    step, theirs, ratio, limit, fraction, *parts = map(statistics.median, zip(*times, strict=True))
+    row = {
         "model": name,
         "tokens a step": tokens,
         "ours, tokens/s": round(tokens / step),
@@ -158,10 +148,55 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
         "GFLOP/s": round(operations / step / 1e9),
         "limit": round(limit / 1e9),
         "of the limit": f"{fraction:.0%}",
-        "update": f"{updating / step:.0%}",
-        "data": f"{drawing / step:.1%}",
-        "evaluation": f"{evaluating / (step + evaluating):.1%}",
     }
+    if on_cpu:
+        _, updating, drawing, evaluating = parts
+        evaluating *= CHAR.eval_tokens / evaluated_at_once(block_size) / block_size / CHAR.eval_every  # a step's share
+        row |= {
+            "update": f"{updating / step:.0%}",
+            "data": f"{drawing / step:.1%}",
+            "evaluation": f"{evaluating / (step + evaluating):.1%}",
+        }
+    return row
+
+
+def timed(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def evaluated_at_once(block_size: int) -> int:
+    """Sequences, on a CPU (train.py: evaluate)."""
+    return max(1, 4096 // block_size)
+
+
+def pieces_of_a_step(model, loss_of, optimizer, idx, targets, rate) -> list:
+    """What a step on a CPU consists of, as functions to be timed: forward and backward, update, data; and besides, a
+    batch of an evaluation."""
+    import numpy as np
+    import torch
+
+    text, (batch_size, block_size) = np.zeros(1 << 24, np.uint16), idx.shape
+
+    def forward_backward():
+        loss = loss_of(idx, targets)
+        optimizer.zero_grad()
+        loss.backward()
+
+    def update():
+        optimizer.clip(1.0)
+        optimizer.step(rate)
+
+    def draw():
+        draw_batch(text, block_size, batch_size, 1, 0)
+
+    @torch.inference_mode()
+    def evaluate():
+        sequences = evaluated_at_once(block_size)
+        model.loss(idx[:1].expand(sequences, -1), targets[:1].expand(sequences, -1))
+
+    return [forward_backward, update, draw, evaluate]
 
 
 # --- time to a loss ---------------------------------------------------------------------------------------------------

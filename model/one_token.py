@@ -8,7 +8,11 @@ of each RMSNorm multiplied into the matrix that follows it. The cache is the mod
 goes on from what the other has written. tests/test_one_token.py compares the two.
 """
 
+import importlib.util
 import math
+import subprocess
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -145,3 +149,20 @@ class OneToken:
         self.normalise()
         dot(self.head, normed, head_result)
         return self.logits
+
+
+def fast_step(model: GPT, cache: KeyValueCache) -> Callable | None:
+    """What feeds one token to this model fastest: OneToken on a CPU, one_token_gpu.py on an NVIDIA GPU, or None, which
+    is the model itself."""
+    if model.device.type == "cpu":
+        return OneToken(model, cache)
+    if model.device.type != "cuda" or not importlib.util.find_spec("triton"):
+        return None
+    try:
+        from model.one_token_gpu import OneTokenOnGPU  # Triton is not everywhere, and takes a second to import
+
+        return OneTokenOnGPU(model, cache)
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:  # of Triton's C compiler, say
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        print(f"The fast step for a GPU does not work here, so generating is slower: {reason}", file=sys.stderr)
+        return None

@@ -66,12 +66,13 @@ def likeliest(logits: np.ndarray, n: int) -> np.ndarray:
     Sorting 50,000 numbers takes milliseconds. So they are cut into groups, each of which hands in its highest: the n-th
     highest of these is reached by at least n of all, seldom by many more, and only those are sorted.
     """
-    ids = np.arange(len(logits))
     rows = len(logits) // (8 * n)
     if rows > 1:
         groups = len(logits) // rows
         highest = logits[: rows * groups].reshape(rows, groups).max(axis=0)
         ids = np.flatnonzero(logits >= np.partition(highest, -n)[-n])
+    else:
+        ids = np.arange(len(logits))
     return ids[(-logits[ids]).argsort(kind="stable")[:n]]
 
 

@@ -26,7 +26,7 @@ def number(text: str) -> float:
 
 
 def test_a_row_without_a_peer(flags, tmp_path):
-    row = generating.generating_row("tiny", flags, tmp_path)
+    row = generating.generating_row("tiny", torch.float32, flags, tmp_path)
     weights = sum(p.numel() for n, p in GPT(**TINY).named_parameters() if n != "embedding.weight")
     assert number(row["limit"]) == pytest.approx(1e7 / (4 * weights), abs=1)
     assert number(row["fraction"]) / 100 == pytest.approx(
@@ -41,10 +41,11 @@ def test_a_row_with_nanogpt(flags, tmp_path):
     (tmp_path / "model.py").write_text(
         "import types\nasked = []\nGPTConfig = types.SimpleNamespace\n"
         "class GPT:\n    def __init__(self, config): self.config = config\n    def eval(self): return self\n"
+        "    def to(self, device): return self\n"
         "    def generate(self, idx, n, temperature, top_k): asked.append((idx.size(1), n))\n"
     )
     flags.nanogpt = tmp_path
-    row = generating.generating_row("tiny", flags, tmp_path)
+    row = generating.generating_row("tiny", torch.float32, flags, tmp_path)
     assert sys.modules["nanogpt_model"].asked == [(length, 1) for length in (6, 7, 7, 8, 9, 10, 10, 11)]
     assert row["peer"] == "nanoGPT"
     assert number(row["ratio"]) == pytest.approx(
@@ -53,12 +54,13 @@ def test_a_row_with_nanogpt(flags, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="llama2.c is measured against a CPU")
 def test_a_row_with_llama2c(flags, tmp_path):
     binary = tmp_path / "run"
     binary.write_text('#!/bin/sh\n[ -s "$1" ] && echo "achieved tok/s: 4.5" >&2\n')
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     flags.llama2c = binary
-    row = generating.generating_row("15M", flags, tmp_path)
+    row = generating.generating_row("15M", torch.float32, flags, tmp_path)
     assert (row["peer"], row["peer, tokens/s"]) == ("llama2.c", "4.5")
 
 

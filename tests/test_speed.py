@@ -45,6 +45,8 @@ def test_steps_that_are_timed_leave_no_trace():
     [
         ("cpu", 1000.0, None, True, "Compiling the model: its steps would take 16 min 40 s"),
         ("cuda", 1000.0, None, True, "Compiling the model"),
+        ("cuda", 150.0, None, True, "Compiling the model"),
+        ("cpu", 150.0, None, False, ""),
         ("mps", 1000.0, None, False, ""),
         ("cpu", 10.0, None, False, ""),
         ("cpu", 1000.0, "there is no C++ compiler", False, "Not compiling the model: there is no C++ compiler"),
@@ -67,7 +69,7 @@ def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missin
     ],
 )
 def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, expected):
-    monkeypatch.setattr(speed, "COMPILE_FROM", 100.0)
+    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 100.0)
     monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
     times = {"plain": seconds, "compiled": compiled_seconds}

@@ -499,7 +499,7 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
 
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *batch: (time.sleep(0.02), f(*batch))[1])
-    monkeypatch.setattr(speed, "COMPILE_FROM", 0.0)
+    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 0.0)
     monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
     train.main(char, fresh=True)
     assert "Compiled in" in capsys.readouterr().out
