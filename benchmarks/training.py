@@ -90,7 +90,6 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
     from model.gpt import GPT
     from model.optimizer import Optimizer
     from model.speed import Recorded
-    from train import train_step
 
     device = pick_device("auto")
     on_cpu = device.type == "cpu"
@@ -106,17 +105,14 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
     idx, targets = torch.randint(shape["vocab_size"], (2, batch_size, block_size), device=device)
     rate = torch.ones((), device=device)
 
-    def whole_step(idx, targets):
-        return train_step(loss_of, optimizer, idx, targets, rate, 1.0)
-
-    if on_cpu:
-        pieces, steps = pieces_of_a_step(model, loss_of, optimizer, idx, targets, rate), 1
-    else:
-        recorded, steps = Recorded(whole_step), GPU_STEPS
+    pieces, steps = pieces_of_a_step(model, loss_of, optimizer, idx, targets, rate), 1
+    if not on_cpu:
+        forward_backward, update = pieces[:2]
+        recorded, steps = Recorded(lambda: (forward_backward(), update())), GPU_STEPS
 
         def train_on():
             for _ in range(steps):
-                recorded(idx, targets)
+                recorded()
             wait_for(device)
 
         pieces = [train_on]
