@@ -2,6 +2,7 @@
 are the model's."""
 
 import io
+import itertools
 import json
 import math
 import re
@@ -123,17 +124,34 @@ def test_a_stop_text_in_the_prompt_does_not_count(write):
 
 
 def test_ctrl_c_keeps_what_is_written(write, monkeypatch):
-    real = generate.show_step
-
-    def interrupt_at_step_4(name, *rest):
-        if name == "step 4":
-            raise KeyboardInterrupt
-        return real(name, *rest)
-
-    monkeypatch.setattr(generate, "show_step", interrupt_at_step_4)
+    interrupt_once(monkeypatch, generate.Completion, "take", call=4)
     out, err = write("--prompt", "import ", "--tokens", 50, "--temperature", 0)
     assert len(out) == len("import ") + 3
     assert "you stopped it" in err
+    assert "step 3:" in err
+
+
+def test_ctrl_c_while_steps_are_put_into_words_loses_none(write, monkeypatch):
+    """They come ten times a second, the first at once: here an interruption falls into the second time."""
+    monkeypatch.setattr(generate.time, "perf_counter", itertools.count().__next__)  # each look at the clock, it is due
+    interrupt_once(monkeypatch, generate, "show_step", call=2)
+    out, err = write("--prompt", "import ", "--tokens", 50, "--temperature", 0)
+    assert len(out) == len("import ") + 2
+    assert [line.partition(":")[0] for line in err.splitlines() if line.startswith("step")] == ["step 1", "step 2"]
+    assert "you stopped it" in err
+
+
+def interrupt_once(monkeypatch, place, name: str, call: int) -> None:
+    """Ctrl-C as the function begins to be called for that time."""
+    real, calls = getattr(place, name), []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(place, name, interrupted)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -430,15 +448,7 @@ def test_a_conversation_survives_mistakes(write, talk):
 
 
 def test_ctrl_c_in_a_conversation_ends_one_completion_only(write, talk, monkeypatch):
-    real, calls = generate.show_step, []
-
-    def interrupt_once(name, *rest):
-        calls.append(name)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(name, *rest)
-
-    monkeypatch.setattr(generate, "show_step", interrupt_once)
+    interrupt_once(monkeypatch, generate.Completion, "take", call=4)
     out, err = talk("import \nimport \n")
     whole = write("--prompt", "import ", "--tokens", 12, "--temperature", 0)[0]
     assert out == whole[: len("import ") + 3] + b"\n" + whole + b"\n"
