@@ -73,10 +73,10 @@ class OneToken:
         self.gate_up, self.fed = self.results[2][: 2 * hidden], self.results[3][:C]
         self.logits = self.results[4][: model.vocab_size]
         self.qk = self.qkv[: 2 * C].reshape(2 * H, D)
-        self.query, self.key, self.value = self.qkv.reshape(3, H, D)
-        self.query = self.query[:, None]  # (H, 1, D)
         self.exchanged = self.qk.reshape(2 * H, 2, D // 2)[:, ::-1]
         self.turned = np.empty((2 * H, D), np.float32)
+        self.query, self.key = self.turned[:H, None], self.turned[H:]  # (H, 1, D), (H, D)
+        self.value = self.qkv[2 * C :].reshape(H, D)
         self.length = np.empty((2 * H, 1), np.float32)  # of each head, as a vector
         self.gate, self.up = self.gate_up.reshape(2, hidden)
         self.denominator = np.empty(hidden, np.float32)
@@ -128,7 +128,6 @@ class OneToken:
             multiply(qk, norms, qk)
             multiply(qk, cos, turned)
             turned += (self.exchanged * sin).reshape(turned.shape)
-            qk[:] = turned
             keys[:, :, position], values[:, position] = self.key, self.value
             scores = query @ keys[:, :, :end]  # (H, 1, S)
             if not bounded:
