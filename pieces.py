@@ -24,7 +24,7 @@ from pathlib import Path
 from config import UsageError, UserError, shown_path
 from dataset import flush_to_disk, hold, whole_file
 
-AHEAD = 4  # results of a piece that wait to be written: all that a piece may hold in memory
+AHEAD = 4  # results of a piece that wait to be written, if nothing else is said: all that it may hold in memory
 SECONDS = 5.0  # between entries in the journal: what a killed run can lose
 
 
@@ -47,11 +47,13 @@ class Stopped(Exception):
     """The results of a piece are no longer wanted."""
 
 
-def in_order(work: Callable, items: Iterable, workers: int) -> Iterator[tuple]:
+def in_order(work: Callable, items: Iterable, workers: int, ahead: int = AHEAD) -> Iterator[tuple]:
     """Yield (item, results) for each item, in order. work(item) is a generator of results; `workers` of them run at a
-    time, each at most AHEAD results ahead of what is taken here. An error of work(item) is raised by its results.
+    time, each at most `ahead` results ahead of what is taken here. An error of work(item) is raised by its results.
 
-    With one worker, nothing runs at the same time as the caller.
+    While the results of one item are taken, the work on the next ones stands still where it is that far ahead: to keep
+    all workers busy, `ahead` must be about the number of results of an item. With one worker, nothing runs at the same
+    time as the caller.
     """
     if workers == 1:
         yield from ((item, work(item)) for item in items)
@@ -63,7 +65,7 @@ def in_order(work: Callable, items: Iterable, workers: int) -> Iterator[tuple]:
             while True:
                 while len(waiting) < workers + 1:
                     for item in items:
-                        waiting.append((item, queue.Queue(AHEAD)))
+                        waiting.append((item, queue.Queue(ahead)))
                         pool.submit(fill, waiting[-1][1], work, item, stop)
                         break
                     else:

@@ -37,6 +37,7 @@ from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_
 ROWS = 256  # read at once at most,
 BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
 PIECE_BYTES = 1 << 24  # of text in the row groups of a piece, 16 MB, where the row groups are not larger
+AHEAD = PIECE_BYTES // BATCH_BYTES  # as many results as a piece has: no thread waits until another's are written
 
 
 def hub_cache() -> Path:
@@ -226,7 +227,7 @@ def main() -> int:
         options = {"unit": "B", "unit_scale": True, "delay": 2}
         before = sum(sizes[path] for path in files[: at[0]])
         with tqdm(total=sum(sizes.values()), initial=before, **options) as progress:
-            for (number, piece), results in in_order(work, pieces(), pick_workers(settings.workers)):
+            for (number, piece), results in in_order(work, pieces(), pick_workers(settings.workers), AHEAD):
                 if number == broken:
                     continue
                 try:

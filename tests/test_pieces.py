@@ -87,6 +87,20 @@ def test_workers_do_not_run_far_ahead():
     stream.close()
 
 
+def test_a_worker_far_enough_ahead_ends_its_piece_before_that_is_asked_for():
+    ended = threading.Event()
+
+    def work(item):
+        yield from range(20)
+        if item == 1:
+            ended.set()
+
+    stream = in_order(work, range(2), 2, ahead=20)
+    next(next(stream)[1])
+    assert ended.wait(30)
+    stream.close()
+
+
 # === cutting a corpus =================================================================================================
 
 
