@@ -1,88 +1,32 @@
-"""The one-token step on a GPU against the model in torch: the same logits, the same cache.
+"""The one-token step on a GPU: its kernels, in a process of their own, and when it is taken."""
 
-Where there is no GPU, Triton's interpreter runs the kernels in numpy: slowly, so the shapes are small.
-"""
-
-import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
-from model.sampling import read
-from tests.test_one_token import random_model
-
-pytestmark = [
-    pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton comes with torch on Linux only"),
-    # What lies outside of a tensor is computed and masked.
-    pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning"),
-]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = [
-    {"n_layer": 1, "n_head": 1, "n_embd": 2},
-    {"n_layer": 2, "n_head": 4, "n_embd": 24, "tie_embeddings": True},
-    {"n_layer": 1, "n_head": 3, "n_embd": 66, "rotary_base": 30.0},
-]
+from config import ROOT
+from model import one_token
+from tests.test_one_token import SHAPES, random_model
 
 
-@pytest.fixture
-def gpu_step(monkeypatch):
-    """The module, its kernels cut so small that a text of 20 tokens needs several of everything."""
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read where kernels are defined
-    sys.modules.pop("model.one_token_gpu", None)
-    module = importlib.import_module("model.one_token_gpu")
-    for name, value in {"CHUNK": 4, "CHUNKS": 2, "PROGRAMS": 2}.items():
-        monkeypatch.setattr(module, name, value)
-    yield module
-    sys.modules.pop("model.one_token_gpu", None)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
-def test_logits_and_cache_are_the_models(gpu_step, shape, dtype, allowed):
-    """In bfloat16 the model rounds after every product, and the step only what it reads: both differ from fp32."""
-    ids = torch.randint(31, (20,), generator=torch.Generator().manual_seed(1)).tolist()
-    exact = random_model(**shape).to(DEVICE)
-    model = random_model(**shape).to(DEVICE).compute_in(dtype)
-    cache, reference = model.new_cache(), exact.new_cache()
-    one_token = gpu_step.OneTokenOnGPU(model, cache)
-    read(exact, ids[:15], reference)
-    cache.store[:, :, :, :, :15] = reference.store[:, :, :, :, :15]
-    cache.length = 15
-    for token in ids[15:]:  # position 15 ends a chunk, 16 begins one
-        expected = read(exact, [token], reference)[-1].cpu().numpy()
-        assert np.abs(one_token(token) - expected).max() < allowed * np.abs(expected).max()
-    assert cache.length == 20
-    torch.testing.assert_close(
-        cache.store.float(), reference.store, rtol=0, atol=allowed * reference.store.max().item()
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton comes with torch on Linux only")
+def test_the_kernels_compute_what_the_model_computes():
+    """tests/one_token_gpu.py: on the GPU, or else in Triton's interpreter, to be chosen before Triton is imported."""
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/one_token_gpu.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | interpreted, capture_output=True, text=True, encoding="utf-8"
     )
-    with pytest.raises(ValueError, match="21 tokens do not fit a block of 20"):
-        one_token(0)
-
-
-def test_the_first_token_needs_no_prompt(gpu_step):
-    model = random_model(**SHAPES[1]).to(DEVICE)
-    one_token = gpu_step.OneTokenOnGPU(model, model.new_cache())
-    expected = read(model, [3], model.new_cache())[-1].cpu().numpy()
-    np.testing.assert_allclose(one_token(3), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_product_is_cut_into_enough_programs(gpu_step, monkeypatch):
-    monkeypatch.setattr(gpu_step, "PROGRAMS", 256)
-    for outputs, inputs in [(2304, 768), (768, 768), (768, 2048), (50257, 768), (5, 2)]:
-        (programs,), sizes = gpu_step.cut(outputs, inputs)
-        assert programs * sizes["ROWS"] >= outputs > (programs - 1) * sizes["ROWS"]
-        assert sizes["COLUMNS"] >= inputs
-        assert programs >= min(256, outputs)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 def test_the_step_that_fits_the_device(monkeypatch, capsys):
     """On a CPU numpy's; on a GPU Triton's where it works, with a word where it does not; on Apple's none."""
-    from model import one_token
-
     model = random_model(**SHAPES[0])
     assert isinstance(one_token.fast_step(model, model.new_cache()), one_token.OneToken)
 
