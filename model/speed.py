@@ -23,9 +23,9 @@ from model.insight import duration
 from model.optimizer import Optimizer
 
 # Seconds of steps from which compiling pays for itself, by device. On two cores it takes 15 to 40 s and saves about a
-# fifth of each step; on a machine with an H200 it takes 25 to 45 s and saves more than half (docs/experiments.md).
+# fifth of each step; on a machine with an H200 it takes 25 to 45 s and saves about half (docs/experiments.md).
 COMPILE_FROM = {"cpu": 200.0, "cuda": 80.0}
-SAVES = {"cpu": "about a fifth", "cuda": "up to half"}
+SAVES = {"cpu": "about a fifth", "cuda": "about half"}
 
 
 def compiler_missing(device: torch.device) -> str | None:
