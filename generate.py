@@ -40,7 +40,6 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -55,7 +54,7 @@ from model.microscope import switch_off
 from model.one_token import fast_step
 from model.sampling import Step, generate_samples, read
 from model.steps import explain_step, show_step, trace_step
-from model.text_stream import TextStream
+from model.text_stream import Output, TextStream
 from model.tokenizer import Tokenizer, encode_prompt
 
 # The settings of a completion, all of them numbers, with their types.
@@ -112,32 +111,6 @@ def show_prompt(tokenizer: Tokenizer, ids: list[int], surprises: list[float], as
 
 
 # === where it goes ====================================================================================================
-
-
-class Output:
-    """The text to stdout and the steps to stderr, collected and handed on ten times a second.
-
-    Handing on each token costs as much as a small model takes to choose it, and nobody reads that fast. A line comes as
-    a function that makes it: many in a row are made twice as fast as each between two tokens, for which the model has
-    filled the processor's caches with its weights.
-    """
-
-    def __init__(self):
-        self.text, self.lines, self.due = [], [], 0.0
-
-    def add(self, text: str, *lines: Callable[[], str]) -> None:
-        self.text.append(text)
-        self.lines += lines
-        if time.perf_counter() >= self.due:
-            self.flush()
-
-    def flush(self) -> None:
-        lines, text = "".join(line() + "\n" for line in self.lines), "".join(self.text)
-        self.text, self.lines, self.due = [], [], time.perf_counter() + 0.1
-        sys.stderr.write(lines)
-        sys.stderr.flush()
-        sys.stdout.buffer.write(text.encode())  # exact for a file or a pipe
-        sys.stdout.buffer.flush()
 
 
 @contextmanager

@@ -85,11 +85,12 @@ def generating_row(name: str, dtype, args, folder: Path) -> dict:
 def our_rate(model, prompt: list[int], candidates: bool):
     """A function that writes on from the prompt until the block is full, and gives the tokens a second.
 
-    With candidates, five a step are recorded, and written as generate.py writes them, ten times a second, to nowhere.
+    With candidates, five a step are recorded, and written as generate.py writes them, but to nowhere.
     """
     from model.one_token import fast_step
     from model.sampling import generate, read
     from model.steps import show_step
+    from model.text_stream import Output
 
     cache = model.new_cache()
     one_token = fast_step(model, cache)
@@ -101,14 +102,13 @@ def our_rate(model, prompt: list[int], candidates: bool):
         steps = generate(
             model, prompt, logits, cache, tokens, one_token=one_token, record=record, temperature=0.8, top_k=50
         )
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            start, lines, due = time.perf_counter(), [], 0.0
+        output = Output()
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+            start = time.perf_counter()
             for number, step in enumerate(steps, 1):
                 if candidates:
-                    lines.append(functools.partial(show_step, f"step {number}", step, 5, str))
-                if time.perf_counter() >= due or number == tokens:
-                    nowhere.write("".join(line() + "\n" for line in lines))
-                    lines, due = [], time.perf_counter() + 0.1
+                    output.add("", functools.partial(show_step, f"step {number}", step, 5, str))
+            output.flush()
             return tokens / (time.perf_counter() - start)
 
     return measure

@@ -1,7 +1,9 @@
-"""Text while it is being written: whole characters only, and nothing that a stop text would take back."""
+"""Text while it is being written: whole characters, nothing that a stop text would take back; and where it goes."""
 
 import codecs
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 
 
 class TextStream:
@@ -45,3 +47,29 @@ class TextStream:
             if any(stop.startswith(text[-n:]) for stop in self.stops):
                 return n
         return 0
+
+
+class Output:
+    """The text to stdout and the steps to stderr, collected and handed on ten times a second.
+
+    Handing on each token costs as much as a small model takes to choose it, and nobody reads that fast. A line comes as
+    a function that makes it: many in a row are made twice as fast as each between two tokens, for which the model has
+    filled the processor's caches with its weights.
+    """
+
+    def __init__(self):
+        self.text, self.lines, self.due = [], [], 0.0
+
+    def add(self, text: str, *lines: Callable[[], str]) -> None:
+        self.text.append(text)
+        self.lines += lines
+        if time.perf_counter() >= self.due:
+            self.flush()
+
+    def flush(self) -> None:
+        lines, text = "".join(line() + "\n" for line in self.lines), "".join(self.text)
+        self.text, self.lines, self.due = [], [], time.perf_counter() + 0.1
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+        sys.stdout.buffer.write(text.encode())  # exact for a file or a pipe
+        sys.stdout.buffer.flush()
