@@ -18,18 +18,11 @@ writes <|endoftext|>. Of several --samples, each begins with the prompt, and a l
 
 import time
 
-from config import (
-    CHAR,
-    GENERATION_FLAGS,
-    Settings,
-    UsageError,
-    UserError,
-    check_seed,
-    generation_flags,
-    refuse_same,
-    run,
-    shown_path,
-)
+from config import CHAR, Generation, Settings
+from model.generation.command_line import generation_flags
+from plumbing.command_line import check_seed, refuse_same
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path
 
 if __name__ == "__main__":
     settings, args = generation_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -46,19 +39,21 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import END_OF_TEXT, decode_text, whole_file
-from model import insight
-from model.checkpoint import load_model
+from model import metrics
 from model.device import memory_advice, pick_device
-from model.microscope import switch_off
-from model.one_token import fast_step
-from model.sampling import Step, generate_samples, read
-from model.steps import explain_step, show_step, trace_step
-from model.text_stream import Output, TextStream
-from model.tokenizer import Tokenizer, encode_prompt
+from model.generation.one_token import fast_one_token
+from model.generation.sampling import Step, generate_samples, read
+from model.generation.step_display import explain_step, show_step, trace_step
+from model.generation.text_stream import Output, TextStream
+from model.interpretation.ablation import switch_off
+from model.storage.model_file import load_model, show_training
+from model.tokenization.display import token_text
+from model.tokenization.tokenizer import Tokenizer, encode_prompt
+from plumbing.corpus import END_OF_TEXT, decode_text
+from plumbing.files import whole_file
 
-# The settings of a completion, all of them numbers, with their types.
-NUMBERS = {f.name: f.type for f in fields(Settings) if f.name in GENERATION_FLAGS.split() and f.type in (int, float)}
+# The settings that a completion can be given, all of them numbers, with their types.
+NUMBERS = {f.name: f.type for f in fields(Generation)} | {"seed": int}
 
 
 def say(line: str) -> None:
@@ -107,7 +102,7 @@ def show_prompt(tokenizer: Tokenizer, ids: list[int], surprises: list[float], as
     say(f"The prompt is cut into {len(ids)} token{'s'[: len(ids) > 1]}:")
     for i, token in enumerate(ids):
         known = "(the first: nothing to foresee it from)" if i == 0 else f"surprise {surprises[i - 1]:6.2f} bits"
-        say(f"  id {token:>5}  {insight.token_text(tokenizer, token, as_text):14} {known}")
+        say(f"  id {token:>5}  {token_text(tokenizer, token, as_text):14} {known}")
 
 
 # === where it goes ====================================================================================================
@@ -146,7 +141,7 @@ class Completion:
 
     def take(self, step: Step) -> str:
         """Take up the token of a step. Returns the text that is certain by now."""
-        self.surprises.append(insight.surprise(step.p))
+        self.surprises.append(metrics.surprise(step.p))
         if step.token == self.tokenizer.end_of_text_id and self.tokenizer.kind != "none":
             self.end = "the model ended the document"
             return ""
@@ -166,14 +161,14 @@ class Completion:
 
     def summary(self, seconds: float) -> str:
         """The figures of the text, which took so many seconds."""
-        rate = insight.tokens_per_second(len(self.surprises), seconds)
+        rate = metrics.tokens_per_second(len(self.surprises), seconds)
         mean = statistics.fmean(self.surprises)
-        loss = mean * insight.LN2
+        loss = mean * metrics.LN2
         unknown = math.nan if self.tokenizer.kind == "none" else math.inf
-        per_byte = insight.bits_per_byte(loss, len(self.surprises) / self.bytes) if self.bytes else unknown
+        per_byte = metrics.bits_per_byte(loss, len(self.surprises) / self.bytes) if self.bytes else unknown
         return (
             f"Stopped after {len(self.surprises)} tokens: {self.end}. Mean surprise {mean:.2f} bits, "
-            f"perplexity {insight.perplexity(loss):.2f}, {insight.show_bits_per_byte(per_byte)}; {rate:,.0f} tokens/s"
+            f"perplexity {metrics.perplexity(loss):.2f}, {metrics.show_bits_per_byte(per_byte)}; {rate:,.0f} tokens/s"
         )
 
 
@@ -187,7 +182,7 @@ def complete(
     The cache is filled anew. `trace` takes each step as plain data, with the number of this completion, or is None.
     """
     stops = args.stop + ["\n"] * args.stop_at_newline
-    shown = functools.cache(lambda token: insight.token_text(tokenizer, token, args.readable))
+    shown = functools.cache(lambda token: token_text(tokenizer, token, args.readable))
     show = explain_step if args.explain else show_step
 
     # === read the prompt ==============================================================================================
@@ -196,7 +191,7 @@ def complete(
     logits = read(model, ids, cache)  # (T, vocab_size): what the model expects after each token of the prompt
     if settings.debug:
         p = logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
-        show_prompt(tokenizer, ids, [insight.surprise(x) for x in p], args.readable)
+        show_prompt(tokenizer, ids, [metrics.surprise(x) for x in p], args.readable)
 
     # === one token after the other ====================================================================================
     several = settings.samples > 1
@@ -315,10 +310,10 @@ def main(settings: Settings, args, kind: str = "char") -> int:
             raise UsageError(f"--off: {error}") from None
     model.to(pick_device(settings.device))
     cache = model.new_cache()
-    one_token = fast_step(model, cache)
+    one_token = fast_one_token(model, cache)
     if settings.debug:
         off = f", without {', '.join(args.off)}" if args.off else ""
-        say(f"{shown_path(settings.model_file)}: {insight.show_training(training)}{off}")
+        say(f"{shown_path(settings.model_file)}: {show_training(training)}{off}")
 
     output_file = whole_file(args.output_file) if args.output_file else nullcontext()
     with trace_file(args.trace) if args.trace else nullcontext() as trace, output_file as file:
@@ -335,4 +330,4 @@ def main(settings: Settings, args, kind: str = "char") -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -10,7 +10,9 @@ A BPE token brings its space along (" name"), so a prompt that ends with a space
 Without --readable, tokens are shown as the tokenizer's file has them, a letter for each byte: "Ġdef" is " def".
 """
 
-from config import BPE, generation_flags, run
+from config import BPE
+from model.generation.command_line import generation_flags
+from plumbing.errors import run_script
 
 if __name__ == "__main__":
     settings, args = generation_flags(BPE, __doc__)  # before generate, which imports torch
@@ -18,4 +20,4 @@ if __name__ == "__main__":
 from generate import main
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args, kind="bpe"))
+    run_script(lambda: main(settings, args, kind="bpe"))

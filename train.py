@@ -16,7 +16,12 @@ import time
 
 STARTED = time.perf_counter()  # --minutes counts from here
 
-from config import CHAR, Settings, UsageError, UserError, file_flags, refuse_same, run, shown_path, training_flags
+from config import CHAR, Model, Settings
+from model.training.command_line import training_flags
+from plumbing.command_line import file_flags, refuse_same
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.settings import values_of
+from plumbing.text import shown_path
 
 if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -33,24 +38,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts
-from model import costs, distributed, insight, ladder
-from model.check_up import CheckUp
-from model.checkpoint import (
-    Log,
-    check_architecture,
-    checkpoint_path,
-    move_aside,
-    newest_checkpoint,
-    only_training_in,
-    save_checkpoint,
-    save_model,
-)
+from model import metrics
 from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device, wait_for
-from model.gpt import ARCHITECTURE, GPT
-from model.optimizer import Optimizer, learning_rate_at
-from model.recorder import Recorder, sample_text
-from model.speed import COMPILE_FROM, pick_step, seconds_a_step
-from model.training import StopFlag, Stopped, begin_from, check_settings, compare, open_inputs, plain, show_plan
+from model.gpt import GPT
+from model.monitoring import baselines as ladder
+from model.monitoring.diagnostics import Diagnostics
+from model.monitoring.log import Log
+from model.monitoring.recorder import Recorder, sample_text
+from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
+from model.storage.checks import check_architecture
+from model.storage.model_file import save_model
+from model.storage.run_folder import move_aside, only_training_in
+from model.training import distributed
+from model.training import estimate as costs
+from model.training.choose_step import COMPILE_FROM, pick_step, seconds_a_step
+from model.training.optimizer import Optimizer, learning_rate_at
+from model.training.setup import begin_from, check_settings, compare, open_inputs, plain, show_plan
+from model.training.stop import StopFlag, Stopped
+from plumbing.text import duration
 
 # === one step, one evaluation ========================================================================================
 
@@ -123,7 +128,7 @@ def make_optimizer(model: GPT, settings: Settings, dtype: torch.dtype) -> Optimi
     names = "learning_rate muon_rate weight_decay beta1 beta2 momentum".split()
     kind = Optimizer
     if settings.shard_model:
-        from model.sharded import ShardedOptimizer as kind  # what it needs takes a second to import
+        from model.training.sharded_optimizer import ShardedOptimizer as kind  # what it needs takes a second to import
     values = {name: getattr(settings, name) for name in names}
     return kind(model, **values, dtype=dtype, orthogonalise=distributed.orthogonalise_together)
 
@@ -256,7 +261,7 @@ def start_or_resume(
         print(f"  changed since: processes were {before}, are {distributed.size()}: the last digits will differ")
     dtype = distributed.of_first(pick_dtype(dtype_name, device))
     torch.manual_seed(settings.seed)
-    architecture = {"vocab_size": tokenizer.vocab_size, **{name: getattr(settings, name) for name in ARCHITECTURE}}
+    architecture = {"vocab_size": tokenizer.vocab_size, **values_of(settings, Model)}
     try:
         check_architecture(architecture)
         model = GPT(**architecture)
@@ -320,7 +325,7 @@ def start_or_resume(
         print(ladder.show(rungs))
     every = 0 if settings.shard_model else settings.eval_every  # a record needs all weights in one place
     recorder = Recorder(model, val, tokenizer, log, every, settings.grad_clip, sample, rungs)
-    check_up = CheckUp()
+    check_up = Diagnostics()
 
     def warn(texts: list[str]) -> None:
         for text in texts:
@@ -373,12 +378,12 @@ def start_or_resume(
         loss, scored = evaluate(model, val, stop, settings.eval_tokens if step < settings.max_steps else 0)
         if not math.isfinite(loss):
             raise wrong(f"the validation loss is {loss}")
-        bits_per_byte = insight.bits_per_byte(loss, val.tokens_per_byte)
+        bits_per_byte = metrics.bits_per_byte(loss, val.tokens_per_byte)
         part = "" if scored == len(val) - 1 else f" on {scored:,} tokens"
         print(
             f"validation at step {step}{part}: loss {loss:.4f} nats a token, perplexity "
-            f"{insight.perplexity(loss):.2f}, surprise {insight.bits(loss):.3f} bits a token, "
-            f"{insight.show_bits_per_byte(bits_per_byte)}"
+            f"{metrics.perplexity(loss):.2f}, surprise {metrics.bits(loss):.3f} bits a token, "
+            f"{metrics.show_bits_per_byte(bits_per_byte)}"
         )
         if rungs:
             print(f"  {ladder.verdict(bits_per_byte, rungs)}")
@@ -444,15 +449,15 @@ def start_or_resume(
                 loss = distributed.mean(loss)
                 check_finite(loss, norm)
                 now = time.perf_counter()
-                left = insight.time_left(step - resumed_at, settings.max_steps - resumed_at, now - begin)
+                left = time_left(step - resumed_at, settings.max_steps - resumed_at, now - begin)
                 tokens = steps_timed * settings.batch_size * settings.block_size
                 figures = {
                     "loss": loss.item(),
-                    "surprise_bits": insight.bits(loss.item()),
-                    "bits_per_byte": insight.bits_per_byte(loss.item(), train.tokens_per_byte),
+                    "surprise_bits": metrics.bits(loss.item()),
+                    "bits_per_byte": metrics.bits_per_byte(loss.item(), train.tokens_per_byte),
                     "learning_rate": fraction * settings.learning_rate,
                     "gradient_norm": norm.item(),
-                    "tokens_per_second": insight.tokens_per_second(tokens, now - since - pauses),
+                    "tokens_per_second": metrics.tokens_per_second(tokens, now - since - pauses),
                 }
                 log.write(step=step, **figures)
                 check_up.trained(figures["loss"])
@@ -463,7 +468,7 @@ def start_or_resume(
                         f"{figures['surprise_bits']:.2f} bits/token  "
                         + (f"{figures['bits_per_byte']:.2f} bits/byte  " if ids is None else "")
                         + f"rate {fraction:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
-                        f"{insight.duration(left)} left"
+                        f"{duration(left)} left"
                     )
                 since, steps_timed, pauses = now, 0, 0.0
             saving = step % settings.checkpoint_every == 0 or step == settings.max_steps
@@ -499,7 +504,7 @@ def start_or_resume(
         "steps": step,
         "tokens_seen": step * settings.batch_size * settings.block_size,
         "val_loss": val_loss,
-        "val_bits_per_byte": insight.bits_per_byte(val_loss, val.tokens_per_byte) if ids is None else None,
+        "val_bits_per_byte": metrics.bits_per_byte(val_loss, val.tokens_per_byte) if ids is None else None,
         "settings": plain(settings),
         "data": {name: train.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
         "init_from": init_from.resolve().name if init_from is not None else "",
@@ -512,10 +517,10 @@ def start_or_resume(
             f"This run is finished: step {step} of {settings.max_steps}. "
             "To go on with it, give a larger --max-steps; to start over, --fresh."
         )
-    per_byte, took = insight.show_bits_per_byte(training["val_bits_per_byte"]), time.perf_counter() - STARTED
+    per_byte, took = metrics.show_bits_per_byte(training["val_bits_per_byte"]), time.perf_counter() - STARTED
     print(
         f"{shown_path(settings.model_file)}: {step:,} steps, validation loss {val_loss:.4f}, {per_byte}; "
-        f"took {insight.duration(took)}"
+        f"took {duration(took)}"
     )
     prompt = "def" if ids is None else "0"
     flags = file_flags(settings, CHAR, "model_file")
@@ -524,4 +529,4 @@ def start_or_resume(
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, "char", args.init_from, args.ids, args.plan))
+    run_script(lambda: main(settings, args.fresh, "char", args.init_from, args.ids, args.plan))

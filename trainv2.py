@@ -8,7 +8,9 @@ Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs, gpt_model.pt at t
 Next    python generatev2.py --prompt "def"
 """
 
-from config import BPE, run, training_flags
+from config import BPE
+from model.training.command_line import training_flags
+from plumbing.errors import run_script
 
 if __name__ == "__main__":
     settings, args = training_flags(BPE, __doc__)  # before train, which imports torch
@@ -16,4 +18,4 @@ if __name__ == "__main__":
 from train import main
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args.fresh, "bpe", args.init_from, args.ids, args.plan))
+    run_script(lambda: main(settings, args.fresh, "bpe", args.init_from, args.ids, args.plan))

@@ -19,14 +19,16 @@ import json
 import os
 import shlex
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, Settings, UserError, add_flags, parse, run, shown_path
+from config import CHAR, Settings
+from plumbing.command_line import add_flags, parse
+from plumbing.errors import UserError, run_script
+from plumbing.text import shown_path
 
 STACK, STACK_PYTHON = "bigcode/the-stack", "data/python"
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps its parquet copy of a dataset in another format
@@ -250,4 +252,4 @@ def main(settings: Settings, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

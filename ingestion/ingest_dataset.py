@@ -13,19 +13,19 @@ The library `datasets` reads them, row by row; nothing is downloaded, and nothin
 """
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 from tqdm import tqdm
 
-from config import CHAR, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
-from dataset import decode_text, write_documents
-from model.insight import visible
+from config import CHAR
+from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.corpus import decode_text, write_documents
+from plumbing.errors import UserError, run_script
+from plumbing.text import shown_path, visible
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}  # of `datasets`
 TEXTS = {".txt", ".md"}
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -17,7 +17,6 @@ import hashlib
 import os
 import platform
 import shlex
-import sys
 import sysconfig
 import tokenize
 from collections import Counter
@@ -25,14 +24,16 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from config import CHAR, UserError, add_flags, parse, run, shown_path
-from dataset import whole_file
+from config import CHAR
+from plumbing.command_line import add_flags, parse
+from plumbing.errors import UserError, run_script
+from plumbing.files import whole_file
+from plumbing.text import shown_path
 
 # The same names as in the public datasets of source code, so that extraction reads all of them alike.
 SCHEMA = pa.schema([("content", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("license", pa.string())])
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from config import UsageError, UserError
+from plumbing.errors import UsageError, UserError
 
 
 def pick_device(name: str) -> torch.device:

@@ -4,15 +4,15 @@ The shape is the one that Hugging Face calls Qwen3 (without grouped queries), so
 tools without custom code; tests/test_model.py compares the two number by number.
 """
 
+from dataclasses import asdict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config import Model
 from model.by_hand import HeadLossByHand
 from model.layers import Block, KeyValueCache, Linear, RMSNorm, by_hand, rotary_table
-
-# The settings that make an architecture, together with the vocabulary's size.
-ARCHITECTURE = "block_size n_layer n_head n_embd rotary_base dropout tie_embeddings".split()
 
 
 class GPT(nn.Module):
@@ -21,38 +21,22 @@ class GPT(nn.Module):
     n_embd must be a multiple of n_head, with an even quotient (rotary positions turn pairs of channels).
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        block_size: int,
-        n_layer: int,
-        n_head: int,
-        n_embd: int,
-        rotary_base: float = 10_000.0,
-        dropout: float = 0.0,
-        tie_embeddings: bool = False,
-    ):
-        if n_embd % n_head or (n_embd // n_head) % 2:
-            raise ValueError(f"n_embd / n_head must be an even whole number, and {n_embd} / {n_head} is not.")
+    def __init__(self, vocab_size: int, **architecture):
+        model = Model(**architecture)
+        if model.n_embd % model.n_head or (model.n_embd // model.n_head) % 2:
+            raise ValueError(
+                f"n_embd / n_head must be an even whole number, and {model.n_embd} / {model.n_head} is not."
+            )
         super().__init__()
-        self.architecture = {
-            "vocab_size": vocab_size,
-            "block_size": block_size,
-            "n_layer": n_layer,
-            "n_head": n_head,
-            "n_embd": n_embd,
-            "rotary_base": rotary_base,
-            "dropout": dropout,
-            "tie_embeddings": tie_embeddings,
-        }
-        self.vocab_size, self.block_size = vocab_size, block_size
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, n_embd), freeze=False)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
-        self.norm = RMSNorm(n_embd)
-        self.head = Linear(n_embd, vocab_size, bias=False)
-        if tie_embeddings:
+        self.architecture = {"vocab_size": vocab_size, **asdict(model)}
+        self.vocab_size, self.block_size = vocab_size, model.block_size
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, model.n_embd), freeze=False)
+        self.blocks = nn.ModuleList(Block(model.n_embd, model.n_head, model.dropout) for _ in range(model.n_layer))
+        self.norm = RMSNorm(model.n_embd)
+        self.head = Linear(model.n_embd, vocab_size, bias=False)
+        if model.tie_embeddings:
             self.head.weight = self.embedding.weight
-        cos, sin = rotary_table(block_size, n_embd // n_head, rotary_base)
+        cos, sin = rotary_table(model.block_size, model.n_embd // model.n_head, model.rotary_base)
         self.register_buffer("cos", cos, persistent=False)  # (block_size, D), computed anew instead of saved
         self.register_buffer("sin", sin, persistent=False)
         if self.device.type != "meta":  # a model of shapes alone, which checkpoint.py compares files with

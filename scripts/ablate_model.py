@@ -20,26 +20,15 @@ Layers and heads count from 0: L1H2 is head 2 of layer 1.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import (
-    BPE,
-    CHAR,
-    Settings,
-    UsageError,
-    UserError,
-    add_flags,
-    check_seed,
-    file_flags,
-    model_flag,
-    parse_before_torch,
-    run,
-    shown_path,
-)
+from config import BPE, CHAR, Settings
+from plumbing.command_line import add_flags, check_seed, file_flags, model_flag, parse_before_torch
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -61,11 +50,13 @@ import torch
 from tqdm import tqdm
 
 from dataset import blocks_in_order, open_bare_tokens, open_tokens
-from model import insight
-from model.checkpoint import load_model
+from model import metrics
 from model.device import memory_advice, pick_device, to_device
 from model.gpt import GPT
-from model.microscope import induction, previous_token, same_token, without
+from model.interpretation.ablation import without
+from model.interpretation.heads import induction, previous_token, same_token
+from model.storage.model_file import load_model
+from plumbing.text import bar
 
 NAMED = 0.3  # a score from which on a head is called by its habit
 
@@ -150,15 +141,15 @@ def main(settings: Settings, args) -> None:
     for name in sorted(costs, key=lambda name: -costs[name]):
         cost = costs[name]
         title = name if name.lstrip("L").strip("0123456789") else f"{name}, all of it"
-        per_byte = "" if bare else f"{insight.bits_per_byte(cost, val.tokens_per_byte):+7.3f} "
+        per_byte = "" if bare else f"{metrics.bits_per_byte(cost, val.tokens_per_byte):+7.3f} "
         called = habit(scores[name]) if name in scores else ""
-        print(f"  {title:14} {cost:+8.4f} {per_byte}{insight.bar(max(0.0, cost) / highest)} {called}".rstrip())
+        print(f"  {title:14} {cost:+8.4f} {per_byte}{bar(max(0.0, cost) / highest)} {called}".rstrip())
 
     # === what each head does ==========================================================================================
     print("What the heads do, as scores from 0 to 1:")
     print("           previous                same                    induction")
     for name, row in scores.items():
-        print(f"  {name:8} " + "  ".join(f"{score:4.2f} {insight.bar(score, 16)}" for score in row).rstrip())
+        print(f"  {name:8} " + "  ".join(f"{score:4.2f} {bar(score, 16)}" for score in row).rstrip())
     important = max(scores, key=costs.get)
     script = "generatev2.py" if tokenizer.kind == "bpe" else "generate.py"
     flags = f"{file_flags(settings, CHAR, 'model_file')} --prompt {'0' if bare else 'def'}"
@@ -166,4 +157,4 @@ def main(settings: Settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -14,19 +14,20 @@ two machines, or of two days, do not compare; the ratios do.
 
 import argparse
 import json
-import sys
 import sysconfig
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from benchmarks.common import machine, show_table
-from benchmarks.data_path import measure_data
-from benchmarks.generating import GENERATING, measure_generating
-from benchmarks.scaling import SCALING_STEPS, measure_scaling
-from benchmarks.training import BATCH_SIZES, RACES, measure_training
-from config import DATA, run, shown_path
-from dataset import whole_file
+from config import DATA
+from plumbing.errors import run_script
+from plumbing.files import whole_file
+from plumbing.text import shown_path
+from scripts.benchmarks.common import machine, show_table
+from scripts.benchmarks.data_path import measure_data
+from scripts.benchmarks.generating import GENERATING, measure_generating
+from scripts.benchmarks.scaling import SCALING_STEPS, measure_scaling
+from scripts.benchmarks.training import BATCH_SIZES, RACES, measure_training
 
 
 def main() -> int:
@@ -82,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -14,12 +14,14 @@ round differ in the sixth digit; a wrong operation shows in the first ones. Exit
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, UsageError, add_flags, parse_before_torch, run
+from config import CHAR, Model
+from plumbing.command_line import add_flags, parse_before_torch
+from plumbing.errors import UsageError, run_script
+from plumbing.settings import values_of
 
 
 def command_line(argv: list[str] | None = None):
@@ -43,12 +45,12 @@ import torch
 from torch import Tensor, nn
 
 from dataset import draw_batch
-from model.checkpoint import check_architecture
 from model.device import memory_advice, pick_device, to_device, wait_for
-from model.gpt import ARCHITECTURE, GPT
-from model.insight import tokens_per_second
-from model.optimizer import Optimizer
-from model.training import check_settings
+from model.gpt import GPT
+from model.metrics import tokens_per_second
+from model.storage.checks import check_architecture
+from model.training.optimizer import Optimizer
+from model.training.setup import check_settings
 
 STEPS = 10  # of training
 WRITTEN = 32  # tokens
@@ -73,7 +75,7 @@ def first_model(settings) -> GPT:
     """A model on the CPU with no weight at zero: at the start of a training output projections are, and whatever lies
     behind them would neither be seen nor get a gradient."""
     torch.manual_seed(settings.seed)
-    architecture = {"vocab_size": 256, **{name: getattr(settings, name) for name in ARCHITECTURE}}
+    architecture = {"vocab_size": 256, **values_of(settings, Model)}
     try:
         check_architecture(architecture)
         model = GPT(**architecture)
@@ -232,4 +234,4 @@ def main(settings, args) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -13,12 +13,14 @@ safetensors, and for --gguf the package gguf: uv run --extra export, or pip inst
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, UsageError, UserError, add_flags, model_flag, parse_before_torch, refuse_same, run, shown_path
+from config import CHAR
+from plumbing.command_line import add_flags, model_flag, parse_before_torch, refuse_same
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -38,12 +40,13 @@ import json
 
 import torch
 
-from dataset import END_OF_TEXT, whole_file
-from model.checkpoint import load_model
-from model.gguf_file import write_gguf
 from model.gpt import GPT
-from model.huggingface import qwen3_config, read_folder, safetensors_library, their_names, to_qwen3
-from model.tokenizer import UNKNOWN, Tokenizer
+from model.storage.gguf_file import write_gguf
+from model.storage.huggingface import qwen3_config, read_folder, safetensors_library, their_names, to_qwen3
+from model.storage.model_file import load_model
+from model.tokenization.tokenizer import UNKNOWN, Tokenizer
+from plumbing.corpus import END_OF_TEXT
+from plumbing.files import whole_file
 
 # The model goes on with a text, it does not converse. A chat program hands it what was said, and nothing else.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -193,4 +196,4 @@ def main(settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

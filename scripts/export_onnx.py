@@ -16,12 +16,14 @@ torch's own exporter writes it. Needs onnx, onnxscript and onnxruntime: uv run -
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, UserError, add_flags, model_flag, parse_before_torch, refuse_same, run, shown_path
+from config import CHAR
+from plumbing.command_line import add_flags, model_flag, parse_before_torch, refuse_same
+from plumbing.errors import UserError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -43,11 +45,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataset import whole_file
-from model.checkpoint import load_model
+from model.generation.sampling import read
 from model.gpt import GPT
 from model.layers import rotate
-from model.sampling import read
+from model.storage.model_file import load_model
+from plumbing.files import whole_file
 
 TOLERANCE = 1e-4  # by which logits may differ, as those of two ways to add in fp32 do
 LARGEST = 2**31 - 2**20  # bytes of weights: an ONNX file is one protocol buffer, which ends at 2 GiB
@@ -155,4 +157,4 @@ def main(settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -22,17 +22,20 @@ from dataclasses import dataclass
 from itertools import compress, pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from config import CHAR, Settings, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
-from dataset import MARKER, SEPARATOR, Seen, hashes_of, read_document_bytes, split_at_marker, whole_file
-from model.insight import visible
-from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
+from config import CHAR, Settings
+from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
+from plumbing.corpus import MARKER, SEPARATOR, SeenDocuments, document_hashes, read_document_bytes, split_at_marker
+from plumbing.errors import UserError, run_script
+from plumbing.files import whole_file
+from plumbing.journal import Journal, identity
+from plumbing.parallel import in_input_order, pick_workers, shard_path
+from plumbing.text import shown_path, visible
 
 ROWS = 256  # read at once at most,
 BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
@@ -172,10 +175,10 @@ def documents_of(column: pa.Array, hashing: bool = False) -> Extracted:
             documents += filter(None, parts)
         else:
             documents.append(text)
-    return Extracted(documents, empty, cut, hashes_of(documents) if hashing else None)
+    return Extracted(documents, empty, cut, document_hashes(documents) if hashing else None)
 
 
-def without_duplicates(some: Extracted, seen: Seen) -> tuple[list, int]:
+def without_duplicates(some: Extracted, seen: SeenDocuments) -> tuple[list, int]:
     """The documents that were not there before, as (documents, bytes left out)."""
     kept = list(compress(some.documents, seen.new(some.hashes).tolist()))
     return kept, sum(map(len, some.documents)) - sum(map(len, kept))
@@ -203,7 +206,7 @@ def main() -> int:
     sizes = {path: path.stat().st_size if path.exists() else 0 for path in files}  # a link can lead nowhere
     inputs = [identity(path) if path.exists() else str(path) for path in files]
     depends_on = [inputs, args.column, args.skip_bad, args.deduplicate]
-    counts, bad, seen = Counter(), [], Seen()
+    counts, bad, seen = Counter(), [], SeenDocuments()
 
     # === extract and write ============================================================================================
     with Journal([corpus], depends_on) as journal, whole_file(corpus, journal) as file:
@@ -213,7 +216,7 @@ def main() -> int:
             print(f"Going on behind the {file.tell() / 1e6:,.1f} MB that an earlier run has finished.")
             if args.deduplicate:
                 for document in read_document_bytes(journal.unfinished(corpus), check=False):
-                    seen.new(hashes_of([document]))
+                    seen.new(document_hashes([document]))
 
         def pieces() -> Iterator[tuple[int, Piece]]:
             for number in range(at[0], len(files)):
@@ -227,7 +230,7 @@ def main() -> int:
         options = {"unit": "B", "unit_scale": True, "delay": 2}
         before = sum(sizes[path] for path in files[: at[0]])
         with tqdm(total=sum(sizes.values()), initial=before, **options) as progress:
-            for (number, piece), results in in_order(work, pieces(), pick_workers(settings.workers), AHEAD):
+            for (number, piece), results in in_input_order(work, pieces(), pick_workers(settings.workers), AHEAD):
                 if number == broken:
                     continue
                 try:
@@ -285,4 +288,4 @@ def show(document: bytes | memoryview) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

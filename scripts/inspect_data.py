@@ -14,19 +14,20 @@ import argparse
 import array
 import heapq
 import itertools
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 import numpy as np
 from tqdm import tqdm
 
-from config import BPE, CHAR, UserError, file_flags, run, shown_path
-from dataset import NO_TEXT, Seen, TokenFile, hashes_of, open_tokens, read_document_bytes, sidecar
-from model.insight import bar, readable, visible
-from model.tokenizer import Tokenizer, load_tokenizer
+from config import BPE, CHAR
+from dataset import TokenFile, open_tokens, sidecar
+from model.tokenization.tokenizer import Tokenizer, load_tokenizer
+from plumbing.command_line import file_flags
+from plumbing.corpus import NO_TEXT, SeenDocuments, document_hashes, read_document_bytes
+from plumbing.errors import UserError, run_script
+from plumbing.text import bar, readable, shown_path, visible
 
 WHITE = b" \t\n\r\v\f"
 SAMPLE_DOCUMENTS = 200  # encoded to tell the bytes a token of a corpus
@@ -51,13 +52,13 @@ def show_sizes(sizes: np.ndarray, unit: str) -> None:
 
 def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
     """One pass over the documents; memory: about 50 bytes a document, and the longest one a few times over."""
-    sizes, seen = array.array("q"), Seen()
+    sizes, seen = array.array("q"), SeenDocuments()
     duplicates = duplicate_bytes = white = lines = carriage_returns = zeros = 0
     longest: list[tuple[int, int, bytes]] = []  # (bytes, document, beginning) of the longest line of some documents
     documents = read_document_bytes(path)
     with tqdm(total=path.stat().st_size if path.exists() else 0, unit="B", unit_scale=True, delay=2) as progress:
         while some := list(itertools.islice(documents, 256)):
-            fresh = seen.new(hashes_of(some))
+            fresh = seen.new(document_hashes(some))
             duplicates += int((~fresh).sum())
             for document, new in zip(some, fresh.tolist(), strict=True):
                 duplicate_bytes += 0 if new else len(document)
@@ -136,12 +137,12 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
         print(f"Warning: {len(ends):,} end-of-text ids for {facts['documents']:,} documents.")
     begins = np.append(0, ends[:-1] + 1)
     show_sizes(ends - begins, "tokens")
-    seen, duplicates = Seen(), 0
+    seen, duplicates = SeenDocuments(), 0
     for first in tqdm(range(0, len(ends), 256), desc="comparing documents", delay=2):
         a, b = begins[first : first + 256], ends[first : first + 256]
         some = data.tokens[a[0] : b[-1]]
         spans = zip((a - a[0]).tolist(), (b - a[0]).tolist(), strict=True)
-        duplicates += int((~seen.new(hashes_of(some[start:end].tobytes() for start, end in spans))).sum())
+        duplicates += int((~seen.new(document_hashes(some[start:end].tobytes() for start, end in spans))).sum())
     print(f"Exact duplicates: {duplicates:,} documents ({duplicates / len(ends):.1%})")
     if facts.get("unknown_characters"):
         print(f"Characters that the tokenizer does not know: {facts['unknown_characters']:,}")
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -14,12 +14,14 @@ block_size count, and the same logits after the last one. Layers and heads count
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, Settings, UsageError, add_flags, model_flag, parse_before_torch, refuse_same, run, shown_path
+from config import CHAR, Settings
+from plumbing.command_line import add_flags, model_flag, parse_before_torch, refuse_same
+from plumbing.errors import UsageError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -45,14 +47,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import whole_file
-from model import insight
-from model.checkpoint import load_model
+from model import metrics
 from model.device import memory_advice, pick_device
 from model.gpt import GPT
-from model.microscope import Look, credit, habits, lens, look
-from model.page import fill, json_in_html, packed
-from model.tokenizer import Tokenizer, encode_prompt
+from model.interpretation.forward_pass import Look, credit, lens, look
+from model.interpretation.heads import habits
+from model.storage.model_file import load_model, show_training
+from model.tokenization.display import token_text
+from model.tokenization.tokenizer import Tokenizer, encode_prompt
+from plumbing.files import whole_file
+from plumbing.page import fill, json_in_html, packed
+from plumbing.text import bar
 
 SHOWN = 5  # predictions that the page keeps at each place, and candidates that it follows back to the parts
 PUSHED = 3  # tokens named for each part: those whose logits it raises most
@@ -88,7 +93,7 @@ def replay_merges(tokenizer: Tokenizer, prompt: str) -> list[list[list[str]]]:
             pieces = joined
             rows.append(pieces)
         for piece in {piece for row in rows for piece in row} - shown.keys():
-            shown[piece] = insight.token_text(tokenizer, tokenizer.library.token_to_id(piece))
+            shown[piece] = token_text(tokenizer, tokenizer.library.token_to_id(piece))
         words.append([[shown[piece] for piece in row] for row in rows])
     return words
 
@@ -124,9 +129,9 @@ def print_lens(model: GPT, tokenizer: Tokenizer, seen: Look, ids: list[int], row
         for layer in range(len(columns)):
             best = int(p[layer, i].argmax())
             share = float(p[layer, i, best])
-            cells.append(f"{insight.bar(share, 4)} {share:4.0%} {insight.token_text(tokenizer, best)[:10]:10} ")
-        came = insight.token_text(tokenizer, ids[-rows:][i + 1]) if i + 1 < len(ids[-rows:]) else ""
-        print(f"   {insight.token_text(tokenizer, token)[:12]:14} {''.join(cells)}{came}")
+            cells.append(f"{bar(share, 4)} {share:4.0%} {token_text(tokenizer, best)[:10]:10} ")
+        came = token_text(tokenizer, ids[-rows:][i + 1]) if i + 1 < len(ids[-rows:]) else ""
+        print(f"   {token_text(tokenizer, token)[:12]:14} {''.join(cells)}{came}")
 
 
 def print_head(tokenizer: Tokenizer, seen: Look, ids: list[int], name: str, rows: int = 16) -> None:
@@ -137,10 +142,10 @@ def print_head(tokenizer: Tokenizer, seen: Look, ids: list[int], name: str, rows
     print(f"Head {name.upper()}: {before:.0%} to the token before, {itself:.0%} to itself, {first:.0%} to the first.")
     for i in range(max(0, len(ids) - rows), len(ids)):
         top = shares[i, : i + 1].topk(min(3, i + 1))
-        line = f"   {insight.token_text(tokenizer, ids[i])[:12]:14}"
+        line = f"   {token_text(tokenizer, ids[i])[:12]:14}"
         for p, j in zip(top.values.tolist(), top.indices.tolist(), strict=True):
             where = f"({i - j} back)" if i > j else "(itself)"
-            line += f" {insight.bar(p, 6)} {p:4.0%} {insight.token_text(tokenizer, ids[j])[:8]:8} {where:10}"
+            line += f" {bar(p, 6)} {p:4.0%} {token_text(tokenizer, ids[j])[:8]:8} {where:10}"
         print(line.rstrip())
 
 
@@ -150,7 +155,7 @@ def print_candidates(tokenizer: Tokenizer, seen: Look, show: int) -> None:
     top = p.topk(min(show, len(p)))
     print("What comes next:")
     for share, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        print(f"   id {token:>5}  {insight.token_text(tokenizer, token):14} {insight.bar(share)} {share:7.2%}")
+        print(f"   id {token:>5}  {token_text(tokenizer, token):14} {bar(share)} {share:7.2%}")
 
 
 # === the page =========================================================================================================
@@ -199,7 +204,7 @@ def page_data(model: GPT, tokenizer: Tokenizer, seen: Look, ids: list[int], prom
         "vocab_size": V,
         "ids": ids,
         "bytes": [tokenizer.token_bytes(token).hex(" ") for token in ids],
-        "words": {token: insight.token_text(tokenizer, token) for token in sorted(words)},
+        "words": {token: token_text(tokenizer, token) for token in sorted(words)},
         "merges": replay_merges(tokenizer, prompt),
         "neighbours": {token: [[other, round(c, 4)] for other, c in row] for token, row in near.items()},
         # Shares in steps of 1 / 65535, and only those that can be other than zero: row after row of the lower triangle.
@@ -216,7 +221,7 @@ def page_data(model: GPT, tokenizer: Tokenizer, seen: Look, ids: list[int], prom
         "came_rank": packed(torch.stack(came_rank).numpy().astype(np.uint32)),
         "order": packed(order.numpy().astype(np.uint16)),
         "logits": packed(last[order].numpy()),
-        "surprise": packed(insight.bits(-log_p).numpy()),
+        "surprise": packed(metrics.bits(-log_p).numpy()),
     }
 
 
@@ -235,7 +240,7 @@ def main(settings: Settings, args) -> None:
     seen = look(model, ids)
 
     kind = {"char": "a character model", "bpe": "a BPE model", "none": "a model of bare ids"}[tokenizer.kind]
-    trained = insight.show_training(training)
+    trained = show_training(training)
     if args.text or not args.html:
         if settings.debug:
             print(f"{shown_path(settings.model_file)}, {kind}: {trained}")
@@ -252,7 +257,7 @@ def main(settings: Settings, args) -> None:
         f"vocabulary, {sum(model.parameters_by_part().values()):,} weights.",
     ]
     page = fill(
-        Path(__file__).with_suffix(".html"),
+        Path(__file__).parent / "pages" / "inspect_model.html",
         facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),
         data=json_in_html(page_data(model, tokenizer, seen, ids, args.prompt)),
     )
@@ -263,4 +268,4 @@ def main(settings: Settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -10,15 +10,15 @@ Next    the same for the validation files (data/val_bpe.*-of-8.bin), then python
 import argparse
 import glob
 import re
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 from tqdm import tqdm
 
-from config import UserError, refuse_same, run, shown_path
 from dataset import open_tokens, token_writer
+from plumbing.command_line import refuse_same
+from plumbing.errors import UserError, run_script
+from plumbing.text import shown_path
 
 SHARE = re.compile(r"\.(\d+)-of-(\d+)\.")  # in the name of a share
 TOKENS = 1 << 22  # copied at once
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -15,12 +15,14 @@ and the first 256 in the corpus are looked at.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import CHAR, Settings
+from plumbing.command_line import add_flags, parse_before_torch
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -39,8 +41,8 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from dataset import MARKER, SEPARATOR
-from model import insight
+from plumbing.corpus import MARKER, SEPARATOR
+from plumbing.text import visible
 
 SEED = 16  # bytes that are looked up at once
 STRIDE = 8  # every so many bytes of the corpus: a stretch of SEED + STRIDE - 1 bytes holds a whole seed
@@ -165,12 +167,10 @@ def main(settings: Settings, args) -> None:
     )
     for place, source, length in found:
         document, line, first = locate(corpus, source)
-        shown = insight.visible(text[place : place + length].decode("utf-8", errors="replace"))
+        shown = visible(text[place : place + length].decode("utf-8", errors="replace"))
         print(f"  {length:>5} bytes at {place:,}: {shown if len(shown) <= 90 else shown[:60] + ' ... ' + shown[-25:]}")
         if settings.debug:
-            print(
-                f"        document {document:,} of the corpus, line {line:,}; it begins: {insight.visible(first[:60])}"
-            )
+            print(f"        document {document:,} of the corpus, line {line:,}; it begins: {visible(first[:60])}")
     if not found:
         print(f"No stretch of {args.shortest} bytes or more stands in the corpus: invented, as far as words go.")
     print(
@@ -180,4 +180,4 @@ def main(settings: Settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

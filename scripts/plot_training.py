@@ -12,12 +12,14 @@ Next    open the page; or scripts/inspect_model.py, which opens the trained mode
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, parse_before_torch, run, shown_path
+from config import CHAR, Settings
+from plumbing.command_line import add_flags, parse_before_torch
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -40,10 +42,10 @@ if __name__ == "__main__":
 import html
 import math
 
-from dataset import whole_file
-from model import insight
-from model.checkpoint import read_line
-from model.page import fill, json_in_html
+from model import metrics
+from model.monitoring.log import read_line
+from plumbing.files import whole_file
+from plumbing.page import fill, json_in_html
 
 FIGURES = ("loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second")  # of a printed line
 EVALUATION = ("val_loss", "val_bits_per_byte")
@@ -157,7 +159,7 @@ def main(settings: Settings, args) -> None:
                 last = run_["evaluations"][-1]
                 print(
                     f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, "
-                    f"{insight.show_bits_per_byte(last['val_bits_per_byte'])}"
+                    f"{metrics.show_bits_per_byte(last['val_bits_per_byte'])}"
                 )
     if args.tensorboard:
         count = sum(write_tensorboard(run_, args.tensorboard) for run_ in runs)
@@ -167,12 +169,12 @@ def main(settings: Settings, args) -> None:
         for run_ in runs:
             steps = max(entry["step"] for entry in run_["lines"] + run_["evaluations"])
             figures = [e["val_bits_per_byte"] for e in run_["evaluations"] if e["val_bits_per_byte"] is not None]
-            best = insight.show_bits_per_byte(min(figures, default=None))
+            best = metrics.show_bits_per_byte(min(figures, default=None))
             facts.append(f"{run_['name']}: {steps:,} steps, best validation {best}.")
         page = fill(
-            Path(__file__).with_suffix(".html"),
+            Path(__file__).parent / "pages" / "plot_training.html",
             facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),
-            data=json_in_html(finite({"runs": runs, "ln2": insight.LN2})),
+            data=json_in_html(finite({"runs": runs, "ln2": metrics.LN2})),
         )
         with whole_file(args.html) as file:
             size = file.write(page.encode(errors="backslashreplace"))
@@ -184,4 +186,4 @@ def main(settings: Settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -13,35 +13,28 @@ validation file, so its loss there says what it has learned and not what it reme
 
 import argparse
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 import numpy as np
 from tqdm import tqdm
 
-from config import CHAR, Settings, UsageError, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
-from dataset import (
-    cut_at_borders,
-    cut_in_two,
-    find_border,
-    flush_to_disk,
-    only_document,
-    open_tokens,
-    part_of,
-    read_document_bytes,
-    token_writer,
-    withdraw,
-)
-from model.insight import cut_line, visible
-from model.tokenizer import Tokenizer, load_tokenizer
-from model.words import END, CharacterEncoder, WordEncoder
-from pieces import Journal, identity, in_order, pick_workers, shard_flag, shard_path
+from config import CHAR, Settings
+from dataset import open_tokens, token_writer, withdraw
+from model.tokenization.bpe_encoder import END, WordEncoder
+from model.tokenization.character_encoder import CharacterEncoder
+from model.tokenization.display import cut_line
+from model.tokenization.tokenizer import Tokenizer, load_tokenizer
+from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
+from plumbing.corpus import cut_at_borders, cut_in_two, find_border, only_document, read_document_bytes, split_of
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.files import flush_to_disk
+from plumbing.journal import Journal, identity
+from plumbing.parallel import in_input_order, pick_workers, shard_path
+from plumbing.text import shown_path, visible
 
 PIECE_BYTES = 1 << 23  # of the corpus in a piece, 8 MB: enough to be worth the change, little to hold in memory
 RESULT_TOKENS = 1 << 22  # handed to the writer at once
@@ -73,7 +66,7 @@ class Encode:
             parts = {part: [text] for part, text in piece.items()}
         else:
             for document in read_document_bytes(self.settings.corpus, *piece):
-                parts[part_of(document, self.settings.val_fraction)].append(document)
+                parts[split_of(document, self.settings.val_fraction)].append(document)
         for part, documents in parts.items():
             counts = {"documents": len(documents), "utf8_bytes": sum(map(len, documents))}
             text = bytes([END]).join([*documents, b""])
@@ -97,7 +90,7 @@ def show_first(work: Encode, piece: tuple[int, int] | dict[str, bytes]) -> dict[
         documents = iter(piece.items())
     else:
         found = read_document_bytes(settings.corpus, *piece)
-        documents = ((part_of(document, settings.val_fraction), document) for document in found)
+        documents = ((split_of(document, settings.val_fraction), document) for document in found)
     encoder = work.words or CharacterEncoder(tokenizer)
     for number, (part, document) in enumerate(documents):
         if settings.debug and number < 3:
@@ -191,7 +184,7 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
         work = Encode(settings, tokenizer)
         firsts = show_first(work, pieces[0] if only is not None else (begin, end))
         only = None  # a long document need not stand in memory twice
-        for piece, results in in_order(work, pieces, pick_workers(settings.workers)):
+        for piece, results in in_input_order(work, pieces, pick_workers(settings.workers)):
             for encoded in results:
                 writer = writers[encoded.part]
                 for ids in encoded.ids:
@@ -231,4 +224,4 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -8,13 +8,11 @@ Writes  data/train_bpe.bin and data/val_bpe.bin: uint16 ids, <|endoftext|> after
 Next    python trainv2.py
 """
 
-import sys
-from pathlib import Path
+import _root
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from config import BPE, run
+from config import BPE
+from plumbing.errors import run_script
 from scripts.prepare_dataset import main
 
 if __name__ == "__main__":
-    run(lambda: main(BPE, __doc__, kind="bpe"))
+    run_script(lambda: main(BPE, __doc__, kind="bpe"))

@@ -20,11 +20,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import BPE, CHAR, DATA, ROOT, run, shown_path
+from config import BPE, CHAR, DATA, ROOT
 from dataset import sidecar
-from model.insight import duration
+from plumbing.errors import run_script
+from plumbing.text import duration, shown_path
 
 FIXED_MINUTES = 1.0  # what everything but the two trainings takes on two cores
 
@@ -125,4 +126,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

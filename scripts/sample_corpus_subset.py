@@ -10,19 +10,19 @@ Next    python scripts/train_tokenizer_character_level.py --corpus data/corpus_s
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 from tqdm import tqdm
 
-from config import CHAR, DATA, UsageError, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
-from dataset import sample_document_bytes, write_documents
-from model.insight import visible
+from config import CHAR, DATA
+from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.corpus import sample_document_bytes, write_documents
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path, visible
 
 
 def main() -> None:
@@ -63,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

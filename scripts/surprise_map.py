@@ -31,21 +31,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import (
-    CHAR,
-    Settings,
-    UsageError,
-    UserError,
-    add_flags,
-    file_flags,
-    model_flag,
-    parse_before_torch,
-    refuse_same,
-    run,
-    shown_path,
-)
+from config import CHAR, Settings
+from plumbing.command_line import add_flags, file_flags, model_flag, parse_before_torch, refuse_same
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import shown_path
 
 
 def command_line(argv: list[str] | None = None):
@@ -77,13 +68,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import NO_TEXT, decode_text, whole_file
-from model import insight
-from model.checkpoint import load_model
+from model import metrics
 from model.device import memory_advice, pick_device
 from model.gpt import GPT
-from model.page import fill, json_in_html
-from model.tokenizer import Tokenizer, code_points
+from model.storage.model_file import load_model, show_training
+from model.tokenization.display import token_text
+from model.tokenization.tokenizer import Tokenizer, code_points
+from plumbing.corpus import NO_TEXT, decode_text
+from plumbing.files import whole_file
+from plumbing.page import fill, json_in_html
+from plumbing.text import visible
 
 WORST = 10  # the most surprising tokens that the summary names
 
@@ -138,7 +132,7 @@ def score(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) -> Scores
             log_p = new.log_softmax(dim=-1)
             own = log_p.gather(1, targets[:, None])  # (scored, 1)
             top = log_p.topk(min(show, model.vocab_size))
-            bits.append(insight.bits(-own[:, 0].cpu().double()).numpy())
+            bits.append(metrics.bits(-own[:, 0].cpu().double()).numpy())
             rank.append(1 + (log_p > own).sum(dim=-1).cpu().numpy())
             expected.append(top.indices.cpu().numpy())
             p.append(top.values.exp().cpu().numpy())
@@ -200,7 +194,7 @@ def text_by_line(text: str, places: Places) -> Iterator[list[tuple[int, str]]]:
 def shown(text: str) -> str:
     """A text with visible white space. A combining mark without its letter gets the dotted circle that Unicode has for
     this, or it would be drawn on its neighbour."""
-    return "◌" * (cells(text[0]) == 0) + insight.visible(text)
+    return "◌" * (cells(text[0]) == 0) + visible(text)
 
 
 def cells(text: str) -> int:
@@ -302,7 +296,7 @@ def make_page(
         )
     legend = "".join(f"<li><span class=l{i}>{text}</span>" for i, text in enumerate(RANGES))
     return fill(
-        Path(__file__).with_suffix(".html"),
+        Path(__file__).parent / "pages" / "surprise_map.html",
         name=html.escape(name),
         facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),
         legend=legend,
@@ -334,7 +328,7 @@ def most_surprising(tokenizer: Tokenizer, text: str, ids: np.ndarray, scores: Sc
     for i in np.argsort(-scores.bits, kind="stable")[:WORST].tolist():
         piece = int(np.searchsorted(places.first, i, side="right")) - 1
         (first, after), (begin, end) = places.first[piece : piece + 2], places.cuts[piece : piece + 2]
-        token = insight.token_text(tokenizer, ids[i])
+        token = token_text(tokenizer, ids[i])
         if ids[i] == tokenizer.unknown_id:
             token = f"{shown(text[begin:end])} (read as {token})"
         elif after - first > 1:
@@ -348,7 +342,7 @@ def most_surprising(tokenizer: Tokenizer, text: str, ids: np.ndarray, scores: Sc
                 token=token,
                 bits=float(scores.bits[i]),
                 rank=int(scores.rank[i]),
-                instead=[(insight.token_text(tokenizer, other), p) for other, p in candidates if other != ids[i]],
+                instead=[(token_text(tokenizer, other), p) for other, p in candidates if other != ids[i]],
             )
         )
     return rows
@@ -365,7 +359,7 @@ def token_details(tokenizer: Tokenizer, ids: np.ndarray, scores: Scores, places:
             if p >= 0.0005:  # below that it would be shown as 0.0%
                 row += [candidate, round(p, 3)]
         tokens.append(row)
-    words = {token: insight.token_text(tokenizer, token) for token in used}
+    words = {token: token_text(tokenizer, token) for token in used}
     return {"words": words, "first": places.first.tolist(), "tokens": tokens}
 
 
@@ -402,7 +396,7 @@ def main(settings: Settings, args) -> None:
 
     # === the map ======================================================================================================
     if settings.debug:
-        print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {insight.show_training(training)}")
+        print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {show_training(training)}")
         if len(ids) > model.block_size:
             print(f"{len(ids):,} tokens, read in windows of {model.block_size} that overlap by half")
         colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -410,12 +404,12 @@ def main(settings: Settings, args) -> None:
 
     # === the summary ==================================================================================================
     total = float(scores.bits.sum())
-    loss = total / len(ids) * insight.LN2
+    loss = total / len(ids) * metrics.LN2
     facts = [
         f"{args.file.name}: {places.lines:,} lines, {utf8_bytes:,} bytes, {len(ids):,} tokens, {total:,.1f} bits",
-        f"{insight.bits_per_byte(loss, len(ids) / utf8_bytes):.3f} bits per byte, mean surprise "
-        f"{insight.bits(loss):.3f} bits a token, loss {loss:.4f} nats a token, perplexity "
-        f"{insight.perplexity(loss):.2f}",
+        f"{metrics.bits_per_byte(loss, len(ids) / utf8_bytes):.3f} bits per byte, mean surprise "
+        f"{metrics.bits(loss):.3f} bits a token, loss {loss:.4f} nats a token, perplexity "
+        f"{metrics.perplexity(loss):.2f}",
     ]
     if unknown := Counter(tokenizer.unknown(text, ids)):
         some = ", ".join(f"{shown(c)} ({n:,})" for c, n in unknown.most_common(20)) + ", ..." * (len(unknown) > 20)
@@ -441,4 +435,4 @@ def main(settings: Settings, args) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(settings, args))
+    run_script(lambda: main(settings, args))

@@ -13,19 +13,21 @@ again, until the vocabulary is full. Common words become one token, and any text
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _root
 
-from config import BPE, Settings, UsageError, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
-from dataset import MAX_VOCAB_SIZE, read_document_bytes, read_documents, sample_documents
-from model.bpe import train_bpe_tokenizer
-from model.insight import readable, token_rows
-from model.tokenizer import LETTER_TO_BYTE, check_round_trip, load_tokenizer, save_tokenizer
+from config import BPE, Settings
+from dataset import MAX_VOCAB_SIZE
+from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.display import token_rows
+from model.tokenization.tokenizer import LETTER_TO_BYTE, check_round_trip, load_tokenizer, save_tokenizer
+from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.corpus import read_document_bytes, read_documents, sample_documents
+from plumbing.errors import UsageError, UserError, run_script
+from plumbing.text import readable, shown_path
 
 SMALLEST = 257  # <|endoftext|> and the 256 bytes: no merge at all
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back
@@ -94,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

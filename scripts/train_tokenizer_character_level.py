@@ -12,19 +12,20 @@ vocabulary that can write the text, at the price of many tokens: the model spend
 """
 
 import argparse
-import sys
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import _root
 from tqdm import tqdm
 
-from config import CHAR, UserError, add_flags, file_flags, parse, refuse_same, run, shown_path
-from dataset import MAX_VOCAB_SIZE, read_documents
-from model.insight import bar, token_rows, visible
-from model.tokenizer import check_round_trip, load_tokenizer, make_character_tokenizer, save_tokenizer
+from config import CHAR
+from dataset import MAX_VOCAB_SIZE
+from model.tokenization.display import token_rows
+from model.tokenization.tokenizer import check_round_trip, load_tokenizer, make_character_tokenizer, save_tokenizer
+from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.corpus import read_documents
+from plumbing.errors import UserError, run_script
+from plumbing.text import bar, shown_path, visible
 
 SPECIAL_TOKENS = 2  # <|endoftext|> and <|unk|>
 
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

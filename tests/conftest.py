@@ -18,11 +18,12 @@ from browser import chromium, open_page  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
-from dataset import cut_in_two, only_document, part_of, read_document_bytes, token_writer, write_documents
-from model.bpe import train_bpe_tokenizer
-from model.checkpoint import newest_checkpoint
-from model.pt_file import save
-from model.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
+from dataset import token_writer
+from model.storage.checkpoint import newest_checkpoint
+from model.storage.safe_load import save
+from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
+from plumbing.corpus import cut_in_two, only_document, read_document_bytes, split_of, write_documents
 
 DOCUMENT = '''"""Module {i}."""
 
@@ -60,7 +61,7 @@ def split_documents(path, val_fraction):
         yield from ((part, half.decode()) for part, half in cut_in_two(only, val_fraction).items())
         return
     for document in read_document_bytes(path):
-        yield part_of(document, val_fraction), document.decode()
+        yield split_of(document, val_fraction), document.decode()
 
 
 def make_pipeline(folder, settings, kind):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import dataset
+from plumbing import files
 
 
 def runs(quick: int, full: int):
@@ -70,7 +70,7 @@ class Faults:
                 if name == "unlink" and self.error is not None:
                     continue  # a full disk lets files be removed
                 patch.setattr(os, name, self.counted(getattr(os, name)))
-            patch.setattr(dataset, "open", self.open, raising=False)
+            patch.setattr(files, "open", self.open, raising=False)
             yield self
 
     def counted(self, function: Callable) -> Callable:

@@ -19,22 +19,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dataset
-from config import UserError
-from dataset import (
+from dataset import TokenFile, blocks_in_order, draw_batch, open_tokens, sidecar, token_writer
+from plumbing.corpus import (
     END_OF_TEXT,
-    TokenFile,
-    blocks_in_order,
-    draw_batch,
     hash_fraction,
-    open_tokens,
     read_documents,
     sample_documents,
-    sidecar,
     split_at_marker,
-    token_writer,
-    whole_file,
     write_documents,
 )
+from plumbing.errors import UserError
+from plumbing.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 M = END_OF_TEXT

@@ -17,11 +17,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import config
+from plumbing import command_line, errors
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for pattern in ("*.py", "model/**/*.py", "ingestion/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py")
+    for pattern in ("*.py", "model/**/*.py", "plumbing/**/*.py", "ingestion/**/*.py", "scripts/**/*.py")
     for path in ROOT.glob(pattern)
     if "__pycache__" not in path.parts
 )
@@ -173,7 +174,7 @@ def test_every_setting_has_a_comment_that_becomes_its_help():
     for field in fields(config.Settings):
         (comment,) = re.findall(rf"^    {field.name}: [^#\n]+  # (.+)$", source, re.MULTILINE)
         parser = argparse.ArgumentParser()
-        config.add_flags(parser, config.CHAR, field.name)
+        command_line.add_flags(parser, config.CHAR, field.name)
         text = " ".join(parser.format_help().split())
         if field.name == "debug":
             assert "--quiet" in text
@@ -188,12 +189,12 @@ def test_every_setting_but_debug_can_be_given_as_a_flag(settings):
     """Flags are typed as their fields are, and what is not given stays as it is."""
     for field in fields(config.Settings):
         parser = argparse.ArgumentParser()
-        config.add_flags(parser, settings, field.name)
-        assert config.parse(parser, settings, [])[0] == settings
+        command_line.add_flags(parser, settings, field.name)
+        assert command_line.parse(parser, settings, [])[0] == settings
         flag = "--" + field.name.replace("_", "-")
         value = {bool: None, int: "7", float: "0.7", str: "text", Path: "some/path"}[field.type]
         argv = ["--quiet"] if field.name == "debug" else [flag] if value is None else [flag, value]
-        changed, _ = config.parse(parser, settings, argv)
+        changed, _ = command_line.parse(parser, settings, argv)
         expected = field.name != "debug" if value is None else field.type(value)
         assert getattr(changed, field.name) == expected
         assert type(getattr(changed, field.name)) is type(getattr(settings, field.name))
@@ -336,10 +337,10 @@ def test_streams_that_are_closed_are_empty(monkeypatch):
 
     def main():
         print("text" + sys.stdin.read())
-        raise config.UserError("a sentence")
+        raise errors.UserError("a sentence")
 
     with pytest.raises(SystemExit, match="^1$"):
-        config.run(main)
+        errors.run_script(main)
 
 
 def test_the_workflow_runs_the_readmes_test_command():

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_training import log_of, same
+from runs import log_of, same
 
 import train
-from config import UserError
 from dataset import blocks_in_order, draw_batch, open_tokens, sidecar, token_writer
-from model.checkpoint import load_model
+from model.storage.model_file import load_model
+from plumbing.errors import UserError
 
 FACTS = {"tokenizer_sha256": "a" * 64, "vocab_size": 500, "end_of_text_id": 0}
 

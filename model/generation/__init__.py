@@ -1,0 +1,1 @@
+"""Writing text: sampling, one token at a time, showing each step."""

@@ -1,0 +1,1 @@
+"""Looking inside: the forward pass taken apart, heads, parts switched off."""

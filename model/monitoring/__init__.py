@@ -1,0 +1,1 @@
+"""What a training reports: lines, log, records for the pages, baselines, diagnostics."""

@@ -1,0 +1,115 @@
+"""Is this loss any good? What simpler predictors and two compressors reach on the same validation file.
+
+    uniform    every token equally likely: ln(vocabulary)
+    unigram    how often each token came in the training data
+    bigram     after which one token
+    trigram    after which two tokens
+    gzip, xz   the bytes of the validation text, compressed by themselves, having seen nothing else
+
+All in bits per byte, of the first VALIDATION_TOKENS tokens of the file at most. The first four foresee the very tokens
+that an evaluation of all of these scores, each but the first. What was never seen must not have probability 0, so each
+rung leans on the one below it, all the more where its context led to many different tokens: Witten-Bell smoothing,
+interpolated (Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", section 2.5):
+
+    p(w | h) = (count(h w) + different(h) p(w | shorter h)) / (count(h) + different(h))
+
+where different(h) is the number of different tokens that came after h. Below the unigram stands the uniform.
+"""
+
+import gzip
+import lzma
+
+import numpy as np
+
+from model import metrics
+from model.tokenization.tokenizer import Tokenizer
+from plumbing.text import bar
+
+# At most so many are counted and foreseen, from the beginning of each file: 0.8 GB of memory, a quarter of a minute.
+TRAINING_TOKENS, VALIDATION_TOKENS = 1 << 25, 1 << 20
+
+
+def ngram_bits(train: np.ndarray, val: np.ndarray, vocab_size: int) -> list[float]:
+    """The mean surprise of the tokens val[1:], in bits, of a unigram, a bigram and a trigram that were counted in
+    `train`. Both (tokens,) uint16, at least two of each."""
+    train = train[:TRAINING_TOKENS]
+    p = np.full(len(val) - 1, 1 / vocab_size)  # of val[1:]: uniform, before anything is counted
+    means = []
+    for n in (1, 2, 3):
+        if len(train) >= n and len(val) >= n:
+            first = max(0, n - 2)  # of p: in front of val[1] stands one token only, so a trigram leaves it as it is
+            asked = keys(val, n, vocab_size)[n == 1 :]  # (len(p) - first,)
+            counted = keys(train, n, vocab_size)
+            counted.sort()
+            count, total, different = look_up(counted, asked, vocab_size)
+            p[first:] = (count + different * p[first:]) / np.maximum(total + different, 1) + (total == 0) * p[first:]
+        means.append(float(-np.log2(p).mean()))
+    return means
+
+
+def look_up(counted: np.ndarray, asked: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For n-grams (N,), how often each occurs among the sorted ones of a text (M,), how often its context (all but its
+    last token) does, and how many different tokens came after that."""
+    order = np.argsort(asked)  # neighbours are looked up one after the other, which memory likes
+    asked = asked[order]
+    context = asked // vocab_size * vocab_size
+    begin, end = np.searchsorted(counted, context), np.searchsorted(counted, context + vocab_size)
+    count = np.searchsorted(counted, asked, side="right") - np.searchsorted(counted, asked)
+    distinct = np.zeros(len(counted) + 1, np.int32)  # how many different n-grams are among the first i
+    distinct[1:] = 1
+    np.not_equal(counted[1:], counted[:-1], out=distinct[2:], casting="unsafe")
+    np.cumsum(distinct, out=distinct)
+    result = np.empty((3, len(asked)))
+    result[:, order] = count, end - begin, distinct[end] - distinct[begin]
+    return tuple(result)
+
+
+def keys(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """The n-grams of tokens (N,) as numbers, (N - n + 1,) int64: the digits of a number in base vocab_size."""
+    number = np.zeros(len(tokens) - n + 1, np.int64)
+    for place in range(n):
+        number *= vocab_size
+        number += tokens[place : len(tokens) - n + 1 + place]
+    return number
+
+
+def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, tokens_per_byte: float) -> dict[str, float]:
+    """The rungs by name, in bits per byte, from the worst of predictors to the best, then the compressors."""
+    V, val = tokenizer.vocab_size, val[:VALIDATION_TOKENS]
+    bits = [metrics.bits(metrics.uniform_loss(V)), *ngram_bits(train, val, V)]
+    rungs = {name: b * tokens_per_byte for name, b in zip(NGRAMS, bits, strict=True)}
+    text = b"".join(map([text_bytes(tokenizer, token) for token in range(V)].__getitem__, val.tolist()))
+    rungs["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
+    rungs["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
+    return rungs
+
+
+NGRAMS = ("uniform", "unigram", "bigram", "trigram")
+
+
+def text_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes of text that a token stands for: none for the end of a text, which is no part of it."""
+    return b"" if token == tokenizer.end_of_text_id else tokenizer.token_bytes(token)
+
+
+def show(rungs: dict[str, float]) -> str:
+    """The ladder as lines with bars."""
+    highest = max(rungs.values())
+    return "\n".join(f"  {name:8} {rungs[name]:7.3f} {bar(rungs[name] / highest, 30)}" for name in rungs)
+
+
+def verdict(bits_per_byte: float, rungs: dict[str, float]) -> str:
+    """Where a model stands on the ladder: "better than the bigram, 0.110 bits per byte from the trigram"."""
+    if bits_per_byte >= max(rungs.values()):
+        return "no better than guessing"
+    better = [name for name in rungs if bits_per_byte < rungs[name]]
+    worse = [name for name in rungs if bits_per_byte >= rungs[name]]
+    best = min(better, key=rungs.get)
+    if not worse:
+        return f"better than {the(best)} by {rungs[best] - bits_per_byte:.3f} bits per byte"
+    next_one = max(worse, key=rungs.get)
+    return f"better than {the(best)}, {bits_per_byte - rungs[next_one]:.3f} bits per byte from {the(next_one)}"
+
+
+def the(name: str) -> str:
+    return {"uniform": "guessing", "gzip": "gzip", "xz": "xz"}.get(name, f"the {name}")

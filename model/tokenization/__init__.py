@@ -1,0 +1,1 @@
+"""Tokenizers: their files, encoding a corpus fast, learning merges."""

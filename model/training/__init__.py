@@ -1,0 +1,1 @@
+"""A training run: opened or resumed, how a step is computed, the optimizer, several processes."""

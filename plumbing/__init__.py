@@ -1,0 +1,1 @@
+"""What every script needs and no learner must read."""

@@ -1,0 +1,101 @@
+"""From settings to flags and back: one typed flag for each field of config.Settings that a script uses."""
+
+import argparse
+import re
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import config
+from config import CHAR, Settings
+from plumbing.errors import UsageError
+from plumbing.settings import field_names
+from plumbing.text import shown_path
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: Settings, *wanted: type | str) -> None:
+    """Add a typed flag for each of the wanted settings, its value in `settings` as the default and its comment in
+    config.py as the help. `wanted` are classes of config.py, for all their fields, and names separated by spaces."""
+    names = [name for one in wanted for name in (one.split() if isinstance(one, str) else field_names(one))]
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(config.__file__).read_text("utf-8"), re.MULTILINE))
+    for field in fields(Settings):
+        if field.name not in names:
+            continue
+        default, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        text = comments[field.name].replace("%", "%%")
+        if field.name == "debug":
+            parser.add_argument("--quiet", dest="debug", action="store_false", default=default, help="show no work")
+        elif field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            shown = shown_path(default) if isinstance(default, Path) else default
+            parser.add_argument(
+                flag, type=field.type, default=default, metavar=flag[2:].upper(), help=f"{text} [{shown}]"
+            )
+
+
+def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None = None):
+    """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
+    args = parser.parse_args(argv)
+    own = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+    return replace(settings, **own), args
+
+
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --model, as the scripts call it that read a model: training writes it with --model-file."""
+    parser.add_argument(
+        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
+    )
+
+
+def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None):
+    """parse(); then until run(), while torch is imported, Ctrl-C ends the process without a traceback from within."""
+    parsed = parse(parser, settings, argv)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return parsed
+
+
+def check_seed(settings: Settings) -> None:
+    """Refuse a seed that torch's random numbers cannot start from."""
+    if not 0 <= settings.seed < 2**64:
+        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+
+
+def file_flags(settings: Settings, default: Settings, names: str) -> str:
+    """What to add to a command so that it works on the same files, such as " --corpus mine.txt": each field in `names`
+    (separated by spaces) that names another file than its default."""
+    text = ""
+    for name in names.split():
+        path = getattr(settings, name)
+        if path.resolve() != getattr(default, name).resolve():
+            flag = "model" if name == "model_file" else name.replace("_", "-")  # as those call it that read a model
+            text += f" --{flag} {shlex.quote(shown_path(path))}"
+    return text
+
+
+def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
+    """Raise UsageError where a file to write, known by its flag, is one to read, or the one of another flag. None
+    stands for a file that was not asked for."""
+    taken = {path.resolve(): "is read here" for path in inputs if path}
+    for flag, path in outputs.items():
+        if path and path.resolve() in taken:
+            use = taken[path.resolve()]
+            raise UsageError(f"{flag} would replace {shown_path(path)}, which {use}. Name another file.")
+        if path:
+            taken[path.resolve()] = f"{flag} writes"
+
+
+def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add --shard I/N: this machine's share of the work."""
+
+    def shard(text: str) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise argparse.ArgumentTypeError("give it as I/N, such as 2/8, from 1/8 to 8/8")
+        return int(found[1]), int(found[2])
+
+    parser.add_argument(
+        "--shard", type=shard, metavar="I/N", help=f"only the I-th of N shares of the {of}; outputs get .I-of-N names"
+    )

@@ -1,0 +1,41 @@
+"""What a user can put right becomes a sentence: the errors that say so, and the frame around every script's main()."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can put right: its text says what is wrong and the way out."""
+
+
+class UsageError(UserError):
+    """A flag or setting that cannot be used."""
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
+    for stream in (sys.stdout, sys.stderr):  # one that is not UTF-8 must not stop a run at some character
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has left (`... | head`): nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:  # no permission, disk full, a folder where a file should be
+        print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,46 @@
+"""Text for people: bars, durations, paths, and characters that would be invisible."""
+
+import math
+from pathlib import Path
+
+
+def shown_path(path: Path) -> str:
+    """The path as short as it can be shown: relative to where the user stands if it lies below, else whole."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 8.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def time_left(done: int, total: int, seconds: float) -> float:
+    """Seconds still to go, if the rest takes as long a piece as what is done."""
+    return seconds / done * (total - done) if done else math.nan
+
+
+def bar(p: float, width: int = 20) -> str:
+    """A probability as a bar of `width` cells at 1.0, in eighths of a cell: 0.5 at width 4 gives "██  "."""
+    eighths = round(p * width * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + " ▏▎▍▌▋▊▉"[part]).ljust(width)[:width] if part else ("█" * full).ljust(width)
+
+
+VISIBLE = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
+
+
+def visible(text: str) -> str:
+    """A text with its white space to be seen: "a b\\n" gives "a·b↵". Other unprintable characters are escaped."""
+    return "".join(VISIBLE.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def readable(data: bytes) -> str:
+    """The bytes of a token as visible text; where they are not whole characters, as hex: b"\\xc3" gives <c3>."""
+    try:
+        return visible(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "".join(f"<{byte:02x}>" for byte in data)

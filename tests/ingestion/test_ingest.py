@@ -1,0 +1,166 @@
+"""ingestion/ingest.py, run as a user runs it, through the real libraries, against a hub on this machine's loopback."""
+
+import os
+import signal
+import subprocess
+import sys
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hub import BLOCK, CODEPARROT, CONVERTED, STACK, Answer, commit, sha256
+
+SCRIPT = Path(__file__).resolve().parents[2] / "ingestion" / "ingest.py"
+
+
+def start(folder: Path, endpoint: str, *flags: str, **variables: str) -> subprocess.Popen:
+    """Start ingest.py with its cache in a folder, and with nothing of the hub's settings on this machine."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"} | variables
+    command = [sys.executable, str(SCRIPT), *flags]
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing where it has ended
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def ingest(folder: Path, endpoint: str, *flags: str, **variables: str) -> tuple[int, str, str]:
+    return finish(start(folder, endpoint, *flags, **variables))
+
+
+def snapshot(folder: Path, dataset: str = STACK, revision: str = "main") -> Path:
+    return folder / "hf" / "hub" / f"datasets--{dataset.replace('/', '--')}" / "snapshots" / commit(revision)
+
+
+# === downloads =======================================================================================================
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends Ctrl-C as a signal")
+def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, files, tmp_path):
+    first, second, _ = files
+    hub.gated, hub.tokens = True, {"hf_accepted": True}
+
+    # Stopped with Ctrl-C in the second block of the first file.
+    hub.stall_at = BLOCK
+    process = start(tmp_path, hub.url, "--files", "2", HF_TOKEN="hf_accepted")
+    assert hub.stalled.wait(40)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130 and "stopped" in err
+    assert "3 parquet files, 12.5 MB" in out and "Wanted: 2 files, 12.2 MB, of which 0 are here already." in out
+    blobs = snapshot(tmp_path).parents[2] / "blobs"
+    assert {path.name: path.stat().st_size for path in blobs.iterdir()} == {sha256(files[first]) + ".incomplete": BLOCK}
+
+    # The same command again: the rest of the first file, and the second one.
+    hub.stall_at = None
+    hub.requests.clear()
+    code, out, err = ingest(tmp_path, hub.url, "--files", "2", HF_TOKEN="hf_accepted")
+    assert code == 0, err
+    assert [request for request in hub.requests if request.startswith("GET")] == [
+        f"GET {first} bytes={BLOCK}-{len(files[first]) - 1}",
+        f"GET {second} bytes=0-{len(files[second]) - 1}",
+    ]
+    assert "of which 0 are here already. To download: 4.2 MB." in out
+    for name in (first, second):
+        path = snapshot(tmp_path) / name
+        assert path.read_bytes() == files[name]
+        assert pq.read_table(path).column_names == ["content", "path"]
+        assert f"{path.name}: {len(files[name]) / 1e6:.1f} MB" in out
+    assert sorted(path.name for path in blobs.iterdir()) == sorted(sha256(files[name]) for name in (first, second))
+    assert (snapshot(tmp_path).parents[2] / "refs" / "main").read_text() == commit("main")
+    assert f"in {(snapshot(tmp_path) / 'data/python').relative_to(tmp_path)}\n" in out
+    assert "Next: python scripts/extract_parquets_to_text.py" in out
+
+    # And once more: the list, no file.
+    hub.requests.clear()
+    code, out, err = ingest(tmp_path, hub.url, "--files", "2", HF_TOKEN="hf_accepted")
+    assert code == 0 and hub.requests == []
+    assert "of which 2 are here already. To download: 0.0 MB." in out
+
+    # The token went to the hub, and not to the host that it redirects to.
+    assert hub.tokens_seen == {("127.0.0.1", "hf_accepted")}
+
+
+def test_all_files_of_another_dataset_and_revision(hub, tmp_path):
+    flags = ["--dataset", CODEPARROT, "--revision", CONVERTED, "--files", "all", "--quiet"]
+    code, out, err = ingest(tmp_path, hub.url, *flags)
+    assert code == 0, err
+    folder = snapshot(tmp_path, CODEPARROT, CONVERTED)
+    there = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert there == hub.datasets[CODEPARROT][CONVERTED]
+    assert f"Next: python scripts/extract_parquets_to_text.py {folder}\n" in out
+    assert "rows of" not in out  # --quiet
+
+
+def test_a_damaged_download_is_thrown_away(hub, tmp_path):
+    hub.damaged = True
+    code, _, err = ingest(tmp_path, hub.url, "--files", "1")
+    assert code == 1 and "arrived damaged" in err
+    assert not list((snapshot(tmp_path).parents[2] / "blobs").iterdir())
+
+
+# === refusals ========================================================================================================
+
+
+def test_terms_that_are_not_accepted(hub, tmp_path):
+    hub.gated, hub.tokens = True, {"hf_not_accepted_yet": False}
+    without, refused = start(tmp_path, hub.url), start(tmp_path, hub.url, HF_TOKEN="hf_not_accepted_yet")
+    for process, reason in (
+        (without, "got no token from you (401)"),
+        (refused, "does not accept your token for it (403)"),
+    ):
+        code, out, err = finish(process)
+        assert code == 1 and reason in err
+        for step in ("huggingface.co/join", f"huggingface.co/datasets/{STACK}", "settings/tokens", "hf auth login"):
+            assert step in err
+        assert "hf_not_accepted_yet" not in out + err
+    assert hub.tokens_seen == {("127.0.0.1", "hf_not_accepted_yet")}
+
+
+def test_a_token_that_the_hub_does_not_know(hub, tmp_path):
+    tokens = ["hf_expired", "hf_döner"]  # the second one cannot even be sent
+    for token, process in [(token, start(tmp_path, hub.url, HF_TOKEN=token)) for token in tokens]:
+        code, out, err = finish(process)
+        assert code == 1 and "does not know your token" in err and token not in out + err
+
+
+def test_names_that_the_hub_does_not_have(hub, tmp_path):
+    hub.tokens = {"hf_known": True}
+    cases = [
+        (["--dataset", "nobody/nothing"], {}, ["The hub shows no dataset nobody/nothing"]),
+        (["--dataset", "nobody/nothing"], {"HF_TOKEN": "hf_known"}, ["The hub shows no dataset nobody/nothing"]),
+        (["--data-dir", "data/cobol/"], {}, ["has no folder data/cobol", "tree/main"]),
+        (["--revision", "v9"], {}, ["has no revision v9"]),
+        (["--dataset", CODEPARROT], {}, ["54 .json.gz", f"--dataset {CODEPARROT} --revision {CONVERTED}"]),
+    ]
+    started = [(words, start(tmp_path, hub.url, *flags, **variables)) for flags, variables, words in cases]
+    for words, process in started:
+        code, _, err = finish(process)
+        assert code == 1 and all(word in err for word in words), err
+    assert not (tmp_path / "hf" / "hub").exists()
+
+
+def test_no_disk_no_network(hub, tmp_path):
+    hub.claimed_size = 10**18
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as closed:
+        nobody = f"http://127.0.0.1:{closed.server_port}"
+    disk, network = start(tmp_path, hub.url), start(tmp_path, nobody)
+    code, out, err = finish(disk)
+    assert code == 1 and "3,000,000,000.00 GB are to be downloaded" in err and "--files" in err
+    assert "Wanted: 3 files, 3,000,000,000.00 GB" in out
+    assert not [request for request in hub.requests if request.startswith("GET")]
+    code, out, err = finish(network)
+    assert code == 1 and f"No connection to {nobody}" in err and len(err.splitlines()) == 1
+
+
+def test_wrong_use(tmp_path):
+    for flags in (["--files", "0"], ["--files", "some"], ["--dataset", "the-stack"], ["--fils", "2"]):
+        code, _, err = ingest(tmp_path, "http://127.0.0.1:9", *flags)
+        assert code == 2 and "usage" in err and flags[0] in err

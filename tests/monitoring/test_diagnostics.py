@@ -1,0 +1,117 @@
+"""Warnings: each planted fault raises its own within 100 steps, and a healthy run raises none."""
+
+import re
+from dataclasses import replace
+
+import conftest
+import numpy as np
+import pytest
+
+import train
+from config import BPE, CHAR
+from model.gpt import GPT
+from model.monitoring.diagnostics import Diagnostics
+
+RUN = {"max_steps": 100, "n_embd": 64, "dropout": 0.0, "batch_size": 8, "warmup_steps": 20, "eval_every": 25,
+       "log_every": 5, "sample_tokens": 0, "checkpoint_every": 100, "debug": False}  # fmt: skip
+
+
+def warnings(settings, capsys, kind="char", **changes):
+    """The warnings of a run, as (step, text)."""
+    train.main(replace(settings, **RUN | changes), fresh=True, kind=kind)
+    return re.findall(r"^Something is off at step (\d+)\. (.*)$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """plant(fault): from now on a new model has a fault, which fault(model) makes."""
+
+    def plant(fault):
+        def faulty(**architecture):
+            model = GPT(**architecture)
+            fault(model)
+            return model
+
+        monkeypatch.setattr(train, "GPT", faulty)
+
+    return plant
+
+
+@pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
+def test_a_healthy_run_raises_none(tmp_path, capsys, base, kind):
+    settings = conftest.make_pipeline(tmp_path, base, kind)
+    assert warnings(settings, capsys, kind) == []
+    assert warnings(settings, capsys, kind, n_embd=16, dropout=0.1, tie_embeddings=True) == []
+    assert warnings(settings, capsys, kind, n_layer=1, muon_rate=0.03, learning_rate=0.02) == []
+
+
+@pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
+@pytest.mark.parametrize("rate", ["muon_rate", "learning_rate"])
+def test_a_rate_ten_times_too_high(tmp_path, capsys, base, kind, rate):
+    settings = conftest.make_pipeline(tmp_path, base, kind)
+    ((step, text),) = warnings(settings, capsys, kind, **{rate: 10 * getattr(base, rate)})
+    assert int(step) <= 32
+    assert f"--{rate.replace('_', '-')}, with --fresh" in text
+
+
+def test_dead_units(char, capsys, plant):
+    def silence(model):
+        gate, up = model.blocks[1].mlp.gate_up.weight.data.chunk(2)
+        gate[:40], up[:40] = 0, 0  # of 192: nothing leads to them, and nothing from them
+
+    plant(silence)
+    ((step, text),) = warnings(char, capsys)
+    assert step == "0" and "21% of layer 1" in text
+
+
+def test_a_frozen_layer(char, capsys, plant):
+    plant(lambda model: model.blocks[0].requires_grad_(False))
+    ((step, text),) = warnings(char, capsys)
+    assert step == "1" and "The layer 0 does not learn" in text
+
+
+def test_a_first_loss_that_is_not_that_of_guessing(char, capsys, plant):
+    plant(lambda model: model.head.weight.data.mul_(40))
+    ((step, text),) = warnings(char, capsys)
+    assert step == "0" and "it starts out with opinions" in text
+
+
+def test_overfitting(tmp_path, capsys, monkeypatch):
+    """Noise, which nobody can foresee, and little of it, which can be learned by heart."""
+    rng = np.random.default_rng(0)
+    noise = ["".join(map(chr, rng.integers(97, 123, 20))) for _ in range(30)]
+    monkeypatch.setattr(conftest, "DOCUMENTS", noise)
+    settings = conftest.make_pipeline(tmp_path, CHAR, "char")
+    ((step, text),) = warnings(settings, capsys, batch_size=32)
+    assert step in ("25", "50", "75", "100") and "by heart" in text
+
+
+# --- the rules, on figures made up ------------------------------------------------------------------------------------
+
+
+def test_overfitting_by_hand():
+    check = Diagnostics()
+
+    def evaluate(train_loss, val_loss, tokens=100):
+        check.trained(train_loss)
+        return check.evaluated(500, val_loss, tokens, 50)
+
+    assert evaluate(2.0, 2.1) == []
+    assert evaluate(1.9, 2.11) == []  # by half a percent: chance
+    assert evaluate(2.1, 2.5) == []  # the training loss rose as well: something else
+    assert evaluate(1.0, 3.0, tokens=900) == []  # over more tokens: not comparable
+    (said,) = evaluate(1.2, 2.3)
+    assert "from 2.100 to 2.300" in said and "from 2.000 to 1.200" in said
+    assert evaluate(1.0, 2.6) == []  # once
+
+
+def test_each_is_said_once_and_only_when_it_is_settled():
+    check = Diagnostics()
+    record = {"gradient_norm": {"embedding": 1.0, "layer 0": 1.0, "head": 1.0},
+              "update_to_weight": {"embedding": 0.001, "layer 0": 0.2, "head": 2.0}}  # fmt: skip
+    assert check.recorded(1, record) == []
+    assert len(check.recorded(8, record)) == 1
+    assert check.recorded(16, record) == []
+    assert check.recorded(32, None) == []
+    assert check.evaluated(0, 3.9, 100, 50) == []  # ln 50 = 3.912
+    assert Diagnostics().evaluated(0, 4.0, 100, 50) != []

@@ -1,0 +1,123 @@
+"""The benchmark's own arithmetic and its way to measure a peer. What it measures is for the person who runs it."""
+
+import json
+
+import pytest
+import torch
+
+from config import CHAR
+from plumbing.errors import UserError
+from scripts import benchmark
+from scripts.benchmarks import common, scaling, training
+
+
+def test_a_table_is_markdown(capsys):
+    common.show_table([{"model": "a", "tokens/s": 12345}, {"model": "bcd", "tokens/s": ""}])
+    assert capsys.readouterr().out.splitlines() == [
+        "| model | tokens/s |",
+        "| ----- | -------- |",
+        "| a     | 12345    |",
+        "| bcd   |          |",
+    ]
+
+
+def test_rates_are_work_over_time(monkeypatch):
+    """With a clock that says what each piece of work takes."""
+    monkeypatch.setattr(common, "seconds_of", lambda work, repeat=5: (work(), 0.5)[1])
+    assert common.product_rate(torch.float32, size=100) == 2 * 100**3 / 0.5
+    assert common.bandwidth(megabytes=1) == 2**20 / 0.5
+
+
+def test_a_peer_takes_a_step_for_each_call(tmp_path):
+    (tmp_path / "here.txt").write_text("0.25")
+    peer = training.Peer(
+        "import sys\nfor line in sys.stdin: print('noise\\nseconds', open('here.txt').read(), flush=True)", tmp_path
+    )
+    assert [peer(), peer()] == [0.25, 0.25]
+    peer.close()
+    assert peer.process.returncode == 0
+    with pytest.raises(UserError, match="--nanogpt"):
+        training.Peer("import a_model_that_is_not_there", tmp_path)()
+
+
+# A stand-in for a checkout of nanoGPT, as far as the benchmark looks at one.
+MODEL = """
+import torch
+class GPTConfig:
+    def __init__(self, block_size, vocab_size, n_layer, n_head, n_embd, dropout=0.0, bias=False):
+        self.vocab_size, self.n_embd = vocab_size, n_embd
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+    def configure_optimizers(self, decay, rate, betas, device):
+        return torch.optim.AdamW(self.parameters(), rate, betas)
+    def forward(self, idx, targets):
+        logits = self.table(idx)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+TRAIN = """
+import sys, torch
+from model import GPT, GPTConfig
+flags = dict(a[2:].split("=") for a in sys.argv[2:])
+args = dict(block_size=24, vocab_size=%d, n_layer=1, n_head=1, n_embd=1)
+model = GPT(GPTConfig(**args))
+torch.nn.init.zeros_(model.table.weight)
+torch.save({"model": model.state_dict(), "model_args": args}, flags["out_dir"] + "/ckpt.pt")
+"""
+
+
+def test_a_step_of_both_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "model.py").write_text(MODEL)
+    shape = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    monkeypatch.setattr(training, "MODELS", {"tiny": shape})
+    monkeypatch.setattr(training, "BATCH_SIZES", {"tiny": 3})
+    monkeypatch.setattr(training, "product_rate", lambda dtype: 1e12)
+    monkeypatch.setattr(training, "LEAST_SECONDS", 0)
+    row = training.measure_step("tiny", tmp_path, rounds=1, compile=False)
+    assert row["tokens a step"] == 24
+    assert float(row["ratio"]) == pytest.approx(row["ours, tokens/s"] / row["nanoGPT, tokens/s"], rel=0.01, abs=0.006)
+    assert training.measure_step("tiny", None, rounds=1, compile=False)["ratio"] == ""
+
+
+def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
+    """The stand-in finds all ids equally likely, so its loss is ln(vocabulary)."""
+    vocab_size = json.loads(char.val_file.with_name("val.bin.json").read_text())["vocab_size"]
+    nanogpt = tmp_path / "nanogpt"
+    (nanogpt / "data").mkdir(parents=True)
+    (nanogpt / "model.py").write_text(MODEL)
+    (nanogpt / "train.py").write_text(TRAIN % vocab_size)
+    flags = "--block-size 24 --n-layer 1 --n-embd 16 --n-head 2 --max-steps 3 --device cpu --dtype float32"
+    monkeypatch.setattr(training, "RACES", {"char": (2000, [("train.py", flags)])})
+    (row,) = training.race(nanogpt, "char", char.train_file.parent, rounds=1)
+    assert row["race"] == "char, to the loss"
+    assert float(row["nanoGPT, loss"]) == pytest.approx(torch.tensor(vocab_size).log().item(), abs=1e-4)
+    assert 0 < float(row["ours, loss"]) < float(row["nanoGPT, loss"])
+    assert float(row["ratio"]) == pytest.approx(row["nanoGPT, s"] / row["ours, s"], rel=0.05)
+    assert (nanogpt / "data" / "tinylittlegpt_char" / "val.bin").read_bytes() == char.val_file.read_bytes()
+    assert CHAR.train_file.name == char.train_file.name
+
+
+def test_a_race_needs_a_peer(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "train", "--race", "char"])
+    with pytest.raises(UserError, match="--nanogpt"):
+        benchmark.main()
+
+
+def test_scaling_is_measured_on_whole_trainings(monkeypatch, capsys):
+    """With rates that are known: the losses are those of the threads, not of the processes."""
+    monkeypatch.setattr(scaling, "training_rate", lambda number, threads, flags, folder: 100.0 * number + 10 * threads)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "scale", "--size", "0.8M", "--rounds", "1", "--processes", "2"])
+    benchmark.main()
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line[2:-1]] for line in table]
+    assert rows[0][:3] == ["1", "1", "110"]
+    if len(rows) == 3:  # a machine without GPUs
+        assert rows[1] == ["1", "2", "120", "1.09", "45%"]
+        assert rows[2] == ["2", "1", "210", "1.91", "5%"]
+
+
+def test_a_training_on_random_tokens_gives_a_rate(tmp_path):
+    shape = {"vocab_size": 65, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    flags = [*scaling.random_data(shape, tmp_path), "--max-steps", 6, "--log-every", 1, "--device", "cpu"]
+    assert scaling.training_rate(1, 1, [*flags, "--sample-tokens", 0], tmp_path) > 0

@@ -1,0 +1,77 @@
+"""The one-token step as an ONNX graph: what onnxruntime computes is what the model computes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from models import SMALL, random_model
+
+from model.storage.model_file import save_model
+from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
+from plumbing.errors import UserError
+from scripts import export_onnx
+
+pytest.importorskip("onnxscript", reason="onnxscript, of the extra `onnx`, is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra `onnx`, is not installed")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(file, our model, its tokenizer), every weight away from its initial value."""
+    folder = tmp_path_factory.mktemp("onnx")
+    tokenizer = Tokenizer(make_character_tokenizer("abcdefgh é\n").to_str())
+    model = random_model({**SMALL, "vocab_size": tokenizer.vocab_size, "rotary_base": 30.0})
+    save_model(folder / "model.pt", model, tokenizer, {"steps": 1, "val_bits_per_byte": 2.5})
+    flags = ["--model", str(folder / "model.pt"), "--output", str(folder / "tiny.onnx")]
+    export_onnx.main(*export_onnx.command_line(flags))
+    return folder / "tiny.onnx", model, tokenizer
+
+
+def test_greedy_text_and_logits_are_the_models(exported):
+    """Written until the block is full, each token from the last call's memory, against full recomputation."""
+    path, model, _ = exported
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    keys = values = np.zeros(session.get_inputs()[2].shape, np.float32)
+    ids = [3]
+    for position in range(model.block_size):
+        inputs = {"token": np.array(ids[-1:]), "position": np.array([position]), "keys": keys, "values": values}
+        logits, keys, values = session.run(None, inputs)
+        with torch.inference_mode():
+            expected = model(torch.tensor([ids]))[0, -1].numpy()
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+        assert logits.argmax() == expected.argmax()
+        ids.append(int(logits.argmax()))
+    assert expected.std() > 0.1  # logits that are all alike would agree by themselves
+
+
+def test_the_file_brings_its_tokenizer(exported):
+    path, model, tokenizer = exported
+    found = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert json.loads(found["tokenizer"]) == json.loads(tokenizer.json_text)
+    assert found["block_size"] == str(model.block_size)
+
+
+def test_a_graph_that_computes_otherwise_is_not_written(exported, tmp_path, monkeypatch):
+    """The check after the export, with an exporter that mistakes the sign of the positions."""
+    path, _, _ = exported
+    rotate = export_onnx.rotate
+    monkeypatch.setattr(export_onnx, "rotate", lambda x, cos, sin: rotate(x, cos, -sin * 0.5))
+    flags = ["--model", str(path.parent / "model.pt"), "--output", str(tmp_path / "wrong.onnx")]
+    with pytest.raises(UserError, match="--output would replace"):
+        export_onnx.main(*export_onnx.command_line([*flags[:3], flags[1]]))
+    with pytest.raises(UserError, match="differs from the model"):
+        export_onnx.main(*export_onnx.command_line(flags))
+    assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_a_missing_package_is_one_sentence(exported, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(UserError, match="--extra onnx"):
+        export_onnx.to_onnx(exported[1], {})
+
+
+def test_a_model_too_large_for_one_file_is_one_sentence(exported, monkeypatch):
+    monkeypatch.setattr(export_onnx, "LARGEST", 1000)
+    with pytest.raises(UserError, match="ends at 2 GiB"):
+        export_onnx.to_onnx(exported[1], {})

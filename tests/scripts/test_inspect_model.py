@@ -1,0 +1,339 @@
+"""The page of one forward pass: its figures against the model, its program in a browser, and the short form."""
+
+import base64
+import json
+import math
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from config import ROOT
+from model.generation.sampling import sampling_probabilities, temper
+from model.gpt import GPT
+from model.interpretation.forward_pass import look
+from model.storage.model_file import save_model
+from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.display import token_text
+from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
+from plumbing.errors import UsageError, UserError
+from plumbing.text import visible
+from scripts import inspect_model
+
+TEXT = "def add(a, b):\n\treturn a + b  # naïve 日本 & </script><b>\n"
+TOKENIZERS = {
+    "char": Tokenizer(make_character_tokenizer(TEXT).to_str()),
+    "bpe": Tokenizer(train_bpe_tokenizer([TEXT * 2, "return added, adding"], vocab_size=300).to_str()),
+}
+BLOCK = 64
+NUMPY = {"Float32Array": "<f4", "Uint16Array": "<u2", "Uint32Array": "<u4"}
+
+
+def make_model(kind):
+    torch.manual_seed(7)
+    model = GPT(TOKENIZERS[kind].vocab_size, block_size=BLOCK, n_layer=2, n_head=2, n_embd=16)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.4)
+    return model.eval()
+
+
+def unpack(packed):
+    array = np.frombuffer(base64.b64decode(packed["data"]), NUMPY[packed["type"]])
+    return torch.from_numpy(array.reshape(packed["shape"]).astype(np.float64))
+
+
+@pytest.fixture(params=["char", "bpe"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def inspect(tmp_path, monkeypatch, capsys):
+    """Run the script: inspect(kind, prompt, *flags). Returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(kind, prompt, *flags):
+        model_file = tmp_path / f"{kind}.pt"
+        if not model_file.exists():
+            save_model(model_file, make_model(kind), TOKENIZERS[kind], {"steps": 3, "val_bits_per_byte": 1.5})
+        argv = ["--prompt", prompt, "--model", str(model_file), "--device", "cpu", *map(str, flags)]
+        inspect_model.main(*inspect_model.command_line(argv))
+        return capsys.readouterr().out
+
+    return run
+
+
+def data_of(path):
+    return json.loads(re.search(r"id=data>(.*?)</script>", path.read_text("utf-8"), re.DOTALL)[1])
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=atol)
+
+
+def test_every_figure_of_the_page_is_the_models(inspect, kind, tmp_path):
+    inspect(kind, TEXT, "--html", "page.html")
+    data, model, tokenizer = data_of(tmp_path / "page.html"), make_model(kind), TOKENIZERS[kind]
+    ids = tokenizer.encode(TEXT).astype(int)
+    T = len(ids)
+    assert data["ids"] == ids.tolist()
+    assert [bytes.fromhex(text) for text in data["bytes"]] == [tokenizer.token_bytes(token) for token in ids]
+    weights = []
+    with torch.no_grad():
+        logits = model(torch.tensor(ids)[None], weights=weights)[0]
+    log_p = F.log_softmax(logits, dim=-1)
+
+    # attention, by the path that the parity tests hold against the fused one
+    triangle = torch.zeros(2, 2, T, T, dtype=torch.float64)
+    triangle[..., *np.tril_indices(T)] = unpack(data["attention"]) / 65535
+    close(triangle, torch.stack([w[0] for w in weights]))
+    # the lens: its last row is the model's own prediction
+    close(unpack(data["lens_p"])[-1], log_p.exp().topk(5).values)
+    assert torch.equal(unpack(data["lens_ids"])[-1].long(), log_p.topk(5).indices)
+    own = log_p[:-1].gather(1, torch.tensor(ids[1:])[:, None])
+    close(unpack(data["came_p"])[-1], own[:, 0].exp())
+    assert torch.equal(unpack(data["came_rank"])[-1].long(), 1 + (log_p[:-1] > own).sum(-1))
+    first = F.linear(F.rms_norm(model.embedding.weight[ids], (16,), model.norm.weight, 1e-6), model.head.weight)
+    close(unpack(data["lens_p"])[0], first.softmax(-1).topk(5).values)
+    # credits of each followed token add up to its logit
+    followed, credit = unpack(data["followed"]).long(), unpack(data["credit"])
+    close(credit.sum(0), logits.gather(1, followed))
+    assert followed[:-1, -1].tolist() == ids[1:].tolist()
+    # candidates and surprise
+    order = unpack(data["order"]).long()
+    close(unpack(data["logits"]), logits[-1][order])
+    assert sorted(order.tolist()) == list(range(model.vocab_size))
+    close(unpack(data["surprise"]), -own[:, 0] / math.log(2))
+    # neighbours
+    table = F.normalize(model.embedding.weight, dim=-1)
+    for token, row in data["neighbours"].items():
+        cosines = table @ table[int(token)]
+        assert [c for _, c in row] == pytest.approx(cosines.sort(descending=True).values[1:9].tolist(), abs=1e-4)
+        assert all(c == pytest.approx(cosines[other].item(), abs=1e-4) for other, c in row)
+    words = set(map(int, data["words"]))
+    assert words >= {*ids.tolist(), *followed.flatten().tolist(), *unpack(data["pushed"]).long().flatten().tolist()}
+
+
+def test_merges_end_where_the_tokenizer_does():
+    tokenizer = TOKENIZERS["bpe"]
+    for prompt in (TEXT, "returned", "日本", "addaddadd  \n\n x", ""):
+        words = inspect_model.replay_merges(tokenizer, prompt)
+        ends = [piece for rows in words for piece in rows[-1]]
+        assert ends == [token_text(tokenizer, token) for token in tokenizer.encode(prompt)]
+        for rows in words:
+            assert all(len(visible(piece)) >= 1 for piece in rows[0])
+            for before, after in pairwise(rows):
+                assert len(after) < len(before)
+    assert inspect_model.replay_merges(TOKENIZERS["char"], "def") == []
+
+
+def test_the_merge_that_was_learned_first_comes_first():
+    tokenizer = Tokenizer(train_bpe_tokenizer(["ab ab ab bc bc abc"] * 3, vocab_size=259).to_str())
+    merges = json.loads(tokenizer.json_text)["model"]["merges"]
+    (rows,) = inspect_model.replay_merges(tokenizer, "abcabc")
+    assert merges[0] == ["a", "b"]
+    assert rows[0] == list("abcabc") and rows[1][:1] == ["ab"] and rows[1].count("ab") == 2  # both places at once
+
+
+def test_a_long_prompt_counts_by_its_end_as_in_generating(inspect, tmp_path):
+    out = inspect("char", TEXT * 3, "--html", "page.html")
+    assert f"the last {BLOCK} count" in out
+    assert data_of(tmp_path / "page.html")["ids"] == TOKENIZERS["char"].encode(TEXT * 3)[-BLOCK:].tolist()
+    inspect("char", "", "--html", "page.html")
+    assert data_of(tmp_path / "page.html")["ids"] == [0]
+    assert "read as <|unk|>: '€'" in inspect("char", "€")
+
+
+def test_the_page_is_one_file_without_addresses_and_its_data_cannot_end_its_script(inspect, tmp_path):
+    inspect("bpe", TEXT, "--html", "page.html")
+    source = (tmp_path / "page.html").read_text("utf-8")
+    assert source.count("</script>") == 2  # its data and its program
+    assert re.findall(r"(?:https?:)?//[\w.-]+\.\w+|@import|url\(|<link|src=", source) == []
+    assert "%%" not in source
+    template = (ROOT / "scripts" / "pages" / "inspect_model.html").read_text("utf-8")
+    assert "default-src 'none'" in template
+
+
+def test_the_page_stays_small():
+    """128 tokens, 6 layers of 8 heads, and the largest default vocabulary: below 3 MB."""
+    torch.manual_seed(0)
+    tokenizer = TOKENIZERS["bpe"]
+    model = GPT(4096, block_size=128, n_layer=6, n_head=8, n_embd=64).eval()
+    ids = torch.randint(tokenizer.vocab_size, (128,)).tolist()
+    model_data = inspect_model.page_data(model, Names(tokenizer), look(model, ids), ids, "")
+    shared = sum(
+        (ROOT / "scripts" / "pages" / name).stat().st_size for name in ("page.css", "page.js", "inspect_model.html")
+    )
+    assert 1e6 < len(inspect_model.json_in_html(model_data)) + shared < 3e6
+
+
+class Names:
+    """A tokenizer that has a text for ids beyond its vocabulary."""
+
+    def __init__(self, tokenizer):
+        self.kind, self.library, self.json_text = tokenizer.kind, tokenizer.library, tokenizer.json_text
+
+    def token_bytes(self, token):
+        return f"token{token}".encode()
+
+
+# --- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def test_the_short_form(inspect, kind):
+    out = inspect(kind, TEXT, "--text", "--head", "l1h0", "--show", 3)
+    assert "The logit lens" in out and "layer 1" in out
+    assert "Head L1H0: " in out
+    model, tokenizer = make_model(kind), TOKENIZERS[kind]
+    with torch.no_grad():
+        p = model(torch.tensor(tokenizer.encode(TEXT).astype(int))[None])[0, -1].softmax(-1).topk(3)
+    shown = re.findall(r"^   id +(\d+) .* ([\d.]+)%$", out, re.MULTILINE)
+    assert [int(token) for token, _ in shown] == p.indices.tolist()
+    assert [float(share) for _, share in shown] == pytest.approx((100 * p.values).tolist(), abs=0.0051)
+    assert inspect(kind, "d", "--text")  # one token
+
+
+def test_what_it_refuses(inspect, tmp_path, capsys):
+    with pytest.raises(UsageError, match="L0H0 to L1H1"):
+        inspect("char", "d", "--head", "L2H0")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match="would replace"):
+        inspect("char", "d", "--html", tmp_path / "char.pt")
+    with pytest.raises(UsageError, match="--show"):
+        inspect("char", "d", "--show", 0)
+    with pytest.raises(UserError, match="not UTF-8"):
+        inspect("char", "caf\udce9")
+
+
+# --- the browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(inspect, open_page, tmp_path, kind):
+    inspect(kind, TEXT, "--html", "page.html")
+    return open_page(tmp_path / "page.html")
+
+
+def ids_of(kind):
+    return TOKENIZERS[kind].encode(TEXT).astype(int).tolist()
+
+
+def test_choosing_a_token_by_click_and_by_keyboard(page, kind):
+    tokens = page.locator("#tokens .token")
+    texts = [token_text(TOKENIZERS[kind], token) for token in ids_of(kind)]
+    assert tokens.all_inner_texts() == texts
+    tokens.nth(2).click()
+    assert page.locator("#tokens [aria-selected=true]").count() == 1
+    assert f"is token 3 of {len(texts)}, id {ids_of(kind)[2]}," in page.inner_text("#token-facts")
+    page.keyboard.press("ArrowRight")
+    assert "is token 4 of" in page.inner_text("#token-facts")
+    page.keyboard.press("End")
+    assert f"is token {len(texts)} of" in page.inner_text("#token-facts")
+    page.keyboard.press("Home")
+    assert "is token 1 of" in page.inner_text("#token-facts")
+    assert page.locator("#neighbours tr").count() == 8
+    assert page.evaluate("document.activeElement.id") == "t0"
+    if kind == "bpe":
+        assert page.locator("#merges tr").count() >= 1
+
+
+def test_heads_enlarge_on_click_and_show_the_row_under_the_pointer(page, kind):
+    heads = page.locator("#heads button")
+    assert heads.count() == 4
+    heads.nth(3).click()
+    assert heads.nth(3).get_attribute("aria-pressed") == "true"
+    assert page.inner_text("#row-title").startswith("L1H1:")
+    seen = look(make_model(kind), ids_of(kind))
+    T = len(ids_of(kind))
+    box = page.locator("#large").bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] * 6.5 / T)
+    assert page.inner_text("#row-title") == "L1H1: where token 7 looks"
+    assert page.locator("#row .token").count() == 7
+    best = seen.attention[1, 1, 6, :7].max().item()
+    share = re.search(r"([\d.]+)%", page.locator("#row-top li").first.inner_text())[1]
+    assert float(share) == pytest.approx(100 * best, abs=0.051)
+    page.locator("#large").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text("#row-title").endswith("token 8 looks")
+    heads.nth(3).focus()
+    page.keyboard.press("ArrowUp")  # to the layer before
+    assert page.inner_text("#row-title").startswith("L0H1:")
+    # The large picture has a pixel for each pair of tokens.
+    assert page.evaluate("[byId('large').width, byId('large').height]") == [T, T]
+
+
+def test_parts_add_up_on_the_page(page, kind):
+    page.locator("#tokens .token").nth(5).click()
+    logits = look(make_model(kind), ids_of(kind)).logits[5]
+    top = logits.topk(2)
+    assert float(page.inner_text("#sum")) == pytest.approx(top.values[0].item(), abs=0.0051)
+    page.select_option("#towards", index=1)
+    assert float(page.inner_text("#sum")) == pytest.approx(top.values[1].item(), abs=0.0051)
+    assert page.locator("#parts tbody tr").count() == 1 + 2 * 3 + 1
+
+
+def test_the_lens_tells_ranks_on_hover(page, kind):
+    ids = ids_of(kind)
+    cell = page.locator("#lens tbody tr").nth(4).locator("td").nth(3)
+    cell.hover()
+    logits = look(make_model(kind), ids).logits[4]
+    rank = 1 + int((logits > logits[ids[5]]).sum())
+    assert f"has rank {rank}," in page.inner_text("#lens-detail")
+    assert "After layer 1" in page.inner_text("#lens-detail")
+    cell.click()
+    page.keyboard.press("ArrowDown")
+    assert "at token 6" in page.inner_text("#lens-detail")
+
+
+@pytest.mark.parametrize(("temperature", "k", "p"), [(1, 0, 1), (0.5, 0, 0.8), (1.5, 4, 1), (0, 0, 1), (0.8, 10, 0.5)])
+def test_the_sliders_do_what_generating_does(page, kind, temperature, k, p):
+    for name, value in (("temperature", temperature), ("top_k", k), ("top_p", p)):
+        page.locator(f"#{name}").fill(str(value))
+    logits = look(make_model(kind), ids_of(kind)).logits[-1].double().sort(descending=True).values.numpy()
+    tempered = temper(logits, temperature)
+    expected, _ = sampling_probabilities(tempered, k, p)
+    drawn = [float(x) for x in page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => td.dataset.p)")]
+    assert drawn == pytest.approx(expected[:15].tolist(), abs=1e-5)
+    possible = re.match(r"([\d,]+) of", page.inner_text("#left"))[1]
+    assert int(possible.replace(",", "")) == np.count_nonzero(expected)
+
+
+CONTRAST = """() => {
+  const light = (text) => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map((c) => text.startsWith("color(")
+    ? c : c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  return Array.from({length: 101}, (_, i) => {
+    const span = add(document.body, "span", "x");
+    shade(span, i / 100);
+    const {color, backgroundColor} = getComputedStyle(span), [a, b] = [light(color), light(backgroundColor)];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+}"""  # by the definition of WCAG 2.1
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_letters_can_be_read_on_every_shade(inspect, open_page, tmp_path, dark):
+    inspect("char", "d", "--html", "page.html")
+    contrasts = open_page(tmp_path / "page.html", dark=dark).evaluate(CONTRAST)
+    assert min(contrasts) >= 4.5
+    assert max(contrasts) <= 21
+
+
+def test_the_page_in_the_dark_and_on_paper(inspect, open_page, tmp_path):
+    inspect("bpe", TEXT, "--html", "page.html")
+    light, dark = open_page(tmp_path / "page.html"), open_page(tmp_path / "page.html", dark=True)
+    colours = [page.evaluate("getComputedStyle(document.body).backgroundColor") for page in (light, dark)]
+    assert colours == ["rgb(255, 255, 255)", "rgb(19, 19, 22)"]
+    corner = "c => [...c.getContext('2d').getImageData(0, 0, 1, 1).data]"  # the first token looks at itself alone
+    assert light.locator("#large").evaluate(corner) == [0x45, 0x27, 0xA0, 255]
+    assert dark.locator("#large").evaluate(corner) == [0xFF, 0xC2, 0x4B, 255]
+    assert len(dark.pdf()) > 10_000  # printed, in light colours
+    # Wide tables scroll inside their box, the page itself does not.
+    narrow = open_page(tmp_path / "page.html", width=420)
+    assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,140 @@
+"""How the step is chosen: timing that leaves no trace, when to compile, what a recorded step does."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from model.gpt import GPT
+from model.training import choose_step as speed
+from model.training.choose_step import Recorded, compiler_missing, pick_step, seconds_a_step, worth_compiling
+from model.training.optimizer import Optimizer
+
+
+def test_steps_that_are_timed_leave_no_trace():
+    """Even steps at the full rate, with dropout, on a model that has taken a step already."""
+    model = GPT(10, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.1)
+    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    idx, taken = torch.arange(8)[None], []
+
+    def step(idx, targets, rate):
+        taken.append((idx, targets, rate))
+        optimizer.zero_grad()
+        model.loss(idx, targets).backward()
+        optimizer.step(torch.tensor(1.0))
+
+    def batches(number):
+        return idx + number, idx
+
+    step(idx, idx, None)
+    weights, memory = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    random_numbers = torch.get_rng_state()
+    assert seconds_a_step(step, optimizer, batches) > 0
+    assert [(int(i[0, 0]), float(rate)) for i, _, rate in taken[1:]] == [(0, 0.0), (1, 0.0), (2, 0.0)]
+    assert all(torch.equal(weights[name], now) for name, now in model.state_dict().items())
+    assert all(torch.equal(memory[name], now) for name, now in optimizer.state_dict().items())
+    assert torch.equal(random_numbers, torch.get_rng_state())
+    with pytest.raises(ZeroDivisionError):  # nor does one that fails half way
+        seconds_a_step(lambda *batch: step(*batch) or 1 / 0, optimizer, batches)
+    assert all(torch.equal(weights[name], now) for name, now in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("device", "planned", "missing", "expected", "said"),
+    [
+        ("cpu", 1000.0, None, True, "Compiling the model: its steps would take 16 min 40 s"),
+        ("cuda", 1000.0, None, True, "Compiling the model"),
+        ("cuda", 150.0, None, True, "Compiling the model"),
+        ("cpu", 150.0, None, False, ""),
+        ("mps", 1000.0, None, False, ""),
+        ("cpu", 10.0, None, False, ""),
+        ("cpu", 1000.0, "there is no C++ compiler", False, "Not compiling the model: there is no C++ compiler"),
+    ],
+)
+def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missing, expected, said):
+    monkeypatch.setattr(speed, "compiler_missing", lambda device: missing)
+    assert worth_compiling(torch.device(device), planned) is expected
+    assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("choice", "seconds", "compiled_seconds", "expected"),
+    [
+        ("auto", 2.0, 1.0, "compiled"),
+        ("auto", 2.0, 3.0, "plain"),
+        ("auto", 0.5, 0.1, "plain"),  # a hundred of these steps are not worth it
+        ("on", 0.5, 3.0, "compiled"),
+        ("off", 2.0, 1.0, "plain"),
+    ],
+)
+def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, expected):
+    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 100.0)
+    monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
+    times = {"plain": seconds, "compiled": compiled_seconds}
+    picked = pick_step(lambda f: f, "plain", times.get, torch.device("cpu"), choice, lambda seconds: 100 * seconds)
+    assert picked == (expected, times[expected], expected == "compiled")
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_stands(capsys):
+    def time_step(step):
+        if isinstance(step, Recorded):
+            raise RuntimeError("no stream\nmore")
+        return 1.0
+
+    def plain(loss_of):
+        return plain
+
+    assert pick_step(plain, None, time_step, torch.device("cuda"), "off", None) == (plain, 1.0, False)
+    assert "cannot be recorded as a CUDA graph, so it is slower: no stream\n" in capsys.readouterr().out
+
+
+def test_a_compiler_is_looked_for_by_name(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler (g++ or clang++)" in compiler_missing(torch.device("cpu"))
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc" if name == "my-c++" else None)
+    assert compiler_missing(torch.device("cpu"))
+    monkeypatch.setenv("CXX", "my-c++")
+    assert compiler_missing(torch.device("cpu")) is None
+    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: None)
+    assert "triton" in compiler_missing(torch.device("cuda"))
+
+
+class Graph:
+    """Stands in for CUDA's graph on a machine without one: while it records, the function runs once, and its result is
+    not to be used; to replay is to run it again on the recorded inputs, into the recorded outputs."""
+
+    def replay(self):
+        for old, new in zip(self.recorded.result, self.recorded.function(*self.recorded.inputs), strict=True):
+            old.copy_(new)
+
+
+def test_a_recorded_function_is_the_function(monkeypatch):
+    """First calls as they are, then replays that read the inputs given; with a stand-in for CUDA itself."""
+    recorded = Recorded(lambda x, y: (calls.append(1), (x * y, x + y))[1], calls_before=2)
+    calls, graph = [], Graph()
+    graph.recorded = recorded
+
+    class Quiet:
+        def __init__(self, *args): ...
+        def __enter__(self): ...
+        def __exit__(self, *error): ...
+        def wait_stream(self, other): ...
+
+    for name in ("Stream", "stream", "graph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Quiet)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    for number in range(1, 7):
+        product, total = recorded(torch.tensor(float(number)), torch.tensor(10.0))
+        assert (product, total) == (10.0 * number, 10.0 + number)
+    assert len(calls) == 2 + 1 + 4, "two as they are, one recorded, four replayed"
+    assert recorded(torch.tensor(1.0), torch.tensor(2.0))[0] is recorded.result[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_recorded_function_is_the_function_on_a_gpu():
+    total = torch.zeros((), device="cuda")
+    recorded = Recorded(lambda x: total.add_(x).clone())
+    assert [recorded(torch.tensor(float(i), device="cuda")).item() for i in range(8)] == [0, 1, 3, 6, 10, 15, 21, 28]

@@ -1,0 +1,628 @@
+"""Training runs: what they write, how they resume, what they refuse, how they stop."""
+
+import hashlib
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import lose, make_pipeline
+from runs import flags, interrupt_after, log_of, same, steps_of
+
+import train
+from config import BPE, CHAR, ROOT, Model
+from dataset import open_tokens
+from model.storage.checkpoint import newest_checkpoint
+from model.storage.model_file import load_model
+from model.storage.safe_load import load
+from model.training import choose_step as speed
+from model.training import setup as training
+from model.training.command_line import training_flags
+from plumbing.errors import UserError
+from plumbing.settings import field_names
+from plumbing.text import shown_path, time_left
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
+def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
+    settings = replace(make_pipeline(tmp_path, base, kind), max_steps=60, eval_every=60, dropout=0.0)
+    assert train.main(settings, fresh=False, kind=kind) == 0
+    out = capsys.readouterr().out
+
+    model, tokenizer, training = load_model(settings.model_file)
+    evaluations = {entry["step"]: entry for entry in log_of(settings) if "val_loss" in entry}
+    assert sorted(evaluations) == [0, 60]
+    assert evaluations[0]["val_loss"] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.01)
+    assert evaluations[60]["val_loss"] < 0.8 * evaluations[0]["val_loss"]
+    assert training["val_loss"] == evaluations[60]["val_loss"]
+    assert training["steps"] == 60
+    assert training["tokens_seen"] == 60 * 4 * 24
+    assert training["settings"]["n_embd"] == 16
+    # The loss in the file is the loss of the weights in the file.
+    val = open_tokens(settings.val_file)
+    stop = train.StopFlag()
+    loss, scored = train.evaluate(model, val, stop)
+    assert loss == pytest.approx(training["val_loss"], rel=1e-6)
+    assert scored == len(val) - 1 == evaluations[60]["val_tokens"]
+    assert f"ln({tokenizer.vocab_size})" in out
+    assert "One training example" in out
+    script = {"char": "generate.py", "bpe": "generatev2.py"}[kind]
+    assert out.endswith(f"Next: python {script} --prompt def --model {shlex.quote(shown_path(settings.model_file))}\n")
+    assert "it writes:" in out
+
+
+def test_quiet_says_less(char, capsys):
+    train.main(char, fresh=False)
+    loud = capsys.readouterr().out
+    train.main(replace(char, debug=False), fresh=True)
+    quiet = capsys.readouterr().out
+    assert len(quiet) < len(loud) / 2
+    assert "validation at step 10" in quiet  # the figures that a run is made for stay
+
+
+def test_evaluation_scores_every_token_but_the_first_once(char):
+    """Against a plain loop: one block after the other, one token after the other."""
+    torch.manual_seed(0)
+    val = open_tokens(char.val_file)
+    model = train.GPT(val.facts["vocab_size"], block_size=24, n_layer=2, n_head=2, n_embd=16)
+    for p in model.parameters():  # away from the uniform predictions of an untrained model
+        torch.nn.init.normal_(p, std=0.5)
+    tokens = torch.from_numpy(val.tokens.astype(np.int64))
+    assert (len(tokens) - 1) % 24  # the last block is a short one
+    total, scored = 0.0, 0
+    for start in range(0, len(tokens) - 1, 24):
+        block = tokens[start : start + 25]
+        log_p = F.log_softmax(model(block[None, :-1])[0], dim=-1)
+        for position, target in enumerate(block[1:]):
+            total -= log_p[position, target].item()
+            scored += 1
+    assert scored == len(tokens) - 1
+    assert train.evaluate(model, val, train.StopFlag()) == (pytest.approx(total / scored, rel=1e-5), scored)
+    assert model.training  # and training goes on as it was
+
+
+def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch):
+    real, parts = train.evaluate, []
+    monkeypatch.setattr(
+        train, "evaluate", lambda model, data, stop, at_most: parts.append(at_most) or real(model, data, stop, at_most)
+    )
+    train.main(replace(char, eval_tokens=50), fresh=False)
+    assert parts == [50, 50, 0]
+    train.main(replace(char, max_steps=20, eval_tokens=50), fresh=False)
+    assert parts[3:] == [50, 0]
+    # A run that ends where only a part was scored scores the rest.
+    interrupt_after(char, 15)
+    train.main(replace(char, max_steps=15, eval_tokens=50), fresh=False)
+    assert parts[5:] == [0]
+    evaluated = [entry["val_tokens"] for entry in log_of(char) if entry["step"] == 15 and "val_loss" in entry]
+    assert evaluated[0] < evaluated[1] == len(open_tokens(char.val_file)) - 1
+    assert load_model(char.model_file)[2]["val_loss"] == log_of(char)[-1]["val_loss"]
+
+
+def test_the_log_holds_the_figures_of_each_line(char):
+    train.main(char, fresh=False)
+    tokens_per_byte = open_tokens(char.train_file).tokens_per_byte
+    lines = [entry for entry in log_of(char) if "loss" in entry]
+    assert [entry["step"] for entry in lines] == [2, 4, 6, 8, 10]
+    for entry in lines:
+        assert entry["surprise_bits"] == pytest.approx(entry["loss"] / math.log(2))
+        assert entry["bits_per_byte"] == pytest.approx(entry["surprise_bits"] * tokens_per_byte)
+        assert entry["gradient_norm"] > 0
+        assert entry["tokens_per_second"] > 0
+    rates = [entry["learning_rate"] for entry in lines]
+    fractions = (2 / 3, 7 / 9, 5 / 9, 3 / 9, 1 / 9)  # the second of two steps of climb, then the fall
+    assert rates == pytest.approx([char.learning_rate * fraction for fraction in fractions])
+
+
+def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
+    train.main(replace(char, dropout=0.0, max_steps=1, log_every=1), fresh=False)
+    first = next(entry for entry in log_of(char) if "loss" in entry)
+    torch.manual_seed(char.seed)
+    data = open_tokens(char.train_file)
+    model = train.GPT(data.facts["vocab_size"], block_size=24, n_layer=2, n_head=2, n_embd=16)
+    starts = np.random.default_rng((char.seed, 0)).integers(0, len(data.tokens) - 24, size=4)
+    rows = torch.tensor([[int(data.tokens[s + t]) for t in range(25)] for s in starts])
+    loss = -F.log_softmax(model(rows[:, :-1]), dim=-1).gather(2, rows[:, 1:, None]).mean()
+    loss.backward()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_minutes_become_a_number_of_steps_that_stays(char, capsys, monkeypatch):
+    monkeypatch.setattr(train, "STARTED", time.perf_counter())
+    monkeypatch.setattr(train, "seconds_a_step", lambda *rest, **more: 0.1)
+    timed = replace(char, minutes=0.1, eval_every=1000, checkpoint_every=20)
+    train.main(timed, fresh=False)
+    planned = newest_checkpoint(char.checkpoint_dir)[1]["settings"]["max_steps"]
+    assert planned > 5
+    assert f"max_steps = {planned}" in capsys.readouterr().out
+    interrupt_after(char, int(steps_of(char)[-2][5:13]))
+    train.main(timed, fresh=False)  # the resumed run times nothing and ends at the same step
+    content = newest_checkpoint(char.checkpoint_dir)[1]
+    assert content["step"] == content["settings"]["max_steps"] == planned
+    out = capsys.readouterr().out
+    assert "fit into" not in out
+    assert "changed since" not in out
+    train.main(replace(timed, minutes=5), fresh=False)  # and other minutes are no longer asked for
+    assert f"Its {planned} steps were fixed when it began: --max-steps without --minutes" in capsys.readouterr().out
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(char):
+    """With --minutes too, which needs the time of the evaluation that the log of the killed run holds already."""
+    timed = replace(char, minutes=0.01)
+    train.main(timed, fresh=False)
+    for path in char.checkpoint_dir.glob("step_*.pt"):
+        path.unlink()
+    train.main(timed, fresh=False)
+    evaluated = [entry["step"] for entry in log_of(char) if "val_loss" in entry]
+    assert evaluated[0] == 0 and len(set(evaluated)) == len(evaluated)
+
+
+def test_only_the_newest_checkpoints_are_kept(char):
+    train.main(replace(char, checkpoint_every=2, keep_checkpoints=2), fresh=False)
+    assert steps_of(char) == ["step_00000008.pt", "step_00000010.pt"]
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_is_the_same_run(char):
+    """10 steps, and 5 + resume + 5, with dropout: weights, optimizer and random numbers equal to the bit."""
+    train.main(char, fresh=False)
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    model, log = load(char.model_file), log_of(char)
+    interrupt_after(char, 5)
+    train.main(char, fresh=False)
+    resumed = newest_checkpoint(char.checkpoint_dir)[1]
+    assert whole["step"] == 10
+    assert same(whole, resumed)
+    assert same(model, load(char.model_file))
+    without_speed = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log]
+    assert without_speed == [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log_of(char)]
+
+
+def test_a_resumed_run_in_bfloat16_is_the_same_run(char):
+    """Which a CPU without instructions for it computes too, slowly. Evaluation and sampling have their part in it."""
+    char = replace(char, dtype="bfloat16", dropout=0.0)
+    train.main(char, fresh=False)
+    whole, log = newest_checkpoint(char.checkpoint_dir)[1], log_of(char)
+    assert whole["dtype"] == "bfloat16"
+    assert all(weight.dtype == torch.float32 for weight in whole["model"].values())
+    interrupt_after(char, 5)
+    train.main(replace(char, dtype="auto"), fresh=False)
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+    assert [entry.get("sample") for entry in log] == [entry.get("sample") for entry in log_of(char)]
+
+
+@pytest.mark.parametrize("lost", ["rng", "optimizer"])
+def test_a_checkpoint_without_a_part_would_not_resume_exactly(char, lost):
+    """The control of the test above: it notices when dropout's random numbers or the optimizer are not restored."""
+    train.main(char, fresh=False)
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    interrupt_after(char, 5)
+    lose(char.checkpoint_dir, lost)
+    train.main(char, fresh=False)
+    assert not same(whole["model"], newest_checkpoint(char.checkpoint_dir)[1]["model"])
+
+
+def test_training_goes_on_from_the_newest_whole_checkpoint(char, capsys):
+    train.main(char, fresh=False)
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    newest = char.checkpoint_dir / "step_00000010.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit of a weight: torch alone would load it
+    newest.write_bytes(data)
+    capsys.readouterr()
+    train.main(char, fresh=False)
+    out = capsys.readouterr().out
+    assert "step_00000010.pt cannot be used" in out
+    assert "Resuming from" in out and "step_00000005.pt" in out
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+
+
+def test_damaged_checkpoints_alone_are_no_fresh_start(char):
+    train.main(char, fresh=False)
+    for path in char.checkpoint_dir.glob("step_*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is whole.*--fresh"):
+        train.main(char, fresh=False)
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(char, capsys):
+    train.main(char, fresh=False)
+    model = load(char.model_file)
+    char.model_file.unlink()
+    capsys.readouterr()
+    train.main(char, fresh=False)
+    out = capsys.readouterr().out
+    assert "finished: step 10 of 10" in out and "--max-steps" in out and "--fresh" in out
+    assert same(model, load(char.model_file))  # and makes the model file again
+
+    train.main(replace(char, max_steps=14), fresh=False)
+    out = capsys.readouterr().out
+    assert "max_steps was 10, is 14" in out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["step"] == 14
+
+
+def test_fresh_moves_the_earlier_run_aside(char, capsys):
+    train.main(char, fresh=False)
+    before = newest_checkpoint(char.checkpoint_dir)[1]
+    train.main(replace(char, seed=2), fresh=True)
+    assert "char-1" in capsys.readouterr().out
+    assert same(before, newest_checkpoint(char.checkpoint_dir.with_name("char-1"))[1])
+    assert newest_checkpoint(char.checkpoint_dir)[1]["settings"]["seed"] == 2
+    assert log_of(char)[0]["step"] == 0
+
+
+def test_fresh_moves_a_run_and_nothing_else(char):
+    train.main(char, fresh=False)
+    run = sorted(char.checkpoint_dir.iterdir())
+    with pytest.raises(UserError, match="n_embd / n_head"):
+        train.main(replace(char, n_head=3), fresh=True)
+    assert sorted(char.checkpoint_dir.iterdir()) == run
+    (char.checkpoint_dir / "thesis.txt").touch()
+    with pytest.raises(UserError, match=r"char holds thesis.txt, which is no part of a run.*--checkpoint-dir"):
+        train.main(char, fresh=True)
+    assert set(char.checkpoint_dir.iterdir()) > set(run)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows moves no folder that one stands in")
+def test_a_training_where_one_stands(char, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for fresh in (False, True):
+        train.main(replace(char, checkpoint_dir=Path(), max_steps=1), fresh=fresh)
+    for folder in ("here", "here-1"):
+        assert newest_checkpoint(tmp_path / folder)[1]["step"] == 1
+
+
+CHANGES = {
+    "block_size": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_embd": 32,
+    "rotary_base": 50.0,
+    "dropout": 0.2,
+    "tie_embeddings": True,
+    "batch_size": 5,
+    "learning_rate": 1e-3,
+    "muon_rate": 1e-3,
+    "warmup_steps": 3,
+    "decay_fraction": 0.5,
+    "weight_decay": 0.2,
+    "momentum": 0.5,
+    "beta1": 0.8,
+    "beta2": 0.9,
+    "grad_clip": 2.0,
+    "seed": 7,
+}
+
+
+def test_what_the_result_depends_on_must_not_change(char):
+    train.main(char, fresh=False)
+    assert CHANGES.keys() == {*field_names(Model), *training.RECIPE}
+    for name, value in CHANGES.items():
+        with pytest.raises(UserError, match=f"{name} was {getattr(char, name)}, is {value}"):
+            train.main(replace(char, **{name: value}), fresh=False)
+    with pytest.raises(UserError, match="dtype was float32, is bfloat16"):
+        train.main(replace(char, dtype="bfloat16"), fresh=False)
+    with pytest.raises(UserError, match="n_layer was 2, is 3; .*seed was 1337, is 7"):
+        train.main(replace(char, n_layer=3, seed=7), fresh=False)
+
+
+def test_other_data_is_not_the_same_run(char, tmp_path):
+    train.main(char, fresh=False)
+    data = char.val_file.read_bytes()
+    tokens = np.frombuffer(data, "<u2").copy()
+    tokens[0] = 2
+    char.val_file.write_bytes(tokens.tobytes())
+    facts = json.loads((tmp_path / "val.bin.json").read_text())
+    was, now = facts["sha256"], hashlib.sha256(tokens.tobytes()).hexdigest()
+    (tmp_path / "val.bin.json").write_text(json.dumps(facts | {"sha256": now}))
+    with pytest.raises(UserError, match=f"the validation data is another one .*was {was[:8]}.*is {now[:8]}"):
+        train.main(char, fresh=False)
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process without asking it")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(char, tmp_path, number, code):
+    settings = replace(char, max_steps=150, checkpoint_every=150, eval_every=150)
+    command = [sys.executable, str(ROOT / "train.py"), *flags(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    for line in process.stdout:
+        if line.startswith("step  20"):
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "The same command goes on" in rest
+    assert "Traceback" not in errors
+    content = newest_checkpoint(char.checkpoint_dir)[1]
+    assert 20 <= content["step"] < 150
+
+    train.main(settings, fresh=False)
+    whole = replace(settings, checkpoint_dir=tmp_path / "whole", model_file=tmp_path / "whole.pt")
+    train.main(whole, fresh=False)
+    assert same(load(settings.model_file), load(whole.model_file))
+
+
+def test_a_stop_in_evaluation_or_sampling_is_not_lost(char, monkeypatch, capsys):
+    real = train.evaluate
+
+    def stopped_evaluation(model, data, stop, at_most):
+        if newest_checkpoint(char.checkpoint_dir)[0] is not None:
+            stop.note(signal.SIGTERM, None)
+        return real(model, data, stop, at_most)
+
+    monkeypatch.setattr(train, "evaluate", stopped_evaluation)
+    assert train.main(replace(char, checkpoint_every=4), fresh=False) == 143  # stopped in the evaluation of step 5
+    assert steps_of(char) == ["step_00000004.pt", "step_00000005.pt"]
+    assert "Stopped at step 5" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train.main(replace(char, checkpoint_every=4), fresh=False) == 0
+    assert [entry["step"] for entry in log_of(char) if "val_loss" in entry] == [0, 5, 10]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(char):
+    wild = replace(char, learning_rate=1e30, grad_clip=0.0, warmup_steps=0, checkpoint_every=1, dropout=0.0)
+    with pytest.raises(UserError, match=r"Step \d+ went wrong.*--learning-rate.* --grad-clip 1 .*last good checkpoint"):
+        train.main(wild, fresh=False)
+    _, content, problems = newest_checkpoint(char.checkpoint_dir)
+    assert problems == []
+    assert all(torch.isfinite(weight).all() for weight in content["model"].values())
+    assert not char.model_file.exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
+    """The loss of a step cannot tell what its update did to the weights: here the last one breaks them."""
+    real = train.train_step
+
+    def break_the_weights(loss_of, optimizer, *rest):
+        result = real(loss_of, optimizer, *rest)
+        if optimizer.steps == 10:
+            optimizer.weights[0] = math.nan
+        return result
+
+    monkeypatch.setattr(train, "train_step", break_the_weights)
+    with pytest.raises(UserError, match=r"Step 10 went wrong: a weight.* is not a finite .*step_00000005.pt"):
+        train.main(char, fresh=False)
+    assert steps_of(char) == ["step_00000005.pt"]
+    assert not char.model_file.exists()
+
+
+TORCHS = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+
+@pytest.mark.parametrize("error", [TORCHS, MemoryError("Unable to allocate 127. GiB")])
+def test_too_little_memory_is_a_plain_error(char, monkeypatch, error):
+    def full(*rest):
+        raise error
+
+    monkeypatch.setattr(train, "train_step", full)
+    with pytest.raises(UserError, match="not enough memory.*--batch-size"):
+        train.main(char, fresh=False)
+
+
+def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
+    model = train.GPT(10, block_size=8, n_layer=1, n_head=1, n_embd=8)
+    optimizer = train.make_optimizer(model, CHAR, torch.float32)
+    with torch.no_grad():
+        model.norm.weight[0] = math.inf
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    idx = torch.arange(8)[None]
+    with pytest.raises(FloatingPointError):
+        train.train_step(model.loss, optimizer, idx, idx, torch.tensor(1.0), 1.0)
+    assert same(before, model.state_dict())
+
+
+# --- how a step is computed -------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_resumes_as_one_to_the_bit(char, capsys, monkeypatch):
+    """With a stand-in for the compiler that computes something else, as a real one does in the last digits."""
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda idx, targets: f(idx, targets) * 1.001)
+    train.main(replace(char, compile="on"), fresh=False)
+    assert "Compiled in" in capsys.readouterr().out
+    whole = newest_checkpoint(char.checkpoint_dir)[1]
+    assert whole["compiled"] is True
+    interrupt_after(char, 5)
+    train.main(char, fresh=False)  # auto goes on as the run began, however short it is
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+    with pytest.raises(UserError, match="compile was on, is off"):
+        train.main(replace(char, compile="off"), fresh=False)
+    train.main(replace(char, compile="off"), fresh=True)
+    assert not same(whole["model"], newest_checkpoint(char.checkpoint_dir)[1]["model"])
+    with pytest.raises(UserError, match="compile was off, is on"):
+        train.main(replace(char, compile="on"), fresh=False)
+
+
+def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monkeypatch):
+    def broken(f, dynamic):
+        def compile_now(idx, targets):
+            raise RuntimeError("g++ says no\nand more")
+
+        return compile_now
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train.main(replace(char, compile="on"), fresh=False)
+    assert "Compiling failed, going on without: g++ says no\n" in capsys.readouterr().out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
+
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *batch: (time.sleep(0.02), f(*batch))[1])
+    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 0.0)
+    monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
+    train.main(char, fresh=True)
+    assert "Compiled in" in capsys.readouterr().out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
+
+
+def test_a_stop_while_steps_are_timed_is_no_compiler_error(char, capsys, monkeypatch):
+    def stopping(f, dynamic):
+        signal.raise_signal(signal.SIGTERM)
+        return f
+
+    monkeypatch.setattr(torch, "compile", stopping)
+    assert train.main(replace(char, compile="on"), fresh=False) == 143
+    assert "Stopped at step 0, nothing to save yet" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_real_compiler_gives_the_same_loss_and_resumes_to_the_bit(char):
+    char = replace(char, dropout=0.0, compile="on")
+    train.main(char, fresh=False)
+    whole, lines = newest_checkpoint(char.checkpoint_dir)[1], log_of(char)
+    assert whole["compiled"] is True
+    interrupt_after(char, 5)
+    train.main(char, fresh=False)
+    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
+    train.main(replace(char, compile="off"), fresh=True)
+    logs = lines, log_of(char)
+    ours, eager = ([line[key] for line in log for key in ("loss", "val_loss") if key in line] for log in logs)
+    assert len(ours) == 5 + 3 and ours == pytest.approx(eager, rel=1e-4)
+
+
+def test_batches_from_the_device_are_those_from_the_file(char):
+    data = open_tokens(char.train_file)
+    from_file, resident = (train.Batches(data, char, torch.device("cpu")) for _ in range(2))
+    resident.reside()
+    for step in range(5):
+        for ours, theirs in zip(resident(step), from_file(step), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.dtype == theirs.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_step_reads_no_value_back(char, dropout):
+    """So that it can be recorded as a CUDA graph, and Python can run ahead of the GPU. On torch's device "meta", which
+    has shapes and no numbers, a step goes the way of a GPU, and to read a value is an error."""
+    model = (
+        train.GPT(10, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
+        .to("meta")
+        .compute_in(torch.bfloat16)
+    )
+    with torch.device("meta"):
+        optimizer = train.make_optimizer(model, char, torch.bfloat16)
+        idx = torch.empty(3, 8, dtype=torch.long)
+        loss, norm = train.train_step(model.loss, optimizer, idx, idx, torch.empty(()), 1.0)
+    assert loss.shape == norm.shape == ()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        train.check_finite(loss, norm)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_grows_neither_with_the_token_file_nor_with_steps(char):
+    """The resident memory of a process that draws batches and scores, with a file of 400 MB and with one of 4 MB."""
+    script = """
+import sys
+from dataset import open_tokens, draw_batch, blocks_in_order
+data = open_tokens(__import__("pathlib").Path(sys.argv[1]))
+for step in range(int(sys.argv[2])):
+    draw_batch(data.tokens, 128, 64, 1, step)
+for i, _ in zip(range(2000), blocks_in_order(data, 128, 256)): pass
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    facts = json.loads((char.train_file.with_name("train.bin.json")).read_text())
+    peak = {}
+    for megabytes in (4, 400):
+        path = char.train_file.with_name(f"{megabytes}.bin")
+        np.zeros(megabytes * 500_000, np.uint16).tofile(path)
+        sha256 = hashlib.sha256(bytes(megabytes * 1_000_000)).hexdigest()
+        about = facts | {"tokens": megabytes * 500_000, "sha256": sha256}
+        path.with_name(path.name + ".json").write_text(json.dumps(about))
+        for steps in (100, 2000):
+            command = [sys.executable, "-c", script, str(path), str(steps)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            peak[megabytes, steps] = int(done.stdout) / 1000
+    assert max(peak.values()) - min(peak.values()) < 25, peak
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_head": 3}, "n_embd / n_head"),
+        ({"n_layer": 0}, "--n-layer must be above 0"),
+        ({"batch_size": -1}, "--batch-size must be above 0"),
+        ({"block_size": 100_000}, "too few for blocks"),
+        ({"max_steps": 0}, "--max-steps or --minutes"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"seed": 2**64}, "--seed must be from 0"),
+        ({"beta1": 1.0}, "--beta1"),
+        ({"momentum": 1.0}, "--momentum"),
+        ({"muon_rate": 0.0}, "--muon-rate must be above 0"),
+        ({"rotary_base": 0.0}, "--rotary-base must be above 0"),
+        ({"eval_every": -1}, "--eval-every must be 0 or above"),
+        ({"beta2": -1.0}, "--beta2"),
+        ({"weight_decay": -1.0}, "--weight-decay"),
+        ({"warmup_steps": -1}, "--warmup-steps"),
+        ({"sample_tokens": -1}, "--sample-tokens"),
+        ({"minutes": math.inf}, "--minutes must be a finite number"),
+        ({"minutes": 1e308}, "--minutes must be at most 5,256,000"),
+        ({"grad_clip": -1.0}, "--grad-clip must be 0 or above"),
+        ({"decay_fraction": 1.5}, "--decay-fraction must be from 0 to 1"),
+        ({"learning_rate": math.nan}, "--learning-rate must be a finite number"),
+        ({"keep_checkpoints": 1}, "at least 2"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"device": "abacus"}, "'abacus' cannot be used"),
+        ({"dtype": "float64"}, "not 'float64'"),
+        ({"compile": "maybe"}, "--compile is auto, on or off, not 'maybe'"),
+        ({"tokenizer_file": Path("nowhere.json")}, "no tokenizer nowhere.json"),
+        ({"train_file": Path("nowhere.bin")}, "no token file nowhere.bin.*prepare_dataset"),
+    ],
+)
+def test_settings_that_no_run_can_use(char, change, message):
+    with pytest.raises(UserError, match=message):
+        train.main(replace(char, **change), fresh=False)
+
+
+def test_the_model_does_not_replace_what_it_learns_from(char):
+    before = char.val_file.read_bytes()
+    with pytest.raises(UserError, match=r"--model-file would replace .*val\.bin, which is read here"):
+        train.main(replace(char, model_file=char.val_file), fresh=False)
+    assert char.val_file.read_bytes() == before
+
+
+def test_the_kinds_do_not_mix(tmp_path):
+    char = make_pipeline(tmp_path / "a", CHAR, "char")
+    bpe = make_pipeline(tmp_path / "b", BPE, "bpe")
+    with pytest.raises(UserError, match="bpe tokenizer; trainv2.py trains on it"):
+        train.main(bpe, fresh=False, kind="char")
+    with pytest.raises(UserError, match="char tokenizer; train.py trains on it"):
+        train.main(char, fresh=False, kind="bpe")
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        train.main(replace(char, train_file=bpe.train_file), fresh=False)
+
+
+def test_flags_become_settings(capsys):
+    settings, args = training_flags(CHAR, "", ["--n-layer", "7", "--tie-embeddings", "--quiet", "--fresh"])
+    assert (settings.n_layer, settings.tie_embeddings, settings.debug, args.fresh) == (7, True, False, True)
+    with pytest.raises(SystemExit) as error:
+        training_flags(CHAR, "", ["--n-layers", "many"])
+    assert error.value.code == 2
+
+
+def test_planned_steps_fill_the_time(char, monkeypatch):
+    """--minutes against the time that the run then takes, generously: machines are noisy."""
+    monkeypatch.setattr(train, "STARTED", time.perf_counter())
+    train.main(replace(char, minutes=0.05, eval_every=0, checkpoint_every=10_000), fresh=False)
+    assert 1.0 < time.perf_counter() - train.STARTED < 6.0
+    assert time_left(50, 100, 30) == 30
