@@ -1,10 +1,11 @@
-"""Train a GPT on byte-pair tokens. All as in train.py, which holds the loop: only the settings (config.BPE) differ.
+"""Train a GPT on byte-pair tokens. The loop is in train.py; only the settings (config.BPE) differ.
 
     python trainv2.py
     python trainv2.py --minutes 10
 
 Reads   data/train_bpe.bin, data/val_bpe.bin (scripts/prepare_dataset_bpe.py) and data/tokenizer_bpe.json
-Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs, gpt_model.pt at the end
+Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs; at the end the model, as gpt_model.pt and
+        checkpoints/bpe/gpt_model.pt
 Next    python generatev2.py --prompt "def"
 """
 

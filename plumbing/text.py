@@ -10,6 +10,11 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: "1 token", "5,000 tokens"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 8.2 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 59.95:

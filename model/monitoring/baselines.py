@@ -1,19 +1,20 @@
-"""Is this loss any good? What simpler predictors and two compressors reach on the same validation file.
+"""Is this loss any good? What simpler predictors and two compressors reach on the same validation set.
 
-    uniform    every token equally likely: ln(vocabulary)
-    unigram    how often each token came in the training data
-    bigram     after which one token
-    trigram    after which two tokens
-    gzip, xz   the bytes of the validation text, compressed by themselves, having seen nothing else
+    uniform    every token equally likely: ln(vocab_size)
+    unigram    how often each token occurs in the training data
+    bigram     how often it follows the one token before it
+    trigram    how often it follows the two tokens before it
+    gzip, xz   the bytes of the validation text, compressed by themselves
 
-All in bits per byte, of the first VALIDATION_TOKENS tokens of the file at most. The first four foresee the very tokens
-that an evaluation of all of these scores, each but the first. What was never seen must not have probability 0, so each
-rung leans on the one below it, all the more where its context led to many different tokens: Witten-Bell smoothing,
-interpolated (Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", section 2.5):
+All in bits per byte, over at most the first VALIDATION_TOKENS tokens of the file. The first four predict the same
+tokens that an evaluation of all of these scores, each but the first. What was never seen must not have probability 0,
+so each n-gram falls back on the next shorter one, the more, the more different tokens have followed its context:
+interpolated Witten-Bell smoothing (Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for Language
+Modeling", section 2.5):
 
     p(w | h) = (count(h w) + different(h) p(w | shorter h)) / (count(h) + different(h))
 
-where different(h) is the number of different tokens that came after h. Below the unigram stands the uniform.
+where different(h) is the number of different tokens that followed h. The unigram falls back on the uniform.
 """
 
 import gzip
@@ -22,10 +23,10 @@ import lzma
 import numpy as np
 
 from model import metrics
-from model.tokenization.tokenizer import Tokenizer
+from model.tokenization.tokenizer import BareIds, Tokenizer
 from plumbing.text import bar
 
-# At most so many are counted and foreseen, from the beginning of each file: 0.8 GB of memory, a quarter of a minute.
+# At most so many are counted and predicted, from the start of each file: 0.8 GB of memory, a quarter of a minute.
 TRAINING_TOKENS, VALIDATION_TOKENS = 1 << 25, 1 << 20
 
 
@@ -73,42 +74,46 @@ def keys(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
     return number
 
 
-def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, tokens_per_byte: float) -> dict[str, float]:
-    """The rungs by name, in bits per byte, from the worst of predictors to the best, then the compressors."""
-    V, val = tokenizer.vocab_size, val[:VALIDATION_TOKENS]
-    bits = [metrics.bits(metrics.uniform_loss(V)), *ngram_bits(train, val, V)]
-    rungs = {name: b * tokens_per_byte for name, b in zip(NGRAMS, bits, strict=True)}
-    text = b"".join(map([text_bytes(tokenizer, token) for token in range(V)].__getitem__, val.tolist()))
-    rungs["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
-    rungs["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
-    return rungs
-
-
 NGRAMS = ("uniform", "unigram", "bigram", "trigram")
 
 
-def text_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes of text that a token stands for: none for the end of a text, which is no part of it."""
-    return b"" if token == tokenizer.end_of_text_id else tokenizer.token_bytes(token)
+def compute_baselines(
+    train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer | BareIds, tokens_per_byte: float
+) -> dict[str, float]:
+    """The baselines by name, in bits per byte. train and val are all tokens of their files, (tokens,) uint16."""
+    V, val = tokenizer.vocab_size, val[:VALIDATION_TOKENS]
+    bits = [metrics.bits(metrics.uniform_loss(V)), *ngram_bits(train, val, V)]
+    found = {name: b * tokens_per_byte for name, b in zip(NGRAMS, bits, strict=True)}
+    text = text_of(val, tokenizer)
+    found["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
+    found["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
+    return found
 
 
-def show(rungs: dict[str, float]) -> str:
-    """The ladder as lines with bars."""
-    highest = max(rungs.values())
-    return "\n".join(f"  {name:8} {rungs[name]:7.3f} {bar(rungs[name] / highest, 30)}" for name in rungs)
+def text_of(tokens: np.ndarray, tokenizer: Tokenizer | BareIds) -> bytes:
+    """The bytes of text that tokens represent; the end of a text is no part of it."""
+    text = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+    text[tokenizer.end_of_text_id] = b""
+    return b"".join(map(text.__getitem__, tokens.tolist()))
 
 
-def verdict(bits_per_byte: float, rungs: dict[str, float]) -> str:
-    """Where a model stands on the ladder: "better than the bigram, 0.110 bits per byte from the trigram"."""
-    if bits_per_byte >= max(rungs.values()):
+def baselines_table(baselines: dict[str, float]) -> str:
+    """The baselines as lines with bars."""
+    highest = max(baselines.values())
+    return "\n".join(f"  {name:8} {bits:7.3f} {bar(bits / highest, 30)}" for name, bits in baselines.items())
+
+
+def verdict(bits_per_byte: float, baselines: dict[str, float]) -> str:
+    """How a model compares: "better than the bigram, 0.110 bits per byte from the trigram"."""
+    if bits_per_byte >= max(baselines.values()):
         return "no better than guessing"
-    better = [name for name in rungs if bits_per_byte < rungs[name]]
-    worse = [name for name in rungs if bits_per_byte >= rungs[name]]
-    best = min(better, key=rungs.get)
-    if not worse:
-        return f"better than {the(best)} by {rungs[best] - bits_per_byte:.3f} bits per byte"
-    next_one = max(worse, key=rungs.get)
-    return f"better than {the(best)}, {bits_per_byte - rungs[next_one]:.3f} bits per byte from {the(next_one)}"
+    beaten = [name for name in baselines if bits_per_byte < baselines[name]]
+    others = [name for name in baselines if bits_per_byte >= baselines[name]]
+    best = min(beaten, key=baselines.get)
+    if not others:
+        return f"better than {the(best)} by {baselines[best] - bits_per_byte:.3f} bits per byte"
+    following = max(others, key=baselines.get)
+    return f"better than {the(best)}, {bits_per_byte - baselines[following]:.3f} bits per byte from {the(following)}"
 
 
 def the(name: str) -> str:

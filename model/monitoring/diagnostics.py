@@ -1,8 +1,8 @@
-"""Plain words when something is off in a training: what people who have trained many models look at first.
+"""Warnings when something is off in a training: what people who have trained many models check first.
 
-Each check looks at figures that training has anyway, at the recorded steps (recorder.py) and at evaluations, and says
-its sentence once. The borders lie between what healthy runs of these scripts show and what a planted fault does; the
-tests hold both.
+Each check uses figures that training has anyway: losses, evaluations, and the records of recorder.py. It gives its
+warning once. The limits lie between what healthy runs of these scripts show and what a planted fault does; the tests
+hold both.
 """
 
 import math
@@ -10,23 +10,23 @@ import statistics
 
 from model.metrics import uniform_loss
 
-# By how much of its length a step may move a layer, or the embedding. At the default rates healthy runs stay below a
-# third of this, at ten times these rates they exceed it.
+# The largest update of a step, relative to the norm of the weights. At the default learning rates healthy runs stay
+# below a third of this; at ten times these rates they exceed it.
 LARGEST_UPDATE = {"layer": 0.13, "embedding": 0.02, "embedding and head": 0.07}
-SETTLED = 8  # the step from which updates are judged: before, weights that began at zero or tiny move by their length
-FROZEN = 1e-4  # a gradient this small, relative to that of the other parts, is none
-DEAD = 0.1  # share of an MLP's units that may be silent
-MISSED = 0.02  # by which share the first loss may miss ln(vocabulary)
-OVERFITTED = 0.01  # by which share the validation loss may lie above its best while training falls
+SETTLED = 8  # the step from which updates are judged: before, weights that start near zero move by their own norm
+FROZEN = 1e-4  # a gradient this small, relative to those of the other layers, counts as none
+DEAD = 0.1  # fraction of an MLP's units that may be silent
+MISSED = 0.02  # relative difference allowed between the first loss and ln(vocab_size)
+OVERFITTED = 0.01  # relative rise of the validation loss allowed while the training loss falls
 
 
 class Diagnostics:
-    """Takes the figures of a run in their order; each method returns the new warnings, mostly none."""
+    """Takes the figures of a run in order; each method returns the new warnings, mostly none."""
 
     def __init__(self):
         self.said = set()
-        self.best = {}  # by tokens scored: (validation loss, mean training loss at that time), the best so far
-        self.losses = []  # of the training, since the last evaluation
+        self.best = {}  # tokens scored: (best validation loss, mean training loss at that time)
+        self.losses = []  # training losses since the last evaluation
 
     def once(self, name: str, text: str) -> list[str]:
         if name in self.said:
@@ -39,14 +39,14 @@ class Diagnostics:
         self.losses.append(loss)
 
     def evaluated(self, step: int, val_loss: float, tokens: int, vocab_size: int) -> list[str]:
-        """The validation loss over so many tokens, in nats a token. It is compared with others over as many, and before
-        the first step with ln(vocab_size)."""
+        """The validation loss over so many tokens, in nats per token. It is compared with others over as many tokens,
+        and before the first step with ln(vocab_size)."""
         expected = uniform_loss(vocab_size)
         if step == 0 and abs(val_loss / expected - 1) > MISSED:
             return self.once(
                 "first loss",
-                f"The untrained model's loss is {val_loss:.3f}, and guessing evenly among {vocab_size:,} tokens gives "
-                f"{expected:.3f}: it starts out with opinions. Look at how its weights are drawn (GPT.initialise).",
+                f"the untrained model's loss is {val_loss:.3f}, but uniform guessing among {vocab_size:,} tokens gives "
+                f"{expected:.3f}. Check how the weights are initialised (GPT.initialise).",
             )
         train_loss = statistics.fmean(self.losses) if self.losses else val_loss  # untrained, both are the same
         self.losses = []
@@ -56,14 +56,14 @@ class Diagnostics:
         if val_loss > best * (1 + OVERFITTED) and train_loss < then:
             return self.once(
                 "overfitting",
-                f"The validation loss has risen from {best:.3f} to {val_loss:.3f} while the training loss fell from "
-                f"{then:.3f} to {train_loss:.3f}: the model is learning its text by heart. Get more text, give it "
-                "--dropout 0.1, make it smaller, or stop earlier.",
+                f"the validation loss has risen from {best:.3f} to {val_loss:.3f} while the training loss fell from "
+                f"{then:.3f} to {train_loss:.3f}: the model is overfitting. Get more text, try --dropout 0.1, make the "
+                "model smaller, or stop earlier.",
             )
         return []
 
     def recorded(self, step: int, record: dict | None) -> list[str]:
-        """A record of recorder.py; None where there is none."""
+        """A record of recorder.py, or None."""
         if record is None:
             return []
         found = []
@@ -72,8 +72,8 @@ class Diagnostics:
             shares = ", ".join(f"{silent[name]:.0%} of {name}" for name in bad)
             found += self.once(
                 "dead units",
-                f"Units of the MLP that are silent for every token: {shares}. They learn nothing any more and only "
-                "cost time. A lower --muon-rate, with --fresh, or fewer channels (--n-embd).",
+                f"MLP units that are silent for every token: {shares}. They no longer learn and only cost time. Try a "
+                "lower --muon-rate, with --fresh, or fewer channels (--n-embd).",
             )
         gradients, updates = record.get("gradient_norm", {}), record.get("update_to_weight", {})
         for name, norm in gradients.items():
@@ -81,8 +81,8 @@ class Diagnostics:
             if norm <= FROZEN * others or updates[name] == 0:
                 found += self.once(
                     f"frozen {name}",
-                    f"The {name} does not learn: its gradient's norm is {norm:.2g}, that of the others {others:.2g}. "
-                    "Is it frozen (requires_grad), or does nothing lead to it?",
+                    f"{name} does not learn: its gradient norm is {norm:.2g}, the median of the others {others:.2g}. Is "
+                    "it frozen (requires_grad), or disconnected from the loss?",
                 )
         for name, update in updates.items():
             limit = LARGEST_UPDATE.get("layer" if name.startswith("layer") else name, math.inf)
@@ -90,7 +90,7 @@ class Diagnostics:
                 rate = "--muon-rate" if name.startswith("layer") else "--learning-rate"
                 found += self.once(
                     f"rate {rate}",
-                    f"One step changes the {name} by {update:.1%} of its size, and healthy runs stay well below "
-                    f"{limit:.0%}: what it learns is soon overwritten. Try a tenth of this {rate}, with --fresh.",
+                    f"one step changes {name} by {update:.1%} of its norm; healthy runs stay well below {limit:.0%}. "
+                    f"What it learns is soon overwritten. Try a tenth of this {rate}, with --fresh.",
                 )
         return found

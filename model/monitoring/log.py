@@ -2,44 +2,51 @@
 
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from model.storage.checks import is_whole
 from plumbing.files import explaining_disk_errors, whole_file
-from plumbing.text import shown_path
+from plumbing.text import plural, shown_path
+
+READ_BACK = {"val_loss", "about"}  # an entry with one of these is used when a run resumes, so it has a checksum
 
 
 class Log:
-    """log.jsonl: one JSON object a line. A run resumed at `step` takes out what came after that; a new run, whose
-    step is None, takes out everything.
+    """log.jsonl, open for a run. A run that resumes at `step` removes the lines of later steps; a new run, whose step
+    is None, removes all lines. With folder None, nothing is read or written: for a process that is not the first.
 
-    What is read back carries a checksum, and without one, or with a wrong one, a line is not believed. Where `folder`
-    is None, nothing is read or written: for a process that is not the first.
+    evaluations   {step: (validation loss, tokens scored)}
+    recorded      the steps that have a record
+    about         what the run says of itself for the page (model/monitoring/recorder.py), or None
     """
 
     def __init__(self, folder: Path | None, step: int | None):
-        self.evaluations, kept, damaged = {}, [], 0  # by step: (validation loss, tokens scored)
-        self.recorded, self.about = set(), None  # steps that have a record, what a run that records says of itself
+        self.evaluations, self.recorded, self.about = {}, set(), None
         self.path = folder and folder / "log.jsonl"
-        if folder is None:
+        if self.path is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if step is not None and self.path.exists():
-            for line in self.path.read_bytes().split(b"\n"):
-                entry = read_line(line)
-                if entry is None:
-                    damaged += line != b""
-                elif entry["step"] <= step:
-                    kept.append(line + b"\n")
-                    if "val_loss" in entry:
-                        self.evaluations[entry["step"]] = (entry["val_loss"], entry["val_tokens"])
-                    if "record" in entry:
-                        self.recorded.add(entry["step"])
-                    self.about = entry.get("about", self.about)
-        if damaged:  # a kill cuts one short
-            print(f"{shown_path(self.path)}: left out {damaged} line{'s'[: damaged > 1]} not whole")
+        kept = list(self.lines_up_to(step)) if step is not None and self.path.exists() else []
         with whole_file(self.path) as file:
             file.writelines(kept)
+
+    def lines_up_to(self, step: int) -> Iterator[bytes]:
+        """Yield the lines to keep, and take note of what they contain."""
+        damaged = 0
+        for line in self.path.read_bytes().split(b"\n"):
+            entry = read_line(line)
+            if entry is None:
+                damaged += line != b""
+            elif entry["step"] <= step:
+                if "val_loss" in entry:
+                    self.evaluations[entry["step"]] = (entry["val_loss"], entry["val_tokens"])
+                if "record" in entry:
+                    self.recorded.add(entry["step"])
+                self.about = entry.get("about", self.about)
+                yield line + b"\n"
+        if damaged:  # a kill cuts one short
+            print(f"{shown_path(self.path)}: left out {plural(damaged, 'damaged line')}")
 
     def write(self, **entry) -> None:
         if self.path is None:
@@ -51,16 +58,13 @@ class Log:
             file.write(json.dumps(entry) + "\n")
 
 
-READ_BACK = {"val_loss", "about"}  # an entry that has one of these is used when a run goes on
-
-
 def checksum(entry: dict) -> int:
-    """CRC-32 of an entry of the log as its line has it."""
+    """CRC-32 of an entry, as its line spells it."""
     return zlib.crc32(json.dumps(entry).encode())
 
 
 def read_line(line: bytes) -> dict | None:
-    """The entry in a line of the log, or None where it is damaged."""
+    """The entry in a line of the log, or None if it is damaged."""
     try:
         entry = json.loads(line)
         if not is_whole(entry["step"], 0) or (READ_BACK & entry.keys() and entry.pop("crc32") != checksum(entry)):

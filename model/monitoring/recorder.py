@@ -1,11 +1,12 @@
-"""The time machine: what training notes of itself on the way, so that one can look back at how it learned.
+"""What training records of itself, so that one can look back at how the model learned.
 
 At steps 0, 1, 2, 4, 8, ... and at each evaluation, a line of log.jsonl gets a "record": what the model writes, how
-surprised it is by a held-out paragraph that stays the same, what it expects at a few places of it, its loss by kind of
-Python token, gradients and updates by layer, and how widely each head looks. scripts/plot_training.py shows them.
+surprised it is by a held-out paragraph that stays the same, what it predicts at a few positions of it, its loss by kind
+of Python token, gradients and updates by layer, and the entropy of each head's attention. scripts/plot_training.py
+shows them.
 
-Training is none the wiser: a record draws no random number of torch's, and leaves weights and gradients as they are. It
-costs about as much as a training step, and there are few of them. With --eval-every 0 there are none.
+Training is the same with records and without: a record draws no random number from torch and leaves weights and
+gradients as they are. It costs about as much as a training step, and there are few. With --eval-every 0 there are none.
 """
 
 import time
@@ -17,109 +18,77 @@ from torch import Tensor
 
 from dataset import TokenFile
 from model import metrics
-from model.generation.one_token import OneToken
-from model.generation.sampling import generate, read
 from model.gpt import GPT
 from model.interpretation.heads import entropy
+from model.monitoring.log import Log
 from model.monitoring.python_tokens import KINDS, kinds_of
 from model.tokenization.display import token_text
-from model.tokenization.tokenizer import Tokenizer
-from model.training.distributed import is_sharded
+from model.training.run import Run
 
 TOKENS = 512  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
-
-PLACES = 4  # of the paragraph, at which the five likeliest tokens are kept
-
-
-def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, knobs: dict, check: Callable = lambda: None) -> str:
-    """Text that the model writes after <|endoftext|>, as it stands: what it has learned so far. check() is called
-    before each token. In fp32, as generate.py writes."""
-    if not tokens:
-        return ""
-    dtype = model.head.compute
-    model.eval().compute_in(torch.float32)
-    try:
-        prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-        whole = model.device.type == "cpu" and not is_sharded(model)
-        one_token = OneToken(model, cache) if whole else None
-        logits = read(model, prompt, cache)
-        for step in generate(model, prompt, logits[-1], cache, tokens, one_token=one_token, **knobs):
-            check()
-            ids.append(step.token)
-    finally:
-        model.train().compute_in(dtype)
-    return tokenizer.decode(ids)
+POSITIONS = 4  # of the paragraph, at which the most likely tokens are kept
+CANDIDATES = 5  # most likely tokens that are kept
 
 
 class Recorder:
-    """Writes the records of a run to its log. `sample` gives the text that the model writes now; `rungs` are what the
-    loss will be compared with (ladder.py).
+    """Writes the records of a run to its log. `baselines` go into its description there, and sample() gives the text
+    that the model writes now.
 
     before(step) and after(step, norm) go around the training step that ends at `step`; due(step) says whether they do
     anything. seconds: what the records have cost so far.
     """
 
-    def __init__(
-        self,
-        model: GPT,
-        val: TokenFile,
-        tokenizer: Tokenizer,
-        log,
-        every: int,
-        grad_clip: float,
-        sample: Callable,
-        rungs: dict,
-    ):
-        self.model, self.log, self.every = model, log, every
-        self.grad_clip, self.sample = grad_clip, sample
-        self.last = 0  # the step at which the run ends, when that is known
+    def __init__(self, run: Run, log: Log, baselines: dict[str, float], sample: Callable[[], str]):
+        self.model, self.log, self.sample = run.model, log, sample
+        self.every, self.grad_clip = run.settings.eval_every, run.settings.grad_clip
+        if run.settings.shard_model:  # a record needs all weights in one process
+            self.every = 0
+        self.last = 0  # the step at which the run ends, once that is known
         self.seconds, self.weights_before = 0.0, None
-        if not every:
+        if not self.every:
             return
         start = time.perf_counter()
-        self.layers = parameters_by_layer(model)
-        self.idx, self.targets, starts = held_out_blocks(val, model.block_size)
-        kinds = [kinds_of(val, tokenizer, start, self.idx.shape[1]) for start in starts]
+        self.tokenizer, self.layers = run.tokenizer, parameters_by_layer(run.model)
+        self.inputs, self.targets, starts = held_out_blocks(run.val_data, run.model.block_size)
+        T = self.inputs.shape[1]
+        kinds = [kinds_of(run.val_data, run.tokenizer, start, T) for start in starts]
         self.kinds = np.stack(kinds) if all(kind is not None for kind in kinds) else None  # (blocks, T), of the targets
-        T = self.idx.shape[1]
-        self.places = [T * (place + 1) // (PLACES + 1) for place in range(PLACES)]
+        self.positions = [T * (i + 1) // (POSITIONS + 1) for i in range(POSITIONS)]
         self.about = {
-            "vocab_size": model.vocab_size,
-            "ladder": rungs,
-            "val_tokens_per_byte": val.tokens_per_byte if val.facts["utf8_bytes"] else None,
-            "n_head": model.blocks[0].attention.n_head,
-            "paragraph": [token_text(tokenizer, token) for token in [self.idx[0, 0], *self.targets[0]]],
-            "places": self.places,
+            "vocab_size": run.model.vocab_size,
+            "ladder": baselines,  # the name is part of the log's format
+            "val_tokens_per_byte": run.val_data.tokens_per_byte if run.val_data.facts["utf8_bytes"] else None,
+            "n_head": run.model.blocks[0].attention.n_head,
+            "paragraph": [token_text(run.tokenizer, token) for token in [self.inputs[0, 0], *self.targets[0]]],
+            "places": self.positions,
             "kinds": {} if self.kinds is None else {name: int((self.kinds == i).sum()) for i, name in enumerate(KINDS)},
         }
-        self.text_of = lambda token: token_text(tokenizer, token)
         self.seconds += time.perf_counter() - start
 
     def due(self, step: int) -> bool:
-        """Whether the log wants a record of this step and has none."""
-        wanted = (
-            step & (step - 1) == 0 or step == self.last or (self.every and step % self.every == 0)
-        )  # 0, 1, 2, 4, ...
-        return bool(self.every and wanted) and step not in self.log.recorded
+        """Whether this step should have a record in the log and has none: 0, 1, 2, 4, ..., evaluations, the end."""
+        if not self.every or step in self.log.recorded:
+            return False
+        return step & (step - 1) == 0 or step % self.every == 0 or step == self.last
 
     def before(self, step: int) -> None:
-        """Keep the weights from which the training step that ends at `step` sets out."""
+        """Keep the weights as they are before the training step that ends at `step`."""
         if self.due(step):
             start = time.perf_counter()
             self.weights_before = {name: [w.detach().clone() for w in ws] for name, ws in self.layers.items()}
             self.seconds += time.perf_counter() - start
 
     def after(self, step: int, norm: Tensor | None = None) -> dict | None:
-        """Write the record of a step and return it, where it is due; `norm` is its gradient's, before clipping."""
+        """Write the record of a step and return it, if it is due. `norm` is that of its gradient before clipping."""
         if not self.due(step):
             return None
         start = time.perf_counter()
         if self.log.about is None:
             self.log.about = self.about
             self.log.write(step=step, about=self.about)
-        record = self.look()
+        record = self.predictions()
         if self.weights_before is not None:
-            record |= self.movement(norm)
+            record |= self.update_sizes(norm)
         self.weights_before = None
         record["sample"] = self.sample()
         self.log.write(step=step, record=record)
@@ -128,60 +97,61 @@ class Recorder:
         return record
 
     @torch.inference_mode()
-    def look(self) -> dict:
-        """What the model makes of the held-out blocks: one forward pass, by the path that shows attention."""
-        model, weights, bits, inside = self.model.eval(), [], [], {}
+    def predictions(self) -> dict:
+        """How the model does on the held-out blocks, from one forward pass that keeps the attention weights."""
+        model, weights, bits, hidden = self.model.eval(), [], [], {}
         hooks = [
-            block.mlp.down.register_forward_pre_hook(lambda _, h, name=f"layer {i}": inside.update({name: h[0]}))
+            block.mlp.down.register_forward_pre_hook(lambda _, h, name=f"layer {i}": hidden.update({name: h[0]}))
             for i, block in enumerate(model.blocks)
         ]
-        x = model.features(torch.from_numpy(self.idx).to(model.device), weights=weights)  # (blocks, T, C)
+        x = model.features(torch.from_numpy(self.inputs).to(model.device), weights=weights)  # (blocks, T, C)
         for hook in hooks:
             hook.remove()
-        for i, targets in enumerate(self.targets):  # a block's logits at a time: a large vocabulary's are many
+        for i, targets in enumerate(self.targets):  # one block's logits at a time: a large vocabulary's are many
             log_p = model.head(x[i]).float().log_softmax(-1)  # (T, V)
-            own = log_p.gather(1, torch.from_numpy(targets).to(model.device)[:, None])[:, 0]
-            bits.append(metrics.bits(-own).cpu().numpy())
+            of_targets = log_p.gather(1, torch.from_numpy(targets).to(model.device)[:, None])[:, 0]  # (T)
+            bits.append(metrics.bits(-of_targets).cpu().numpy())
             if i == 0:
-                top = log_p[self.places].exp().topk(min(5, model.vocab_size))
+                top = log_p[self.positions].exp().topk(min(CANDIDATES, model.vocab_size))
         model.train()
-        bits = np.stack(bits)  # (blocks, T)
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        kinds = {}
-        if self.kinds is not None:
-            kinds = {
-                name: round(float(bits[self.kinds == i].mean()), 4)
-                for i, name in enumerate(KINDS)
-                if (self.kinds == i).any()
-            }
         return {
             "surprise_bits": [round(float(b), 3) for b in bits[0]],
-            "expected": [[[self.text_of(t), round(p, 4)] for t, p in zip(*pair, strict=True)] for pair in pairs],
-            "kind_bits": kinds,
-            "silent_units": {name: round(silent(hidden), 4) for name, hidden in inside.items()},
+            "expected": [
+                [[token_text(self.tokenizer, token), round(p, 4)] for token, p in zip(ids, values, strict=True)]
+                for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            ],
+            "kind_bits": self.bits_by_kind(np.stack(bits)),
+            "silent_units": {name: round(silent(h), 4) for name, h in hidden.items()},
             "entropy_bits": [[round(h, 4) for h in entropy(layer).mean(0).tolist()] for layer in weights],
         }
 
-    def movement(self, norm: Tensor) -> dict:
-        """How the last step moved each layer: the norm of its gradient before clipping, and the length of the update
-        over that of the weights."""
+    def bits_by_kind(self, bits: np.ndarray) -> dict[str, float]:
+        """The mean surprise (blocks, T) of each kind of token; empty where the text is not Python."""
+        if self.kinds is None:
+            return {}
+        present = [(name, self.kinds == i) for i, name in enumerate(KINDS) if (self.kinds == i).any()]
+        return {name: round(float(bits[where].mean()), 4) for name, where in present}
+
+    def update_sizes(self, norm: Tensor) -> dict:
+        """How the last step moved each layer: the norm of its gradient before clipping, and the norm of the update
+        divided by that of the weights."""
         clipped = min(1.0, self.grad_clip / (norm.item() + 1e-6)) if self.grad_clip > 0 else 1.0
         sizes = {"gradient_norm": {}, "update_to_weight": {}}
         for name, weights in self.layers.items():
             before = self.weights_before[name]
-            update = length([w.detach() - b for w, b in zip(weights, before, strict=True)])
-            sizes["gradient_norm"][name] = length([w.grad for w in weights]) / clipped
-            sizes["update_to_weight"][name] = update / max(length(before), 1e-30)
+            update = norm_of([w.detach() - b for w, b in zip(weights, before, strict=True)])
+            sizes["gradient_norm"][name] = norm_of([w.grad for w in weights]) / clipped
+            sizes["update_to_weight"][name] = update / max(norm_of(before), 1e-30)
         return sizes
 
 
-def length(tensors: list[Tensor]) -> float:
-    """The root of the sum of the squares of all numbers in some tensors."""
+def norm_of(tensors: list[Tensor]) -> float:
+    """The Euclidean norm of all numbers in some tensors."""
     return float(torch.stack([tensor.float().square().sum() for tensor in tensors]).sum()) ** 0.5
 
 
 def silent(hidden: Tensor) -> float:
-    """The share of an MLP's units (..., hidden) that stay below a thousandth of the usual for every token."""
+    """The fraction of an MLP's units (..., hidden) that stay below a thousandth of the mean for every token."""
     loudest = hidden.float().abs().flatten(0, -2).amax(0)  # (hidden)
     return float((loudest <= 1e-3 * loudest.mean()).float().mean())
 
@@ -198,8 +168,8 @@ def parameters_by_layer(model: GPT) -> dict[str, list[Tensor]]:
 
 
 def held_out_blocks(val: TokenFile, block_size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """About TOKENS tokens of a file in blocks that are evenly spread, the first at its beginning: idx and targets, both
-    (blocks, T), and where the blocks begin."""
+    """About TOKENS tokens of a file in evenly spread blocks, the first at its start: inputs and targets, both (blocks,
+    T), and the positions where the blocks begin."""
     T = min(block_size, len(val) - 1)
     count = max(1, min(TOKENS // T, (len(val) - 1) // T))
     starts = [i * (len(val) - 1 - T) // max(1, count - 1) for i in range(count)]

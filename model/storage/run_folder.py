@@ -12,7 +12,9 @@ from plumbing.text import shown_path
 
 def is_of_a_run(path: Path) -> bool:
     """Whether a file of a run's folder is one that a training writes there, whole or unfinished, by its name."""
-    return path.is_file() and re.fullmatch(r"(step_\d+\.pt|log\.jsonl)(\.\d+\.tmp)?", path.name) is not None
+    return (
+        path.is_file() and re.fullmatch(r"(step_\d+\.pt|log\.jsonl|gpt_model\.pt)(\.\d+\.tmp)?", path.name) is not None
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ shape lie in stacks, which Muon orthogonalises with one batched product each:
 import torch
 from torch import Tensor, nn
 
+from config import Training
 from model.training.muon import muon_update, orthogonalise, update_scale
 
 
@@ -25,18 +26,14 @@ class Optimizer:
     def __init__(
         self,
         model: nn.Module,
-        learning_rate,
-        muon_rate,
-        weight_decay,
-        beta1,
-        beta2,
-        momentum,
+        settings: Training,
         dtype=torch.float32,
         orthogonalise=orthogonalise,
     ):
         self.dtype, self.orthogonalise = dtype, orthogonalise
-        self.learning_rate, self.muon_rate, self.weight_decay = learning_rate, muon_rate, weight_decay
-        self.beta1, self.beta2, self.momentum = beta1, beta2, momentum
+        self.learning_rate, self.muon_rate = settings.learning_rate, settings.muon_rate
+        self.weight_decay, self.momentum = settings.weight_decay, settings.momentum
+        self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.arrange(model)
 
     def arrange(self, model: nn.Module) -> None:
@@ -142,14 +139,3 @@ def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
     for p, value, grad in zip(parameters, values.split(sizes), grads.split(sizes), strict=True):
         p.data, p.grad = value.view_as(p), grad.view_as(p)
     return values, grads
-
-
-def learning_rate_at(step: int, max_steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """The learning rate of a step, counted from 0, as a fraction of its peak: a linear climb, a plateau, a linear fall
-    to zero at max_steps.
-
-    The last `decay_fraction` of the run falls; where climb and fall would meet in a short run, the lower one holds.
-    """
-    climb = (step + 1) / (warmup_steps + 1)
-    fall = (max_steps - step) / max(1.0, decay_fraction * max_steps)
-    return min(1.0, climb, fall)

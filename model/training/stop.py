@@ -1,9 +1,11 @@
-"""Stopping a run between two steps."""
+"""How Ctrl-C and SIGTERM stop a run: between two steps, with a checkpoint."""
 
 import os
 import signal
 
 from model.training import distributed
+
+MESSAGE = b"\nstopping after this step; press again to stop at once, without a checkpoint\n"
 
 
 class Stopped(Exception):
@@ -11,9 +13,9 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loops look at; the second one ends the process at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loops check; the second one ends the process at once.
 
-    Of several processes, all stop at the same check(), whichever got the signal.
+    Several processes all stop at the same check(), whichever of them got the signal.
     """
 
     def __init__(self):
@@ -24,14 +26,13 @@ class StopFlag:
     def note(self, number, frame):
         self.signal = number
         if distributed.first():
-            # not print, which the signal may have interrupted
-            os.write(2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n")
+            os.write(2, MESSAGE)  # not print(), which the signal may have interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     @property
     def exit_code(self) -> int:
-        return 128 + (self.signal or signal.SIGTERM)  # of another process, where this one got none
+        return 128 + (self.signal or signal.SIGTERM)  # the signal may have reached another process
 
     def check(self):
         if distributed.any_of(self.signal is not None):

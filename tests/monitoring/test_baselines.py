@@ -1,4 +1,4 @@
-"""The ladder of predictors: by hand, against a plain loop, and what is said of it."""
+"""The baselines: by hand, against a plain loop, and what is said of it."""
 
 import gzip
 import lzma
@@ -10,7 +10,7 @@ import pytest
 
 import train
 from dataset import open_tokens
-from model.monitoring import baselines as ladder
+from model.monitoring import baselines
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer, make_character_tokenizer
 
 
@@ -37,7 +37,7 @@ def test_by_hand():
     train, val = np.array([0, 1, 0, 1, 0, 2], np.uint16), np.array([0, 1], np.uint16)
     unigram = (2 + 3 / 4) / (6 + 3)
     bigram = (2 + 2 * unigram) / (3 + 2)
-    found = ladder.ngram_bits(train, val, vocab_size=4)
+    found = baselines.ngram_bits(train, val, vocab_size=4)
     assert found[:2] == pytest.approx([-math.log2(unigram), -math.log2(bigram)])
     assert found[2] == found[1]  # there are no two tokens before it
     # c after b a, of which b came once: (0 + 1 * bigram) / (1 + 1) would be b's; c's counts are 1 of b, c
@@ -47,7 +47,7 @@ def test_by_hand():
     tri = (1 + 2 * bi) / (2 + 2)
     first = (3 + 3 / 4) / 9
     first_bi = (2 + 1 * first) / (2 + 1)
-    assert ladder.ngram_bits(train, val, 4)[2] == pytest.approx(-(math.log2(tri) + math.log2(first_bi)) / 2)
+    assert baselines.ngram_bits(train, val, 4)[2] == pytest.approx(-(math.log2(tri) + math.log2(first_bi)) / 2)
 
 
 @pytest.mark.parametrize(("V", "n", "m"), [(3, 200, 50), (40, 500, 90), (65_536, 300, 40), (5, 1, 10), (5, 2, 2)])
@@ -55,7 +55,7 @@ def test_against_the_definition(V, n, m):
     rng = np.random.default_rng(V)
     train = (rng.integers(0, V, n) * rng.integers(0, 2, n)).astype(np.uint16)
     val = np.concatenate([train[: m // 2], rng.integers(0, V, m - min(m // 2, n))]).astype(np.uint16)
-    assert ladder.ngram_bits(train, val, V) == pytest.approx(plain_bits(train.tolist(), val.tolist(), V))
+    assert baselines.ngram_bits(train, val, V) == pytest.approx(plain_bits(train.tolist(), val.tolist(), V))
 
 
 def test_probabilities_sum_to_one():
@@ -65,43 +65,43 @@ def test_probabilities_sum_to_one():
         total = np.zeros(3)
         for token in range(6):
             val = np.array([*context, token], np.uint16)
-            whole, start = (np.array(ladder.ngram_bits(train, v, 6)) * (len(v) - 1) for v in (val, val[:2]))
+            whole, start = (np.array(baselines.ngram_bits(train, v, 6)) * (len(v) - 1) for v in (val, val[:2]))
             total += 2.0 ** -(whole - start)
         assert total == pytest.approx([1, 1, 1])
 
 
 def test_only_the_beginning_of_a_large_file_is_counted(monkeypatch):
-    monkeypatch.setattr(ladder, "TRAINING_TOKENS", 4)
+    monkeypatch.setattr(baselines, "TRAINING_TOKENS", 4)
     train, val = np.array([0, 1, 0, 1, 2, 2, 2], np.uint16), np.array([0, 1, 2], np.uint16)
-    assert ladder.ngram_bits(train, val, 3) == pytest.approx(plain_bits([0, 1, 0, 1], [0, 1, 2], 3))
+    assert baselines.ngram_bits(train, val, 3) == pytest.approx(plain_bits([0, 1, 0, 1], [0, 1, 2], 3))
 
 
 def test_the_beginning_of_a_long_validation_file_stands_for_it(char, monkeypatch, capsys):
     val = open_tokens(char.val_file)
     arguments = load_tokenizer(char.tokenizer_file), val.tokens_per_byte
-    expected = ladder.ladder(val.tokens, val.tokens[:100], *arguments)
-    monkeypatch.setattr(ladder, "VALIDATION_TOKENS", 100)
-    assert ladder.ladder(val.tokens, val.tokens, *arguments) == expected
+    expected = baselines.compute_baselines(val.tokens, val.tokens[:100], *arguments)
+    monkeypatch.setattr(baselines, "VALIDATION_TOKENS", 100)
+    assert baselines.compute_baselines(val.tokens, val.tokens, *arguments) == expected
     train.main(char, fresh=False)
-    assert "What others reach on the first 100 tokens of the validation file, in bits" in capsys.readouterr().out
+    assert "Baselines on the first 100 tokens of the validation set, in bits" in capsys.readouterr().out
 
 
-def test_the_rungs_in_bits_per_byte():
+def test_baselines_in_bits_per_byte():
     text = "abracadabra, é " * 20
     tokenizer = Tokenizer(make_character_tokenizer(text).to_str())
     ids = tokenizer.encode(text)
     tokens = np.append(ids, 0).astype(np.uint16)
     per_byte = len(tokens) / len(text.encode())
-    rungs = ladder.ladder(tokens, tokens, tokenizer, per_byte)
-    assert list(rungs) == ["uniform", "unigram", "bigram", "trigram", "gzip", "xz"]
-    assert rungs["uniform"] == pytest.approx(math.log2(tokenizer.vocab_size) * per_byte)
-    assert rungs["uniform"] > rungs["unigram"] > rungs["bigram"] > rungs["trigram"] > 0
-    assert rungs["gzip"] == 8 * len(gzip.compress(text.encode(), 9)) / len(text.encode())
-    assert rungs["xz"] == 8 * len(lzma.compress(text.encode(), preset=9)) / len(text.encode())
-    assert len(ladder.show(rungs).splitlines()) == 6
+    found = baselines.compute_baselines(tokens, tokens, tokenizer, per_byte)
+    assert list(found) == ["uniform", "unigram", "bigram", "trigram", "gzip", "xz"]
+    assert found["uniform"] == pytest.approx(math.log2(tokenizer.vocab_size) * per_byte)
+    assert found["uniform"] > found["unigram"] > found["bigram"] > found["trigram"] > 0
+    assert found["gzip"] == 8 * len(gzip.compress(text.encode(), 9)) / len(text.encode())
+    assert found["xz"] == 8 * len(lzma.compress(text.encode(), preset=9)) / len(text.encode())
+    assert len(baselines.baselines_table(found).splitlines()) == 6
 
 
-RUNGS = {"uniform": 7.3, "unigram": 4.9, "bigram": 3.5, "trigram": 2.8, "gzip": 2.5, "xz": 2.0}
+BASELINES = {"uniform": 7.3, "unigram": 4.9, "bigram": 3.5, "trigram": 2.8, "gzip": 2.5, "xz": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ RUNGS = {"uniform": 7.3, "unigram": 4.9, "bigram": 3.5, "trigram": 2.8, "gzip": 
     ],
 )
 def test_the_verdict(bits, said):
-    assert ladder.verdict(bits, RUNGS) == said
+    assert baselines.verdict(bits, BASELINES) == said

@@ -3,7 +3,9 @@
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +13,18 @@ import torch
 import torch.nn.functional as F
 
 import train
+from config import CHAR
 from dataset import open_tokens, token_writer
 from model.gpt import GPT
 from model.interpretation import forward_pass as microscope
-from model.monitoring import recorder
+from model.interpretation.heads import entropy
+from model.monitoring import baselines, recorder
 from model.monitoring.log import Log
 from model.monitoring.python_tokens import KINDS, kinds_of, kinds_of_bytes
 from model.monitoring.recorder import Recorder
 from model.storage.checkpoint import load_checkpoint, newest_checkpoint
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from model.training.optimizer import Optimizer
 
@@ -47,9 +52,9 @@ def test_without_evaluations_nothing_is_recorded(char, monkeypatch):
     def fail(*_):
         raise AssertionError("this costs time")
 
-    for name in ("look", "movement"):
+    for name in ("predictions", "update_sizes"):
         monkeypatch.setattr(Recorder, name, fail)
-    monkeypatch.setattr(train.ladder, "ladder", fail)
+    monkeypatch.setattr(baselines, "compute_baselines", fail)
     monkeypatch.setattr(recorder, "held_out_blocks", fail)
     train.main(replace(char, eval_every=0, sample_tokens=0), fresh=False)
     assert records_of(char) == {} and not any("about" in entry for entry in log_of(char))
@@ -102,26 +107,27 @@ def parts(char, tmp_path):
     """(a recorder on a random model, the model, the validation file, the tokenizer)"""
     val, tokenizer = open_tokens(char.val_file), load_tokenizer(char.tokenizer_file)
     model = random_model(tokenizer.vocab_size)
-    made = Recorder(model, val, tokenizer, Log(tmp_path / "log", None), 5, 0.5, lambda: "a sample", {"bigram": 1.0})
+    run = SimpleNamespace(model=model, val_data=val, tokenizer=tokenizer, settings=replace(char, grad_clip=0.5))
+    made = Recorder(run, Log(tmp_path / "log", None), {"bigram": 1.0}, lambda: "a sample")
     return made, model, val, tokenizer
 
 
 def test_a_look_against_plain_pytorch(parts):
-    made, model, val, _ = parts
-    record = made.look()
+    made, model, val, tokenizer = parts
+    record = made.predictions()
     tokens = torch.from_numpy(val.tokens.astype(np.int64))
     with torch.no_grad():
         log_p = F.log_softmax(model(tokens[None, :24])[0], dim=-1)
     bits = -log_p.gather(1, tokens[1:25, None])[:, 0] / math.log(2)
     assert record["surprise_bits"] == pytest.approx(bits.tolist(), abs=1e-3)
-    for place, row in zip(made.places, record["expected"], strict=True):
+    for place, row in zip(made.positions, record["expected"], strict=True):
         top = log_p[place].exp().topk(5)
         assert [p for _, p in row] == pytest.approx(top.values.tolist(), abs=1e-4)
-        assert row[0][0] == made.text_of(int(top.indices[0]))
+        assert row[0][0] == token_text(tokenizer, int(top.indices[0]))
     assert model.training
     # entropy of each head, over all blocks; from the same attention that the microscope shows
-    blocks = torch.from_numpy(made.idx)
-    whole = torch.stack([microscope.entropy(microscope.look(model.eval(), row.tolist()).attention) for row in blocks])
+    blocks = torch.from_numpy(made.inputs)
+    whole = torch.stack([entropy(microscope.look(model.eval(), row.tolist()).attention) for row in blocks])
     assert np.array(record["entropy_bits"]) == pytest.approx(whole.mean(0).numpy(), abs=1e-3)
     # loss by kind: means over all targets of a kind
     assert set(record["kind_bits"]) >= {"indentation", "keyword", "name", "operator", "line end"}
@@ -136,12 +142,13 @@ def test_a_look_against_plain_pytorch(parts):
 
 def test_gradients_and_updates_by_layer(parts):
     made, model, _, tokenizer = parts
-    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    settings = replace(CHAR, grad_clip=0.5)
+    run = SimpleNamespace(optimizer=Optimizer(model, settings), settings=settings)
     idx = torch.randint(tokenizer.vocab_size, (3, 24))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     made.before(1)
-    _, norm = train.train_step(model.loss, optimizer, idx, idx.roll(1, 1), torch.tensor(1.0), 0.5)
-    sizes = made.movement(norm)
+    _, norm = train.train_step(run, model.loss, nullcontext, idx, idx.roll(1, 1), torch.tensor(1.0))
+    sizes = made.update_sizes(norm)
     assert norm > 0.5  # it was clipped, and the record undoes that
     total = math.sqrt(sum(value**2 for value in sizes["gradient_norm"].values()))
     assert total == pytest.approx(norm.item(), rel=1e-4)

@@ -6,16 +6,18 @@ import shutil
 import pytest
 import torch
 
+from config import CHAR
 from model.gpt import GPT
-from model.training import choose_step as speed
-from model.training.choose_step import Recorded, compiler_missing, pick_step, seconds_a_step, worth_compiling
+from model.training import choose_step
+from model.training.choose_step import compiler_missing, pick_step, seconds_per_step, worth_compiling
+from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 
 
 def test_steps_that_are_timed_leave_no_trace():
     """Even steps at the full rate, with dropout, on a model that has taken a step already."""
     model = GPT(10, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.1)
-    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    optimizer = Optimizer(model, CHAR)
     idx, taken = torch.arange(8)[None], []
 
     def step(idx, targets, rate):
@@ -30,20 +32,20 @@ def test_steps_that_are_timed_leave_no_trace():
     step(idx, idx, None)
     weights, memory = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     random_numbers = torch.get_rng_state()
-    assert seconds_a_step(step, optimizer, batches) > 0
+    assert seconds_per_step(step, optimizer, batches) > 0
     assert [(int(i[0, 0]), float(rate)) for i, _, rate in taken[1:]] == [(0, 0.0), (1, 0.0), (2, 0.0)]
     assert all(torch.equal(weights[name], now) for name, now in model.state_dict().items())
     assert all(torch.equal(memory[name], now) for name, now in optimizer.state_dict().items())
     assert torch.equal(random_numbers, torch.get_rng_state())
     with pytest.raises(ZeroDivisionError):  # nor does one that fails half way
-        seconds_a_step(lambda *batch: step(*batch) or 1 / 0, optimizer, batches)
+        seconds_per_step(lambda *batch: step(*batch) or 1 / 0, optimizer, batches)
     assert all(torch.equal(weights[name], now) for name, now in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("device", "planned", "missing", "expected", "said"),
     [
-        ("cpu", 1000.0, None, True, "Compiling the model: its steps would take 16 min 40 s"),
+        ("cpu", 1000.0, None, True, "Compiling the model: uncompiled, its steps would take 16 min 40 s"),
         ("cuda", 1000.0, None, True, "Compiling the model"),
         ("cuda", 150.0, None, True, "Compiling the model"),
         ("cpu", 150.0, None, False, ""),
@@ -53,7 +55,7 @@ def test_steps_that_are_timed_leave_no_trace():
     ],
 )
 def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missing, expected, said):
-    monkeypatch.setattr(speed, "compiler_missing", lambda device: missing)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: missing)
     assert worth_compiling(torch.device(device), planned) is expected
     assert capsys.readouterr().out.startswith(said)
 
@@ -69,8 +71,8 @@ def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missin
     ],
 )
 def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, expected):
-    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 100.0)
-    monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
+    monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 100.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
     times = {"plain": seconds, "compiled": compiled_seconds}
     picked = pick_step(lambda f: f, "plain", times.get, torch.device("cpu"), choice, lambda seconds: 100 * seconds)
@@ -79,7 +81,7 @@ def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, 
 
 def test_a_step_that_cannot_be_recorded_is_taken_as_it_stands(capsys):
     def time_step(step):
-        if isinstance(step, Recorded):
+        if isinstance(step, CudaGraph):
             raise RuntimeError("no stream\nmore")
         return 1.0
 
@@ -98,7 +100,7 @@ def test_a_compiler_is_looked_for_by_name(monkeypatch):
     assert compiler_missing(torch.device("cpu"))
     monkeypatch.setenv("CXX", "my-c++")
     assert compiler_missing(torch.device("cpu")) is None
-    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(choose_step.importlib.util, "find_spec", lambda name: None)
     assert "triton" in compiler_missing(torch.device("cuda"))
 
 
@@ -113,7 +115,7 @@ class Graph:
 
 def test_a_recorded_function_is_the_function(monkeypatch):
     """First calls as they are, then replays that read the inputs given; with a stand-in for CUDA itself."""
-    recorded = Recorded(lambda x, y: (calls.append(1), (x * y, x + y))[1], calls_before=2)
+    recorded = CudaGraph(lambda x, y: (calls.append(1), (x * y, x + y))[1], calls_before=2)
     calls, graph = [], Graph()
     graph.recorded = recorded
 
@@ -136,5 +138,5 @@ def test_a_recorded_function_is_the_function(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_recorded_function_is_the_function_on_a_gpu():
     total = torch.zeros((), device="cuda")
-    recorded = Recorded(lambda x: total.add_(x).clone())
+    recorded = CudaGraph(lambda x: total.add_(x).clone())
     assert [recorded(torch.tensor(float(i), device="cuda")).item() for i in range(8)] == [0, 1, 3, 6, 10, 15, 21, 28]

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,16 +22,19 @@ from conftest import lose, make_pipeline
 from runs import flags, interrupt_after, log_of, same, steps_of
 
 import train
-from config import BPE, CHAR, ROOT, Model
+from config import BPE, CHAR, ROOT
 from dataset import open_tokens
+from model.gpt import GPT
+from model.monitoring.reporter import check_finite
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.model_file import load_model
 from model.storage.safe_load import load
-from model.training import choose_step as speed
-from model.training import setup as training
+from model.training import choose_step
+from model.training.batches import Batches
 from model.training.command_line import training_flags
+from model.training.optimizer import Optimizer
+from model.training.run_settings import MAY_CHANGE, recorded_settings
 from plumbing.errors import UserError
-from plumbing.settings import field_names
 from plumbing.text import shown_path, time_left
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -52,15 +57,16 @@ def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
     assert training["settings"]["n_embd"] == 16
     # The loss in the file is the loss of the weights in the file.
     val = open_tokens(settings.val_file)
-    stop = train.StopFlag()
-    loss, scored = train.evaluate(model, val, stop)
+    loss, scored = train.evaluate(model, val)
     assert loss == pytest.approx(training["val_loss"], rel=1e-6)
     assert scored == len(val) - 1 == evaluations[60]["val_tokens"]
     assert f"ln({tokenizer.vocab_size})" in out
     assert "One training example" in out
     script = {"char": "generate.py", "bpe": "generatev2.py"}[kind]
     assert out.endswith(f"Next: python {script} --prompt def --model {shlex.quote(shown_path(settings.model_file))}\n")
-    assert "it writes:" in out
+    assert "a sample of its text:" in out
+    # The run keeps its model beside its checkpoints, where another run's does not replace it.
+    assert same(load(settings.model_file), load(settings.checkpoint_dir / "gpt_model.pt"))
 
 
 def test_quiet_says_less(char, capsys):
@@ -76,7 +82,7 @@ def test_evaluation_scores_every_token_but_the_first_once(char):
     """Against a plain loop: one block after the other, one token after the other."""
     torch.manual_seed(0)
     val = open_tokens(char.val_file)
-    model = train.GPT(val.facts["vocab_size"], block_size=24, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(val.facts["vocab_size"], block_size=24, n_layer=2, n_head=2, n_embd=16)
     for p in model.parameters():  # away from the uniform predictions of an untrained model
         torch.nn.init.normal_(p, std=0.5)
     tokens = torch.from_numpy(val.tokens.astype(np.int64))
@@ -89,14 +95,16 @@ def test_evaluation_scores_every_token_but_the_first_once(char):
             total -= log_p[position, target].item()
             scored += 1
     assert scored == len(tokens) - 1
-    assert train.evaluate(model, val, train.StopFlag()) == (pytest.approx(total / scored, rel=1e-5), scored)
+    assert train.evaluate(model, val) == (pytest.approx(total / scored, rel=1e-5), scored)
     assert model.training  # and training goes on as it was
 
 
 def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch):
     real, parts = train.evaluate, []
     monkeypatch.setattr(
-        train, "evaluate", lambda model, data, stop, at_most: parts.append(at_most) or real(model, data, stop, at_most)
+        train,
+        "evaluate",
+        lambda model, data, check, at_most: parts.append(at_most) or real(model, data, check, at_most),
     )
     train.main(replace(char, eval_tokens=50), fresh=False)
     assert parts == [50, 50, 0]
@@ -131,7 +139,7 @@ def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
     first = next(entry for entry in log_of(char) if "loss" in entry)
     torch.manual_seed(char.seed)
     data = open_tokens(char.train_file)
-    model = train.GPT(data.facts["vocab_size"], block_size=24, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(data.facts["vocab_size"], block_size=24, n_layer=2, n_head=2, n_embd=16)
     starts = np.random.default_rng((char.seed, 0)).integers(0, len(data.tokens) - 24, size=4)
     rows = torch.tensor([[int(data.tokens[s + t]) for t in range(25)] for s in starts])
     loss = -F.log_softmax(model(rows[:, :-1]), dim=-1).gather(2, rows[:, 1:, None]).mean()
@@ -143,7 +151,7 @@ def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
 
 def test_minutes_become_a_number_of_steps_that_stays(char, capsys, monkeypatch):
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
-    monkeypatch.setattr(train, "seconds_a_step", lambda *rest, **more: 0.1)
+    monkeypatch.setattr(choose_step, "seconds_per_step", lambda *rest: 0.1)
     timed = replace(char, minutes=0.1, eval_every=1000, checkpoint_every=20)
     train.main(timed, fresh=False)
     planned = newest_checkpoint(char.checkpoint_dir)[1]["settings"]["max_steps"]
@@ -155,9 +163,9 @@ def test_minutes_become_a_number_of_steps_that_stays(char, capsys, monkeypatch):
     assert content["step"] == content["settings"]["max_steps"] == planned
     out = capsys.readouterr().out
     assert "fit into" not in out
-    assert "changed since" not in out
+    assert "changed:" not in out
     train.main(replace(timed, minutes=5), fresh=False)  # and other minutes are no longer asked for
-    assert f"Its {planned} steps were fixed when it began: --max-steps without --minutes" in capsys.readouterr().out
+    assert f"The run has {planned} steps since it began. --max-steps without --minutes" in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(char):
@@ -314,7 +322,7 @@ CHANGES = {
 
 def test_what_the_result_depends_on_must_not_change(char):
     train.main(char, fresh=False)
-    assert CHANGES.keys() == {*field_names(Model), *training.RECIPE}
+    assert CHANGES.keys() == recorded_settings(char).keys() - MAY_CHANGE
     for name, value in CHANGES.items():
         with pytest.raises(UserError, match=f"{name} was {getattr(char, name)}, is {value}"):
             train.main(replace(char, **{name: value}), fresh=False)
@@ -333,7 +341,7 @@ def test_other_data_is_not_the_same_run(char, tmp_path):
     facts = json.loads((tmp_path / "val.bin.json").read_text())
     was, now = facts["sha256"], hashlib.sha256(tokens.tobytes()).hexdigest()
     (tmp_path / "val.bin.json").write_text(json.dumps(facts | {"sha256": now}))
-    with pytest.raises(UserError, match=f"the validation data is another one .*was {was[:8]}.*is {now[:8]}"):
+    with pytest.raises(UserError, match=f"the validation data has changed .*was {was[:8]}.*is {now[:8]}"):
         train.main(char, fresh=False)
 
 
@@ -352,7 +360,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(char, tmp_path, number, cod
             break
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert "The same command goes on" in rest
+    assert "The same command resumes it" in rest
     assert "Traceback" not in errors
     content = newest_checkpoint(char.checkpoint_dir)[1]
     assert 20 <= content["step"] < 150
@@ -366,10 +374,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(char, tmp_path, number, cod
 def test_a_stop_in_evaluation_or_sampling_is_not_lost(char, monkeypatch, capsys):
     real = train.evaluate
 
-    def stopped_evaluation(model, data, stop, at_most):
+    def stopped_evaluation(model, data, check, at_most):
         if newest_checkpoint(char.checkpoint_dir)[0] is not None:
-            stop.note(signal.SIGTERM, None)
-        return real(model, data, stop, at_most)
+            signal.raise_signal(signal.SIGTERM)
+        return real(model, data, check, at_most)
 
     monkeypatch.setattr(train, "evaluate", stopped_evaluation)
     assert train.main(replace(char, checkpoint_every=4), fresh=False) == 143  # stopped in the evaluation of step 5
@@ -382,7 +390,7 @@ def test_a_stop_in_evaluation_or_sampling_is_not_lost(char, monkeypatch, capsys)
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(char):
     wild = replace(char, learning_rate=1e30, grad_clip=0.0, warmup_steps=0, checkpoint_every=1, dropout=0.0)
-    with pytest.raises(UserError, match=r"Step \d+ went wrong.*--learning-rate.* --grad-clip 1 .*last good checkpoint"):
+    with pytest.raises(UserError, match=r"Step \d+ failed.*--learning-rate.* --grad-clip 1 .*last good checkpoint"):
         train.main(wild, fresh=False)
     _, content, problems = newest_checkpoint(char.checkpoint_dir)
     assert problems == []
@@ -394,14 +402,14 @@ def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
     """The loss of a step cannot tell what its update did to the weights: here the last one breaks them."""
     real = train.train_step
 
-    def break_the_weights(loss_of, optimizer, *rest):
-        result = real(loss_of, optimizer, *rest)
-        if optimizer.steps == 10:
-            optimizer.weights[0] = math.nan
+    def break_the_weights(run, *rest):
+        result = real(run, *rest)
+        if run.optimizer.steps == 10:
+            run.optimizer.weights[0] = math.nan
         return result
 
     monkeypatch.setattr(train, "train_step", break_the_weights)
-    with pytest.raises(UserError, match=r"Step 10 went wrong: a weight.* is not a finite .*step_00000005.pt"):
+    with pytest.raises(UserError, match=r"Step 10 failed: a weight.* is not a finite .*step_00000005.pt"):
         train.main(char, fresh=False)
     assert steps_of(char) == ["step_00000005.pt"]
     assert not char.model_file.exists()
@@ -421,14 +429,14 @@ def test_too_little_memory_is_a_plain_error(char, monkeypatch, error):
 
 
 def test_train_step_leaves_the_weights_alone_when_a_gradient_is_not_finite():
-    model = train.GPT(10, block_size=8, n_layer=1, n_head=1, n_embd=8)
-    optimizer = train.make_optimizer(model, CHAR, torch.float32)
+    model = GPT(10, block_size=8, n_layer=1, n_head=1, n_embd=8)
+    run = SimpleNamespace(optimizer=Optimizer(model, CHAR), settings=CHAR)
     with torch.no_grad():
         model.norm.weight[0] = math.inf
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     idx = torch.arange(8)[None]
     with pytest.raises(FloatingPointError):
-        train.train_step(model.loss, optimizer, idx, idx, torch.tensor(1.0), 1.0)
+        train.train_step(run, model.loss, nullcontext, idx, idx, torch.tensor(1.0))
     assert same(before, model.state_dict())
 
 
@@ -462,12 +470,12 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
 
     monkeypatch.setattr(torch, "compile", broken)
     train.main(replace(char, compile="on"), fresh=False)
-    assert "Compiling failed, going on without: g++ says no\n" in capsys.readouterr().out
+    assert "Compiling failed, continuing without: g++ says no\n" in capsys.readouterr().out
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
 
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *batch: (time.sleep(0.02), f(*batch))[1])
-    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 0.0)
-    monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
+    monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 0.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
     train.main(char, fresh=True)
     assert "Compiled in" in capsys.readouterr().out
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
@@ -500,8 +508,8 @@ def test_the_real_compiler_gives_the_same_loss_and_resumes_to_the_bit(char):
 
 def test_batches_from_the_device_are_those_from_the_file(char):
     data = open_tokens(char.train_file)
-    from_file, resident = (train.Batches(data, char, torch.device("cpu")) for _ in range(2))
-    resident.reside()
+    from_file, resident = (Batches(data, char, torch.device("cpu")) for _ in range(2))
+    resident.move_to_device()
     for step in range(5):
         for ours, theirs in zip(resident(step), from_file(step), strict=True):
             assert torch.equal(ours, theirs)
@@ -512,18 +520,14 @@ def test_batches_from_the_device_are_those_from_the_file(char):
 def test_a_step_reads_no_value_back(char, dropout):
     """So that it can be recorded as a CUDA graph, and Python can run ahead of the GPU. On torch's device "meta", which
     has shapes and no numbers, a step goes the way of a GPU, and to read a value is an error."""
-    model = (
-        train.GPT(10, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
-        .to("meta")
-        .compute_in(torch.bfloat16)
-    )
+    model = GPT(10, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=dropout).to("meta").compute_in(torch.bfloat16)
     with torch.device("meta"):
-        optimizer = train.make_optimizer(model, char, torch.bfloat16)
+        run = SimpleNamespace(optimizer=Optimizer(model, char, torch.bfloat16), settings=char)
         idx = torch.empty(3, 8, dtype=torch.long)
-        loss, norm = train.train_step(model.loss, optimizer, idx, idx, torch.empty(()), 1.0)
+        loss, norm = train.train_step(run, model.loss, nullcontext, idx, idx, torch.empty(()))
     assert loss.shape == norm.shape == ()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        train.check_finite(loss, norm)
+        check_finite(loss.item(), norm.item())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -608,7 +612,7 @@ def test_the_kinds_do_not_mix(tmp_path):
         train.main(bpe, fresh=False, kind="char")
     with pytest.raises(UserError, match="char tokenizer; train.py trains on it"):
         train.main(char, fresh=False, kind="bpe")
-    with pytest.raises(UserError, match="made with another tokenizer"):
+    with pytest.raises(UserError, match="made with a different tokenizer"):
         train.main(replace(char, train_file=bpe.train_file), fresh=False)
 
 

@@ -2,44 +2,46 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
-from config import ROOT
+from config import CHAR, ROOT
 from model.gpt import GPT
-from model.training import estimate as costs
+from model.monitoring import estimate
 from model.training.optimizer import Optimizer
 
 
 def make(**shape):
     torch.manual_seed(0)
     model = GPT(50, block_size=16, **{"n_layer": 2, "n_head": 2, "n_embd": 32} | shape)
-    return model, Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    return model, Optimizer(model, CHAR)
 
 
 def test_arithmetic_by_hand():
     model, _ = make()
     matrices = 2 * (32 * 96 + 32 * 32 + 32 * 192 + 96 * 32) + 50 * 32
-    assert costs.flops_a_token(model) == 6 * matrices + 12 * 2 * 16 * 32
+    assert estimate.flops_per_token(model) == 6 * matrices + 12 * 2 * 16 * 32
     tied, _ = make(tie_embeddings=True)
-    assert costs.flops_a_token(tied) == costs.flops_a_token(model)  # the head is multiplied all the same
+    assert estimate.flops_per_token(tied) == estimate.flops_per_token(model)  # the head is multiplied all the same
 
 
 def test_memory_by_hand():
     model, optimizer = make()
     total = sum(weight.numel() for weight in model.parameters())
     idx = torch.randint(50, (3, 16))
-    memory = costs.memory_by_kind(model, optimizer, idx, idx)
+    memory = estimate.memory_by_kind(model, optimizer, idx, idx)
     assert memory["weights"] == memory["gradients"] == 4 * total
     hidden = 2 * (32 * 96 + 32 * 32 + 32 * 192 + 96 * 32)
     assert memory["optimizer"] == 4 * (total + (total - hidden) + 1)
-    twice = costs.memory_by_kind(model, optimizer, idx.repeat(2, 1), idx.repeat(2, 1))["activations"]
+    twice = estimate.memory_by_kind(model, optimizer, idx.repeat(2, 1), idx.repeat(2, 1))["activations"]
     fixed = 4 * 50 * 32 + 10_000  # the head's gradient is there once (HeadLossByHand)
     assert 2 * memory["activations"] - fixed <= twice <= 2 * memory["activations"]
     # At least what any backward pass needs: the inputs of all products, in each layer and at the head.
@@ -49,7 +51,7 @@ def test_memory_by_hand():
 def test_counting_activations_changes_nothing():
     model, _ = make(dropout=0.2)
     idx, state = torch.randint(50, (3, 16)), torch.get_rng_state()
-    assert costs.kept_for_backward(model, idx, idx) > 0
+    assert estimate.activation_bytes(model, idx, idx) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert all(weight.grad is None or not weight.grad.any() for weight in model.parameters())
 
@@ -58,26 +60,30 @@ def test_the_lines_by_hand():
     model, optimizer = make()
     total = sum(model.parameters_by_part().values())
     idx = torch.randint(50, (3, 16))
-    text = costs.show(model, optimizer, (idx, idx), 48, total - 1, 1000, 0.024, 6.0)
+    run = SimpleNamespace(
+        model=model, optimizer=optimizer, batches=lambda step: (idx, idx), settings=CHAR, tokens_per_step=48
+    )
+    run.train_data = range(total - 1)
+    text = "\n".join(estimate.estimate_lines(run, 1000, 0.024, 6.0))
     assert "48,000 in 1,000 steps" in text
     assert f"{48_000 / total:.1f} tokens" in text
     assert "2,000 tokens/s" in text
-    assert "30.0 s in all: 24.0 s of steps of 24.0 ms, 6.0 s of" in text
+    assert "30.0 s in all: 24.0 s for steps of 24.0 ms, 6.0 s for" in text
     assert "Warning: the model has" in text
-    assert "8,000 tokens/s" in costs.show(model, optimizer, (idx, idx), 192, total, 1000, 0.024, 6.0)  # in four pieces
-    assert "Warning" not in costs.show(model, optimizer, (idx, idx), 48, total, 1000, 0.024, 6.0)
+    run.train_data = range(total)
+    assert "Warning" not in "\n".join(estimate.estimate_lines(run, 1000, 0.024, 6.0))
 
 
 def test_a_plan_writes_nothing_and_leaves_a_run_alone(char, capsys, monkeypatch):
     train.main(char, fresh=False)
     before = {path: path.read_bytes() for path in char.checkpoint_dir.parent.rglob("*") if path.is_file()}
-    monkeypatch.setattr(train, "seconds_a_step", lambda *args, **kwargs: 0.5)
+    monkeypatch.setattr(estimate, "seconds_per_step", lambda *rest: 0.5)
     capsys.readouterr()
     assert train.main(replace(char, max_steps=100, eval_every=0), fresh=True, plan=True) == 0
     after = {path: path.read_bytes() for path in char.checkpoint_dir.parent.rglob("*") if path.is_file()}
     assert after == before
     out = capsys.readouterr().out
-    assert "50.0 s of steps of 500.0 ms" in out
+    assert "50.0 s for steps of 500.0 ms" in out
     assert "MB of memory" in out and "The model has" in out
     train.main(replace(char, minutes=2.0), fresh=False, plan=True)
     assert "in 240 steps" in capsys.readouterr().out
@@ -86,30 +92,23 @@ def test_a_plan_writes_nothing_and_leaves_a_run_alone(char, capsys, monkeypatch)
 
 
 def test_a_plan_takes_the_steps_of_the_run(char, capsys):
-    """In pieces, whose activations are there one after the other."""
+    """In micro-batches, whose activations exist one after another."""
     size = {}
-    for pieces in (1, 4):
-        train.main(replace(char, accumulate=pieces), fresh=False, plan=True)
+    for micro_batches in (1, 4):
+        train.main(replace(char, accumulate=micro_batches), fresh=False, plan=True)
         out = capsys.readouterr().out
         assert f"{10 * 4 * 24} in 10 steps" in out
-        size[pieces] = float(re.search(r"activations +([\d.]+) MB", out)[1])
+        size[micro_batches] = float(re.search(r"activations +([\d.]+) MB", out)[1])
     assert size[4] < 0.5 * size[1]
 
 
 def test_a_plan_can_be_stopped(char, monkeypatch):
-    def stopped(*args, **kwargs):
-        raise train.Stopped
-
-    monkeypatch.setattr(train, "show_costs", stopped)
-    real = train.StopFlag
-
-    def flag():
-        made = real()
-        made.signal = 2
-        return made
-
-    monkeypatch.setattr(train, "StopFlag", flag)
-    assert train.main(char, fresh=False, plan=True) == 130
+    """Between two of its steps; nothing is written."""
+    monkeypatch.setattr(
+        train, "print_estimate", lambda run, *rest: (signal.raise_signal(signal.SIGINT), run.stop.check())
+    )
+    assert train.main(char, plan=True) == 130
+    assert not char.checkpoint_dir.exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,128 @@
+"""What a run will take, in memory, arithmetic and time, and whether there is enough data: train.py --plan."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from model.generation.writer import sample_text
+from model.gpt import GPT
+from model.monitoring.summary import print_summary
+from model.training import distributed
+from model.training.choose_step import COMPILE_FROM, averaged_step, graph_if_possible, seconds_per_step
+from model.training.optimizer import Optimizer
+from model.training.run import Run
+from plumbing.text import bar, duration
+
+COMPUTE_OPTIMAL = 20  # tokens per parameter: Hoffmann et al. 2022, Chinchilla (arXiv:2203.15556)
+TIMED_STEPS, SCORED_TOKENS, SAMPLED_TOKENS = 20, 8192, 20  # what the estimate is taken from
+
+
+def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
+    """Time some steps, a part of an evaluation and a few tokens of a sample, and print what the whole run would take.
+    Nothing is written."""
+    print_summary(run)
+    settings = run.settings
+    step = averaged_step(run, train_step, run.model.loss)
+    _, seconds = graph_if_possible(step, lambda step: time_steps(run, step), run.device)
+    steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
+    print("\n".join(estimate_lines(run, steps, seconds, other_seconds(run, steps, seconds, evaluate))))
+    if settings.compile == "auto" and seconds * steps >= COMPILE_FROM.get(run.device.type, math.inf):
+        print("A run as long as this is compiled first, if that is possible and proves to be faster.")
+
+
+def time_steps(run: Run, step: Callable) -> float:
+    return seconds_per_step(step, run.optimizer, run.batches, math.inf, run.stop.check, TIMED_STEPS)
+
+
+def other_seconds(run: Run, steps: int, seconds_per_step: float, evaluate: Callable) -> float:
+    """Seconds of evaluations, samples and records beside the training steps."""
+    settings = run.settings
+    begin = time.perf_counter()
+    _, scored = evaluate(run.model, run.val_data, run.stop.check, SCORED_TOKENS)
+    per_token = (time.perf_counter() - begin) / scored
+    per_sample = 0.0
+    if settings.sample_tokens:
+        begin = time.perf_counter()
+        sample = min(SAMPLED_TOKENS, settings.sample_tokens)
+        sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=sample), run.stop.check)
+        per_sample = (time.perf_counter() - begin) * settings.sample_tokens / sample
+    evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
+    if settings.eval_every:
+        evaluations = 1 + (steps - 1) // settings.eval_every
+        records = evaluations + steps.bit_length()  # each takes about as long as a step
+    tokens = len(run.val_data) + evaluations * min(settings.eval_tokens or len(run.val_data), len(run.val_data))
+    return per_token * tokens + per_sample * (1 + evaluations + records) + seconds_per_step * records
+
+
+def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[str]:
+    """The estimate as lines, and a warning if there is one to give. `seconds` per step; `other` seconds in all."""
+    micro_batch = [tensor.chunk(run.settings.accumulate)[0] for tensor in run.batches(0)]
+    memory = memory_by_kind(run.model, run.optimizer, *micro_batch)
+    whole = sum(memory.values())
+    who = "The run" if distributed.size() == 1 else "Each process"
+    lines = [f"{who} needs about {whole / 1e6:,.0f} MB of memory, besides Python and torch:"]
+    for name, size in memory.items():
+        lines.append(f"  {name:18} {size / 1e6:>10,.1f} MB {bar(size / whole)} {size / whole:6.1%}")
+    parameters, train_tokens = sum(run.model.parameters_by_part().values()), len(run.train_data)
+    tokens, flops = steps * run.tokens_per_step, flops_per_token(run.model)
+    speed = run.tokens_per_step / seconds
+    lines += [
+        "Data:",
+        f"  {'tokens':18} {tokens:>12,} in {steps:,} steps: {tokens / train_tokens:.2f} epochs",
+        f"  {'per parameter':18} {tokens / parameters:>12.1f} tokens (compute-optimal: about {COMPUTE_OPTIMAL})",
+        "Compute:",
+        f"  {'per token':18} {flops / 1e6:>12,.1f} MFLOP, {tokens * flops / 1e12:,.1f} TFLOP in all",
+        f"  {'speed':18} {speed:>12,.0f} tokens/s, {flops * speed / 1e9:,.1f} GFLOP/s, from {TIMED_STEPS} steps",
+        f"  {'time':18} {duration(steps * seconds + other):>12} in all: {duration(steps * seconds)} for steps of "
+        f"{1000 * seconds:.1f} ms, {duration(other)} for evaluations and samples",
+    ]
+    if parameters > train_tokens:
+        lines.append(
+            f"Warning: the model has {parameters:,} parameters, and the training data only {train_tokens:,} tokens, "
+            "which it can memorise. Get more text, or make the model smaller (--n-embd, --n-layer, the tokenizer's "
+            "--vocab-size)."
+        )
+    return lines
+
+
+def memory_by_kind(model: GPT, optimizer: Optimizer, inputs: Tensor, targets: Tensor) -> dict[str, int]:
+    """Bytes of each kind of memory that training holds; temporary copies come on top."""
+    return {
+        "weights": bytes_of(optimizer.weights),
+        "gradients": bytes_of(optimizer.grads),
+        "optimizer": bytes_of(*optimizer.state_dict().values()),
+        "activations": activation_bytes(model, inputs, targets),
+    }
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def activation_bytes(model: GPT, inputs: Tensor, targets: Tensor) -> int:
+    """The bytes that the forward pass of a batch (B, T) keeps for the backward pass, weights aside. Counted, not
+    estimated: autograd reports each tensor that it saves."""
+    kept = {}
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
+    )
+    with hooks, torch.random.fork_rng():
+        model.loss(inputs, targets)
+    for weight in model.parameters():
+        kept.pop(weight.untyped_storage().data_ptr(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def flops_per_token(model: GPT) -> int:
+    """Floating-point operations of training on one token: 6 for each weight that is multiplied (a product and a sum, in
+    the forward pass once, in the backward pass twice), and 12 L T C for attention, T being the block size. Chowdhery et
+    al. 2022, PaLM (arXiv:2204.02311), appendix B. The embedding is looked up, not multiplied."""
+    a = model.architecture
+    multiplied = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
+    if not a["tie_embeddings"]:
+        multiplied -= model.embedding.weight.numel()
+    return 6 * multiplied + 12 * a["n_layer"] * a["block_size"] * a["n_embd"]

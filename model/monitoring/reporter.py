@@ -1,0 +1,240 @@
+"""Everything that a training prints, logs and records, so that the loop in train.py is only the loop.
+
+One method per event of the loop; each prints a line or two and writes the same figures to log.jsonl. Behind them work
+the recorder (what the page of scripts/plot_training.py shows), the baselines and the diagnostics.
+"""
+
+import math
+import time
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from config import CHAR
+from model import metrics
+from model.device import wait_for
+from model.generation.writer import sample_text
+from model.monitoring import baselines
+from model.monitoring.diagnostics import Diagnostics
+from model.monitoring.log import Log
+from model.monitoring.recorder import Recorder
+from model.monitoring.summary import print_device, print_summary
+from model.storage.checkpoint import checkpoint_path
+from model.training import distributed
+from model.training.run import Run
+from plumbing.command_line import file_flags
+from plumbing.errors import UserError
+from plumbing.text import duration, shown_path, time_left
+
+
+class Reporter:
+    """Reports on a run. Of several processes, only the first prints and writes, but all of them call every method."""
+
+    def __init__(self, run: Run):
+        self.run, self.verbose = run, run.settings.debug
+        self.log = Log(run.settings.checkpoint_dir if distributed.first() else None, run.resumed_at)
+        self.log.evaluations, self.log.recorded, self.log.about = distributed.of_first(
+            (self.log.evaluations, self.log.recorded, self.log.about)
+        )
+        self.diagnostics = Diagnostics()
+        self.begin = self.mark = time.perf_counter()  # mark: when the work before the next event began
+        self.first_step = None  # when training steps began, after the step was chosen
+        self.sampled = (-1, "")  # the step of the newest sample, and its text
+        hidden = self.verbose or not distributed.first()
+        self.progress = tqdm(total=run.max_steps, initial=run.step, unit=" steps", disable=hidden, delay=2)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.progress.close()
+
+    # --- before the loop ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Print what the run consists of and what its loss will be compared with; record the model as it is."""
+        run, settings = self.run, self.run.settings
+        if self.verbose:
+            print_device(run)
+            print_summary(run)
+        self.baselines = self.log.about["ladder"] if self.log.about else {}
+        if settings.eval_every and not self.baselines and not math.isnan(run.val_data.tokens_per_byte):
+            self.baselines = distributed.of_first(self.compute_baselines() if distributed.first() else {})
+        if self.verbose and self.baselines:
+            most = baselines.VALIDATION_TOKENS
+            part = f"the first {most:,} tokens of " if len(run.val_data) > most else ""
+            print(f"Baselines on {part}the validation set, in bits per byte (model/monitoring/baselines.py):")
+            print(baselines.baselines_table(self.baselines))
+        self.recorder = Recorder(run, self.log, self.baselines, self.sample)
+        self.record()
+        self.mark = time.perf_counter()
+
+    def compute_baselines(self) -> dict[str, float]:
+        run = self.run
+        return baselines.compute_baselines(
+            run.train_data.tokens, run.val_data.tokens, run.tokenizer, run.val_data.tokens_per_byte
+        )
+
+    def record(self, norm: Tensor | None = None) -> None:
+        record = self.recorder.after(self.run.step, norm)
+        self.warn(self.diagnostics.recorded(self.run.step, record))
+        self.run.record_seconds = self.recorder.seconds
+
+    def warn(self, texts: list[str]) -> None:
+        for text in texts:
+            print(f"Warning at step {self.run.step}: {text}")
+            self.log.write(step=self.run.step, warning=text)
+
+    def sample(self) -> str:
+        """What the model writes at this step."""
+        run = self.run
+        if self.sampled[0] != run.step:
+            self.sampled = (run.step, sample_text(run.model, run.tokenizer, run.settings, run.stop.check))
+        return self.sampled[1]
+
+    # --- events of the loop -------------------------------------------------------------------------------------------
+
+    def before_step(self) -> None:
+        if self.first_step is None:
+            self.first_step = self.last_line = self.mark = time.perf_counter()
+            self.steps_since_line, self.other_seconds = 0, 0.0
+            self.recorder.last = self.run.max_steps
+            self.progress.reset(total=self.run.max_steps)
+            self.progress.update(self.run.step)
+        elif self.mark is not None:  # other work was done since the last step
+            self.other_seconds += time.perf_counter() - self.mark
+        self.mark = None
+        self.recorder.before(self.run.step + 1)
+
+    def after_step(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+        """A line every settings.log_every steps, and the recorder's record. Raises FloatingPointError if the loss or
+        the gradient's norm of a printed step is not finite."""
+        run = self.run
+        self.steps_since_line += 1
+        self.progress.update()
+        if run.step % run.settings.log_every == 0:
+            self.training(loss, norm, rate)
+        if self.checkpoint_due() or self.evaluation_due() or self.recorder.due(run.step):
+            wait_for(run.device)
+            self.mark = time.perf_counter()
+            self.record(norm)
+
+    def training(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+        """The figures of a training step; `rate` is the fraction of the peak learning rates."""
+        run, settings = self.run, self.run.settings
+        loss, norm = distributed.mean(loss).item(), norm.item()
+        check_finite(loss, norm)
+        now = time.perf_counter()
+        figures = {
+            "loss": loss,
+            "surprise_bits": metrics.bits(loss),
+            "bits_per_byte": metrics.bits_per_byte(loss, run.train_data.tokens_per_byte),
+            "learning_rate": rate * settings.learning_rate,
+            "gradient_norm": norm,
+            "tokens_per_second": metrics.tokens_per_second(
+                self.steps_since_line * run.tokens_per_step, now - self.last_line - self.other_seconds
+            ),
+        }
+        self.log.write(step=run.step, **figures)
+        self.diagnostics.trained(loss)
+        if self.verbose:
+            begun_at = run.resumed_at or 0
+            left = time_left(run.step - begun_at, run.max_steps - begun_at, now - self.first_step)
+            per_byte = figures["bits_per_byte"]
+            print(
+                f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}  loss {loss:.4f}  "
+                f"{figures['surprise_bits']:.2f} bits/token  "
+                + ("" if math.isnan(per_byte) else f"{per_byte:.2f} bits/byte  ")
+                + f"rate {rate:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
+                f"{duration(left)} left"
+            )
+        self.last_line, self.steps_since_line, self.other_seconds = now, 0, 0.0
+
+    def checkpoint_due(self) -> bool:
+        return self.run.step % self.run.settings.checkpoint_every == 0 or self.run.step == self.run.max_steps
+
+    def saved(self, path: Path) -> None:
+        if self.verbose:
+            print(f"checkpoint {shown_path(path)}")
+
+    def evaluation_due(self) -> bool:
+        """Whether this step asks for an evaluation that the log does not have: at the end, one of all tokens."""
+        run, every = self.run, self.run.settings.eval_every
+        due = run.step >= run.max_steps or (every > 0 and run.step % every == 0)
+        wanted = len(run.val_data) - 1 if run.step >= run.max_steps else 1  # tokens to score
+        return due and self.log.evaluations.get(run.step, (math.nan, 0))[1] < wanted
+
+    def validation(self, loss: float, tokens: int) -> None:
+        """The validation loss over so many tokens, in nats per token, and a sample. Raises FloatingPointError if the
+        loss is not finite."""
+        run = self.run
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the validation loss is {loss}")
+        bits_per_byte = metrics.bits_per_byte(loss, run.val_data.tokens_per_byte)
+        part = "" if tokens == len(run.val_data) - 1 else f" on {tokens:,} tokens"
+        print(
+            f"validation at step {run.step}{part}: loss {loss:.4f} nats per token, perplexity "
+            f"{metrics.perplexity(loss):.2f}, surprise {metrics.bits(loss):.3f} bits per token, "
+            f"{metrics.show_bits_per_byte(bits_per_byte)}"
+        )
+        if self.baselines:
+            print(f"  {baselines.verdict(bits_per_byte, self.baselines)}")
+        if text := self.sample():
+            print("  a sample of its text:\n  | " + text.replace("\n", "\n  | "))
+        self.log.write(step=run.step, val_loss=loss, val_tokens=tokens, val_bits_per_byte=bits_per_byte, sample=text)
+        self.log.evaluations[run.step] = (loss, tokens)
+        if run.step > 0 or run.init_from is None:  # a model that has learned elsewhere does not start at ln(vocab_size)
+            self.warn(self.diagnostics.evaluated(run.step, loss, tokens, run.model.vocab_size))
+        if self.first_step is None:
+            run.evaluation_seconds = time.perf_counter() - self.mark
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Save the model and say how good it is and what comes next."""
+        run = self.run
+        if self.verbose and run.settings.eval_every and run.step > (run.resumed_at or 0):
+            share = self.recorder.seconds / (time.perf_counter() - self.begin)
+            print(f"Records for scripts/plot_training.py took {self.recorder.seconds:.1f} s, {share:.1%} of the run")
+        val_loss, _ = self.log.evaluations[run.step]
+        run.save_model(val_loss)
+        if run.step == run.resumed_at:
+            print(
+                f"This run is finished: step {run.step} of {run.max_steps}. To extend it, give a larger --max-steps; "
+                "to start over, --fresh."
+            )
+        print(
+            f"{shown_path(run.settings.model_file)}: {run.step:,} steps, validation loss {val_loss:.4f}, "
+            f"{metrics.show_bits_per_byte(run.bits_per_byte(val_loss))}; "
+            f"took {duration(time.perf_counter() - run.started)}"
+        )
+        script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
+        prompt = "0" if run.tokenizer.kind == "none" else "def"
+        print(f"Next: python {script} --prompt {prompt}{file_flags(run.settings, CHAR, 'model_file')}")
+
+
+def check_finite(loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
+
+
+def report_stop(run: Run) -> int:
+    """After Ctrl-C or SIGTERM: save what is not saved yet. Returns the exit code."""
+    path = run.checkpoint
+    missing = run.step > 0 and not checkpoint_path(run.settings.checkpoint_dir, run.step).exists()
+    if distributed.of_first(missing):
+        path = run.save_checkpoint()
+    where = f", saved as {shown_path(path)}. The same command resumes it." if path else ", nothing to save yet."
+    print(f"Stopped at step {run.step}{where}")
+    return run.stop.exit_code
+
+
+def step_failed(run: Run, reason: object) -> UserError:
+    """The error of a run whose numbers are not finite any more."""
+    clip = "a lower --grad-clip" if run.settings.grad_clip else "--grad-clip 1"
+    return UserError(
+        f"Step {run.step} failed: {reason}. Nothing of it was saved. Try a lower --learning-rate or --muon-rate, "
+        f"{clip} or more --warmup-steps, with --fresh. The last good checkpoint: "
+        f"{shown_path(run.checkpoint) if run.checkpoint else 'none yet'}."
+    )

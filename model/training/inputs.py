@@ -1,0 +1,77 @@
+"""What a run reads: two token files, their tokenizer, and with --init-from the weights of another model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from config import BPE, CHAR, Model, Settings
+from dataset import TokenFile, open_bare_tokens, open_tokens
+from model.storage.huggingface import read_folder
+from model.tokenization.tokenizer import BareIds, Tokenizer, load_tokenizer
+from model.training import distributed
+from plumbing.errors import UsageError, UserError
+from plumbing.settings import field_names
+from plumbing.text import shown_path
+
+
+def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFile, TokenFile, Tokenizer | BareIds]:
+    """Open the token files to train and to validate on, and the tokenizer. `kind` is "char" or "bpe". With a number of
+    `ids`, the files are bare ids and have no tokenizer. Raises UserError if they do not belong together."""
+    paths = settings.train_file, settings.val_file
+    if ids is not None:
+        if ids < 2:
+            raise UsageError(f"--vocab-size must be 2 or more, and it is {ids}: one id leaves nothing to learn.")
+        tokenizer = BareIds(ids)
+        train, val = (open_bare_tokens(path, ids) for path in paths)
+    else:
+        tokenizer = load_tokenizer(settings.tokenizer_file)
+        train, val = (open_tokens(path, checksums=distributed.local_rank() == 0) for path in paths)
+        check_tokenizer(settings, kind, tokenizer, train, val)
+    if settings.val_file.parent.samefile(settings.train_file):
+        raise UserError(
+            f"The folder to train on, {shown_path(settings.train_file)}, also contains the validation file. Move one "
+            "of them elsewhere."
+        )
+    if len(train) <= settings.block_size or len(val) < 2:
+        raise UserError(
+            f"{len(train):,} tokens to train on and {len(val):,} to validate on are too few for blocks of "
+            f"{settings.block_size}. Use more text, or a smaller --block-size."
+        )
+    return train, val, tokenizer
+
+
+def check_tokenizer(settings: Settings, kind: str, tokenizer: Tokenizer, *token_files: TokenFile) -> None:
+    """Raise UserError unless the tokenizer is of this kind and made the token files."""
+    path = shown_path(settings.tokenizer_file)
+    if tokenizer.kind != kind:
+        script = {"char": "train.py", "bpe": "trainv2.py"}[tokenizer.kind]
+        raise UserError(f"{path} is a {tokenizer.kind} tokenizer; {script} trains on it.")
+    for data in token_files:
+        if data.facts["tokenizer_sha256"] != tokenizer.sha256:
+            raise UserError(
+                f"{shown_path(data.path)} was made with a different tokenizer than {path}. Run the "
+                "scripts/prepare_dataset script again, with this --tokenizer-file."
+            )
+
+
+def initial_weights(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:
+    """What --init-from brings: the settings with the architecture and the tokenizer of a folder in Hugging Face's
+    layout, its weights, and their SHA-256. Raises UsageError for a flag that contradicts the folder."""
+    architecture, weights, sha256 = read_folder(folder, settings.block_size)
+    own = {name: architecture[name] for name in field_names(Model) if name != "dropout"}
+    for name, value in own.items():
+        default = getattr({"char": CHAR, "bpe": BPE}[kind], name)  # which looks like no flag at all
+        if getattr(settings, name) not in (value, default):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is {getattr(settings, name)}, and the model in {shown_path(folder)} has "
+                f"{value}. Leave the flag out: with --init-from, the folder decides."
+            )
+    settings = replace(settings, tokenizer_file=folder / "tokenizer.json", **own)
+    ids = load_tokenizer(settings.tokenizer_file).vocab_size
+    if ids != architecture["vocab_size"]:
+        raise UserError(
+            f"The tokenizer in {shown_path(folder)} has {ids:,} ids, but the model beside it has "
+            f"{architecture['vocab_size']:,}. They do not belong together."
+        )
+    return settings, weights, sha256

@@ -1,0 +1,242 @@
+"""A training run: everything it consists of, how it is opened or resumed, and what it saves."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import CHAR, Model, Settings
+from dataset import TokenFile
+from model import metrics
+from model.device import keep_memory, pick_device, pick_dtype
+from model.gpt import GPT
+from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
+from model.storage.checks import check_architecture
+from model.storage.model_file import save_model
+from model.storage.run_folder import move_aside, only_training_in
+from model.tokenization.tokenizer import BareIds, Tokenizer
+from model.training import distributed
+from model.training.batches import Batches
+from model.training.inputs import initial_weights, open_inputs
+from model.training.optimizer import Optimizer
+from model.training.run_settings import check_resumable, check_settings, recorded_settings
+from model.training.stop import StopFlag
+from plumbing.command_line import refuse_same
+from plumbing.errors import UsageError, UserError
+from plumbing.settings import values_of
+from plumbing.text import shown_path
+
+
+@dataclass
+class Run:
+    """What open_run() makes. The training loop moves `step` on; choose_step() may set `compiled` and the length."""
+
+    settings: Settings
+    kind: str  # "char" or "bpe"
+    sources: dict[str, str]  # SHA-256 of each input
+    train_data: TokenFile
+    val_data: TokenFile
+    tokenizer: Tokenizer | BareIds
+    model: GPT
+    optimizer: Optimizer
+    batches: Batches
+    device: torch.device
+    dtype: torch.dtype  # of matrix products
+    stop: StopFlag
+    init_from: Path | None = None
+    step: int = 0  # steps taken so far
+    resumed_at: int | None = None  # the step of the checkpoint that the run resumed from; None: a new run
+    checkpoint: Path | None = None  # the newest one
+    compiled: bool = False
+    started: float = field(default_factory=time.perf_counter)  # --minutes counts from here
+    evaluation_seconds: float = 0.0  # of the first evaluation, which predicts the others
+    record_seconds: float = 0.0  # of the first record, likewise
+
+    @property
+    def max_steps(self) -> int:
+        return self.settings.max_steps
+
+    @property
+    def timed(self) -> bool:
+        """Whether --minutes decides on the number of steps: for a new run; a resumed one keeps its number."""
+        return self.settings.minutes > 0 and self.resumed_at is None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.settings.batch_size * self.settings.block_size
+
+    @property
+    def eval_tokens(self) -> int:
+        """Validation tokens to score at this step; 0 stands for all, as at the end."""
+        return self.settings.eval_tokens if self.step < self.max_steps else 0
+
+    def bits_per_byte(self, val_loss: float) -> float | None:
+        """A validation loss in bits per byte; None for bare ids, whose bytes nobody has counted."""
+        value = metrics.bits_per_byte(val_loss, self.val_data.tokens_per_byte)
+        return None if math.isnan(value) else value
+
+    def save_checkpoint(self) -> Path:
+        """Write the checkpoint of this step. Raises FloatingPointError if the weights or the optimizer's state are not
+        finite. All processes call this; the first one writes."""
+        folder = self.settings.checkpoint_dir
+        weights, state = distributed.whole_weights(self.model), self.optimizer.state_dict()
+        if distributed.first():
+            if not all(tensor.isfinite().all() for tensor in (*weights.values(), *state.values())):
+                raise FloatingPointError("a weight, or a value in the optimizer's state, is not a finite number")
+            content = {
+                "settings": recorded_settings(self.settings),
+                "sources": self.sources,
+                "device": self.device.type,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "compiled": self.compiled,
+                "processes": distributed.size(),
+                "model": weights,
+                "optimizer": state,
+                "rng": torch.get_rng_state(),
+            }
+            if self.device.type == "cuda":
+                content["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+            save_checkpoint(folder, self.step, content, self.settings.keep_checkpoints)
+        distributed.wait_for_all()
+        self.checkpoint = checkpoint_path(folder, self.step)
+        return self.checkpoint
+
+    def save_model(self, val_loss: float) -> None:
+        """Write the finished model: to --model-file, which holds the newest model of all runs, and into the run's own
+        folder."""
+        training = {
+            "steps": self.step,
+            "tokens_seen": self.step * self.tokens_per_step,
+            "val_loss": val_loss,
+            "val_bits_per_byte": self.bits_per_byte(val_loss),
+            "settings": recorded_settings(self.settings),
+            "data": {name: self.train_data.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
+            "init_from": self.init_from.resolve().name if self.init_from is not None else "",
+        }
+        weights = distributed.whole_weights(self.model)
+        if distributed.first():
+            for path in {self.settings.checkpoint_dir / CHAR.model_file.name, self.settings.model_file.absolute()}:
+                save_model(path, self.model, self.tokenizer, training, weights)
+
+
+# === opening a run ====================================================================================================
+
+
+@contextmanager
+def open_run(
+    settings: Settings, fresh: bool, kind: str, init_from: Path | None, ids: int | None, plan: bool
+) -> Iterator[Run]:
+    """A new run, or the one in the checkpoint folder as its newest whole checkpoint left it. Holds the folder's lock
+    while the block runs. For the arguments see model/training/command_line.py; with `plan`, the folder is not looked
+    at. Raises UserError for whatever the person at the keyboard can put right."""
+    check_settings(settings)
+    refuse_same({"--model-file": settings.model_file}, settings.train_file, settings.val_file, settings.tokenizer_file)
+    if plan and settings.shard_model:
+        raise UsageError(
+            "--plan cannot be combined with --shard-model. Plan without it: each process then holds its shard of the "
+            "weights, gradients and optimizer state that are planned."
+        )
+    settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
+    fresh = fresh and not distributed.restarts()
+    with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
+        run = make_run(settings, kind, init_from, ids, look_for_checkpoint=not (fresh or plan))
+        if fresh and distributed.first() and not plan:  # now that nothing is left to be refused
+            move_aside(settings.checkpoint_dir)
+        yield run
+
+
+def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | None, look_for_checkpoint: bool) -> Run:
+    weights, init_sha256 = None, None
+    if init_from is not None:
+        settings, weights, init_sha256 = initial_weights(settings, init_from, kind)
+    train_data, val_data, tokenizer = open_inputs(settings, kind, ids)
+    sources = {
+        "tokenizer": tokenizer.sha256,
+        "training data": train_data.facts["sha256"],
+        "validation data": val_data.facts["sha256"],
+    }
+    if init_sha256 is not None:
+        sources["--init-from folder"] = init_sha256
+    if distributed.of_first(sources) != sources:
+        raise UserError("The inputs differ from those of the first process. Copy them to every machine.")
+    stop = StopFlag()
+
+    path, saved = find_checkpoint(settings) if look_for_checkpoint else (None, None)
+    if saved is not None:
+        if settings.minutes > 0:  # their number of steps was fixed when the run began
+            settings = replace(settings, max_steps=saved["settings"]["max_steps"])
+        check_resumable(saved, settings, sources)
+        weights = saved["model"]
+    device, dtype = pick_device_and_dtype(settings, saved)
+    model = build_model(settings, tokenizer.vocab_size, weights)
+    if settings.shard_model:
+        distributed.shard(model, device)
+    model.to(device).compute_in(dtype).train()
+    optimizer, batches = make_optimizer(model, settings, dtype), Batches(train_data, settings, device)
+    run = Run(
+        settings, kind, sources, train_data, val_data, tokenizer, model, optimizer, batches, device, dtype, stop,
+        init_from,
+    )  # fmt: skip
+    if saved is not None:
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"])
+        if device.type == "cuda" and "cuda_rng" in saved:
+            torch.cuda.set_rng_state(saved["cuda_rng"], device)
+        run.step = run.resumed_at = saved["step"]
+        run.checkpoint, run.compiled = path, saved["compiled"]
+    return run
+
+
+def find_checkpoint(settings: Settings) -> tuple[Path | None, dict | None]:
+    """The newest checkpoint that is whole, and its content, on all processes; only the first one needs the folder."""
+    folder = settings.checkpoint_dir
+    path, saved, problems = newest_checkpoint(folder) if distributed.first() else (None, None, [])
+    for problem in problems:
+        print(problem)
+    if problems and saved is None:
+        raise UserError(f"No checkpoint in {shown_path(folder)} is whole. Start over with --fresh.")
+    path, saved = distributed.of_first(path), distributed.checkpoint_of_first(saved)
+    if saved is not None:
+        print(f"Resuming from {shown_path(path)}")
+    return path, saved
+
+
+def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch.device, torch.dtype]:
+    """Where to compute, and the precision of matrix products: a resumed run keeps the precision it began with."""
+    device = pick_device(distributed.own_device(settings.device))
+    if device.type == "cpu":
+        keep_memory()
+    dtype = settings.dtype
+    if saved is not None:
+        dtype = saved["dtype"] if dtype == "auto" else dtype
+        now = {"device": device.type, "processes": distributed.size()}
+        for name, was in {"device": saved["device"], "processes": saved.get("processes", 1)}.items():
+            if was != now[name]:
+                print(f"  changed: {name} was {was}, is {now[name]}: the last digits will differ")
+    return device, distributed.of_first(pick_dtype(dtype, device))
+
+
+def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None) -> GPT:
+    """The model on the CPU, with these weights or, from the seed, with new ones."""
+    torch.manual_seed(settings.seed)
+    architecture = {"vocab_size": vocab_size, **values_of(settings, Model)}
+    try:
+        check_architecture(architecture)
+        model = GPT(**architecture)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if weights is not None:
+        model.load_state_dict(weights)
+    return model
+
+
+def make_optimizer(model: GPT, settings: Settings, dtype: torch.dtype) -> Optimizer:
+    kind = Optimizer
+    if settings.shard_model:
+        from model.training.sharded_optimizer import ShardedOptimizer as kind  # takes a second to import
+    return kind(model, settings, dtype, distributed.orthogonalise_together)

@@ -1,0 +1,107 @@
+"""The settings of a run: which values are possible, and which may change when the run resumes."""
+
+import math
+from dataclasses import asdict
+
+from config import CHAR, Model, Settings, Training
+from model.training import distributed
+from plumbing.command_line import check_seed
+from plumbing.errors import UsageError, UserError
+from plumbing.settings import values_of
+from plumbing.text import shown_path
+
+# A checkpoint records the settings of Model and Training, because a resumed run must be the run that was started.
+# These may change all the same. (max_steps too: the learning rate is a function of it, so a run can be extended.)
+MAY_CHANGE = set(
+    "max_steps minutes eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints log_every "
+    "accumulate shard_model".split()
+)
+# These are not recorded as given: a checkpoint records what "auto" came to.
+RESOLVED = {"device", "dtype", "compile"}
+
+POSITIVE = (
+    "block_size n_layer n_head n_embd rotary_base batch_size accumulate learning_rate muon_rate checkpoint_every "
+    "log_every"
+)
+NOT_NEGATIVE = "weight_decay warmup_steps sample_tokens eval_every eval_tokens grad_clip"
+BELOW_ONE = "dropout momentum beta1 beta2"
+TEN_YEARS = 5_256_000  # in minutes
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise UsageError for values that no run can use. GPT checks n_embd against n_head."""
+    for name, value in asdict(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{flag(name)} must be a finite number, and it is {value}.")
+    limits = [
+        (POSITIVE, lambda value: value > 0, "above 0"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "0 or above"),
+        (BELOW_ONE, lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        ("decay_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
+        ("minutes", lambda value: value <= TEN_YEARS, f"at most {TEN_YEARS:,}, ten years"),
+        ("keep_checkpoints", lambda value: value >= 2, "at least 2: one to fall back to if the newest is damaged"),
+    ]
+    for names, possible, wanted in limits:
+        for name in names.split():
+            if not possible(value := getattr(settings, name)):
+                raise UsageError(f"{flag(name)} must be {wanted}, and it is {value}.")
+    if settings.minutes <= 0 and settings.max_steps <= 0:
+        raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
+    if settings.compile not in ("auto", "on", "off"):
+        raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
+    check_seed(settings)
+    check_processes(settings)
+
+
+def check_processes(settings: Settings) -> None:
+    """Raise UsageError for settings that do not fit the number of processes."""
+    processes = distributed.size()
+    if settings.batch_size % (processes * settings.accumulate):
+        raise UsageError(
+            f"--batch-size {settings.batch_size} cannot be divided evenly: it must be a multiple of the number of "
+            f"processes, {processes}, times --accumulate, {settings.accumulate}."
+        )
+    if settings.shard_model and processes == 1:
+        raise UsageError("--shard-model needs several processes: torchrun --standalone --nproc_per_node=2 train.py ...")
+    if settings.shard_model and settings.compile == "on":
+        raise UsageError("--shard-model cannot be combined with --compile on.")
+
+
+def recorded_settings(settings: Settings) -> dict:
+    """The settings that a checkpoint records, by name."""
+    values = values_of(settings, Model) | values_of(settings, Training)
+    return {name: value for name, value in values.items() if name not in RESOLVED}
+
+
+def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
+    """Compare the content of a checkpoint with the settings and the SHA-256 sums of the inputs of today. Raises
+    UserError if the result would change; prints the other changes."""
+    now = recorded_settings(settings)
+    # A setting that is newer than the checkpoint had no effect then, which is what its default stands for.
+    then = recorded_settings(CHAR) | {name: now[name] for name in MAY_CHANGE} | saved["settings"]
+    changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
+    harmful = [text for name, text in changed.items() if name not in MAY_CHANGE]
+    compiled = "on" if saved["compiled"] else "off"
+    for name, was in (("dtype", saved["dtype"]), ("compile", compiled)):
+        if getattr(settings, name) not in ("auto", was):
+            harmful.append(f"{name} was {was}, is {getattr(settings, name)}")
+    for name in {**saved["sources"], **sources}:
+        was, is_now = (which.get(name, "of none") for which in (saved["sources"], sources))
+        if was != is_now:
+            harmful.append(f"the {name} has changed (SHA-256 was {was[:8]}..., is {is_now[:8]}...)")
+    if harmful:
+        raise UserError(
+            f"The run in {shown_path(settings.checkpoint_dir)} used different settings: {'; '.join(harmful)}. Change "
+            "that back to resume it, give --fresh to start over, or another --checkpoint-dir to start a second run."
+        )
+    for text in changed.values():
+        print(f"  changed: {text}")
+    if "minutes" in changed and settings.minutes > 0:
+        print(
+            f"  The run has {settings.max_steps} steps since it began. --max-steps without --minutes extends it, "
+            "--fresh starts over."
+        )
