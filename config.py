@@ -2,18 +2,14 @@
 
 A field `n_layer` is the flag `--n-layer` of every script that uses it, and the comment behind it is that flag's help.
 `CHAR` holds the settings of the character pipeline (train.py, generate.py), `BPE` those of the byte-pair pipeline
-(trainv2.py, generatev2.py): the same fields, a few other values. Relative paths on the command line count from where
-you stand; the defaults lie in the project, wherever you run from.
-
-The second half of the file is how a script takes settings from its command line and how it reports what goes wrong.
-Nothing here imports torch, so `--help` answers at once.
+(trainv2.py, generatev2.py): the same fields, with a few other values. The default files are in the project's folder,
+wherever you run a script from; relative paths that you give count from the current folder.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-
 DATA = ROOT / "data"
 
 
@@ -110,7 +106,7 @@ BPE = replace(
     train_file=DATA / "train_bpe.bin",
     val_file=DATA / "val_bpe.bin",
     checkpoint_dir=ROOT / "checkpoints" / "bpe",
-    # A token of BPE is a rarer one, and says more: fewer of them in a step, and a higher rate for their embeddings.
+    # A BPE token is rarer and carries more text: fewer of them per step, and a higher learning rate for embeddings.
     n_layer=3,
     batch_size=8,
     learning_rate=0.03,

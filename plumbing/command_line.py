@@ -1,4 +1,4 @@
-"""From settings to flags and back: one typed flag for each field of config.Settings that a script uses."""
+"""From settings to flags: one typed flag per field of config.py that a script uses, and checks that scripts share."""
 
 import argparse
 import re
@@ -15,6 +15,11 @@ from plumbing.settings import field_names
 from plumbing.text import shown_path
 
 
+def flag_name(field: str) -> str:
+    """n_layer is --n-layer."""
+    return "--" + field.replace("_", "-")
+
+
 def add_flags(parser: argparse.ArgumentParser, settings: Settings, *wanted: type | str) -> None:
     """Add a typed flag for each of the wanted settings, its value in `settings` as the default and its comment in
     config.py as the help. `wanted` are classes of config.py, for all their fields, and names separated by spaces."""
@@ -23,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: Settings, *wanted: type
     for field in fields(Settings):
         if field.name not in names:
             continue
-        default, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        default, flag = getattr(settings, field.name), flag_name(field.name)
         text = comments[field.name].replace("%", "%%")
         if field.name == "debug":
             parser.add_argument("--quiet", dest="debug", action="store_false", default=default, help="show no work")
@@ -39,45 +44,60 @@ def add_flags(parser: argparse.ArgumentParser, settings: Settings, *wanted: type
 def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None = None):
     """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
     args = parser.parse_args(argv)
-    own = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
-    return replace(settings, **own), args
-
-
-def model_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --model, as the scripts call it that read a model: training writes it with --model-file."""
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    given = {name: getattr(args, name) for name in field_names(Settings) if hasattr(args, name)}
+    return replace(settings, **given), args
 
 
 def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None):
-    """parse(); then until run(), while torch is imported, Ctrl-C ends the process without a traceback from within."""
+    """parse(); from then on until run_script(), while torch is imported, Ctrl-C ends the process at once and without a
+    traceback."""
     parsed = parse(parser, settings, argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return parsed
 
 
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --model, for scripts that read a model; training writes it with --model-file."""
+    parser.add_argument(
+        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
+    )
+
+
+def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add --shard I/N, with which several machines divide the work."""
+    text = f"only shard I of N of the {of}; the outputs' names get .I-of-N"
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help=text)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/8" gives (2, 8)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError("give it as I/N, such as 2/8, from 1/8 to 8/8")
+    return int(found[1]), int(found[2])
+
+
 def check_seed(settings: Settings) -> None:
-    """Refuse a seed that torch's random numbers cannot start from."""
+    """Raise UsageError for a seed that torch's random numbers cannot start from."""
     if not 0 <= settings.seed < 2**64:
         raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
 
 
 def file_flags(settings: Settings, default: Settings, names: str) -> str:
-    """What to add to a command so that it works on the same files, such as " --corpus mine.txt": each field in `names`
-    (separated by spaces) that names another file than its default."""
+    """The flags with which a command works on the same files, such as " --corpus mine.txt": one for each field in
+    `names` (separated by spaces) that is not the default."""
     text = ""
     for name in names.split():
         path = getattr(settings, name)
         if path.resolve() != getattr(default, name).resolve():
-            flag = "model" if name == "model_file" else name.replace("_", "-")  # as those call it that read a model
-            text += f" --{flag} {shlex.quote(shown_path(path))}"
+            flag = "--model" if name == "model_file" else flag_name(name)  # scripts that read a model call it --model
+            text += f" {flag} {shlex.quote(shown_path(path))}"
     return text
 
 
 def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
-    """Raise UsageError where a file to write, known by its flag, is one to read, or the one of another flag. None
-    stands for a file that was not asked for."""
+    """Raise UsageError if an output file, known by its flag, is also an input or another output. None stands for a file
+    that was not asked for."""
     taken = {path.resolve(): "is read here" for path in inputs if path}
     for flag, path in outputs.items():
         if path and path.resolve() in taken:
@@ -85,17 +105,3 @@ def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
             raise UsageError(f"{flag} would replace {shown_path(path)}, which {use}. Name another file.")
         if path:
             taken[path.resolve()] = f"{flag} writes"
-
-
-def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
-    """Add --shard I/N: this machine's share of the work."""
-
-    def shard(text: str) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise argparse.ArgumentTypeError("give it as I/N, such as 2/8, from 1/8 to 8/8")
-        return int(found[1]), int(found[2])
-
-    parser.add_argument(
-        "--shard", type=shard, metavar="I/N", help=f"only the I-th of N shares of the {of}; outputs get .I-of-N names"
-    )

@@ -1,4 +1,4 @@
-"""What a user can put right becomes a sentence: the errors that say so, and the frame around every script's main()."""
+"""Errors that a user can put right, and run_script(), which turns them into plain sentences."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can put right: its text says what is wrong and the way out."""
+    """Something that the person at the keyboard can put right. Its text says what is wrong, and the way out."""
 
 
 class UsageError(UserError):
@@ -20,7 +20,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
-    for stream in (sys.stdout, sys.stderr):  # one that is not UTF-8 must not stop a run at some character
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 must not stop a run
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
         code = main() or 0
@@ -32,7 +32,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output has left (`... | head`): nobody is there to be told
+    except BrokenPipeError:  # the reader of our output has gone (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:  # no permission, disk full, a folder where a file should be

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def shown_path(path: Path) -> str:
-    """The path as short as it can be shown: relative to where the user stands if it lies below, else whole."""
+    """A path as messages show it: relative to the current folder if it is below that, else absolute."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def time_left(done: int, total: int, seconds: float) -> float:
-    """Seconds still to go, if the rest takes as long a piece as what is done."""
+    """Seconds that remain, at the speed so far. NaN before anything is done."""
     return seconds / done * (total - done) if done else math.nan
 
 
@@ -39,12 +39,12 @@ VISIBLE = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 
 
 def visible(text: str) -> str:
-    """A text with its white space to be seen: "a b\\n" gives "a·b↵". Other unprintable characters are escaped."""
+    """A text with visible white space: "a b\\n" gives "a·b↵". Other unprintable characters are escaped."""
     return "".join(VISIBLE.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def readable(data: bytes) -> str:
-    """The bytes of a token as visible text; where they are not whole characters, as hex: b"\\xc3" gives <c3>."""
+    """The bytes of a token as visible text, or as hex if they are not whole characters: b"\\xc3" gives <c3>."""
     try:
         return visible(data.decode("utf-8"))
     except UnicodeDecodeError:

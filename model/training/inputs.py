@@ -10,6 +10,7 @@ from dataset import TokenFile, open_bare_tokens, open_tokens
 from model.storage.huggingface import read_folder
 from model.tokenization.tokenizer import BareIds, Tokenizer, load_tokenizer
 from model.training import distributed
+from plumbing.command_line import flag_name
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import field_names
 from plumbing.text import shown_path
@@ -64,7 +65,7 @@ def initial_weights(settings: Settings, folder: Path, kind: str) -> tuple[Settin
         default = getattr({"char": CHAR, "bpe": BPE}[kind], name)  # which looks like no flag at all
         if getattr(settings, name) not in (value, default):
             raise UsageError(
-                f"--{name.replace('_', '-')} is {getattr(settings, name)}, and the model in {shown_path(folder)} has "
+                f"{flag_name(name)} is {getattr(settings, name)}, and the model in {shown_path(folder)} has "
                 f"{value}. Leave the flag out: with --init-from, the folder decides."
             )
     settings = replace(settings, tokenizer_file=folder / "tokenizer.json", **own)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from config import CHAR, Model, Settings, Training
 from model.training import distributed
-from plumbing.command_line import check_seed
+from plumbing.command_line import check_seed, flag_name
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import values_of
 from plumbing.text import shown_path
@@ -28,15 +28,11 @@ BELOW_ONE = "dropout momentum beta1 beta2"
 TEN_YEARS = 5_256_000  # in minutes
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def check_settings(settings: Settings) -> None:
     """Raise UsageError for values that no run can use. GPT checks n_embd against n_head."""
     for name, value in asdict(settings).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{flag(name)} must be a finite number, and it is {value}.")
+            raise UsageError(f"{flag_name(name)} must be a finite number, and it is {value}.")
     limits = [
         (POSITIVE, lambda value: value > 0, "above 0"),
         (NOT_NEGATIVE, lambda value: value >= 0, "0 or above"),
@@ -48,7 +44,7 @@ def check_settings(settings: Settings) -> None:
     for names, possible, wanted in limits:
         for name in names.split():
             if not possible(value := getattr(settings, name)):
-                raise UsageError(f"{flag(name)} must be {wanted}, and it is {value}.")
+                raise UsageError(f"{flag_name(name)} must be {wanted}, and it is {value}.")
     if settings.minutes <= 0 and settings.max_steps <= 0:
         raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
     if settings.compile not in ("auto", "on", "off"):
