@@ -81,8 +81,8 @@ class Diagnostics:
             if norm <= FROZEN * others or updates[name] == 0:
                 found += self.once(
                     f"frozen {name}",
-                    f"{name} does not learn: its gradient norm is {norm:.2g}, the median of the others {others:.2g}. Is "
-                    "it frozen (requires_grad), or disconnected from the loss?",
+                    f"{name} does not learn: its gradient norm is {norm:.2g}, the median of the others {others:.2g}. "
+                    "Is it frozen (requires_grad), or disconnected from the loss?",
                 )
         for name, update in updates.items():
             limit = LARGEST_UPDATE.get("layer" if name.startswith("layer") else name, math.inf)
