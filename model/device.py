@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Which device to compute on and in which precision, and what to do when its memory runs out."""
 
 import ctypes
 import time
@@ -11,11 +11,11 @@ from plumbing.errors import UsageError, UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else Apple's MPS, else the CPU."""
+    """The device of that name. "auto" is CUDA if available, else Apple's MPS, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).item()  # back again: the device meta has shapes, but no numbers
+        torch.zeros(1, device=name).item()  # item(): the device "meta" makes tensors, but they hold no numbers
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise UsageError(f"The device {name!r} cannot be used here: {reason}. Try --device cpu.") from None
@@ -23,10 +23,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of matrix products in training; "auto" is bfloat16 where it is at least 1.3 times as fast.
+    """The precision of matrix products in training. "auto" is bfloat16 on a GPU that supports it, else fp32.
 
-    On a CPU that takes a timing: bfloat16 is two to five times as fast as fp32 on those with instructions for it, and
-    many times slower on the others. MPS trains in fp32.
+    On a CPU, "auto" times both and takes bfloat16 if it is at least 1.3 times as fast. CPUs with bfloat16 instructions
+    are two to five times as fast with it, the others many times slower. MPS trains in fp32.
     """
     if name != "auto":
         if name not in ("float32", "bfloat16"):
@@ -40,8 +40,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def product_seconds(dtype: torch.dtype, size: int = 384) -> float:
-    """Seconds that the CPU takes to round two fp32 matrices (size, size) to a precision and multiply them, the best of
-    a few."""
+    """Seconds a CPU needs to cast two fp32 matrices (size, size) to this precision and multiply them, best of five."""
     a = torch.ones(size, size)
     seconds = []
     for _ in range(5):
@@ -52,37 +51,37 @@ def product_seconds(dtype: torch.dtype, size: int = 384) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that was asked of it: a GPU works behind Python's back."""
+    """Wait until the device has finished all its work. A GPU computes asynchronously, so timings need this."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A numpy array as a tensor on the device; a GPU fetches it while Python goes on."""
+    """A numpy array as a tensor on the device. The copy to a GPU runs in the background."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def keep_memory() -> None:
-    """Have the allocator keep what is freed, for the next step to use: a quarter of a small model's time on a CPU.
+    """Make the C allocator keep freed memory for the next step. Saves a quarter of a small model's time on a CPU.
 
-    By default glibc hands large blocks back to the system at once, and the next step pays to have every page of them
-    mapped and zeroed again. Other C libraries have no such call, and nothing happens.
+    By default glibc returns large blocks to the system at once, which then maps and zeroes each page again in the next
+    step. Other C libraries have no such call; there this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory at the end of the heap that is kept, in bytes
-    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: blocks below this size come from the heap; the largest value it takes
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes of free memory to keep at the end of the heap
+    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: smaller blocks come from the heap; 32 MB is the largest value allowed
 
 
 @contextmanager
 def memory_advice(advice: str):
-    """Turn "out of memory", on any device, into a UserError that says what to do. Around a block, or on a function."""
+    """Turn an out-of-memory error on any device into a UserError with this advice. For `with`, or as a decorator."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # of torch, whose allocator for the CPU raises it bare, and of numpy
+    except (RuntimeError, MemoryError) as error:  # RuntimeError: torch's CPU allocator; MemoryError: numpy
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise UserError(f"There is not enough memory for this. {advice}") from None
         raise

@@ -1,7 +1,9 @@
-"""The whole model: token embedding, blocks, final norm, head. Shapes use the notation of layers.py.
+"""The model: token embedding, transformer blocks, final norm, output head. layers.py has the blocks and the notation.
 
-The shape is the one that Hugging Face calls Qwen3 (without grouped queries), so a trained model can leave for other
-tools without custom code; tests/test_model.py compares the two number by number.
+    idx (B, T) ── embedding ── block 0 ── ... ── block n_layer - 1 ── norm ── head ── logits (B, T, V)
+
+The architecture is the one that Hugging Face calls Qwen3 (without grouped queries), so a trained model runs in other
+tools without custom code. tests/model/test_model.py compares the two, number by number.
 """
 
 from dataclasses import asdict
@@ -16,46 +18,46 @@ from model.layers import Block, KeyValueCache, Linear, RMSNorm, by_hand, rotary_
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. `architecture` holds the arguments it was made with, so that a file can rebuild it.
+    """A decoder-only transformer.
 
-    n_embd must be a multiple of n_head, with an even quotient (rotary positions turn pairs of channels).
+    GPT(vocab_size, n_layer=6, ...) takes the fields of config.Model; those left out have the default there. All of
+    them are kept in `architecture`, so GPT(**model.architecture) is a model of the same shape.
     """
 
     def __init__(self, vocab_size: int, **architecture):
-        model = Model(**architecture)
-        if model.n_embd % model.n_head or (model.n_embd // model.n_head) % 2:
-            raise ValueError(
-                f"n_embd / n_head must be an even whole number, and {model.n_embd} / {model.n_head} is not."
-            )
+        config = Model(**architecture)
+        if config.n_embd % config.n_head or (config.n_embd // config.n_head) % 2:  # rotary positions take pairs
+            raise ValueError(f"n_embd / n_head must be an even integer, not {config.n_embd} / {config.n_head}.")
         super().__init__()
-        self.architecture = {"vocab_size": vocab_size, **asdict(model)}
-        self.vocab_size, self.block_size = vocab_size, model.block_size
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, model.n_embd), freeze=False)
-        self.blocks = nn.ModuleList(Block(model.n_embd, model.n_head, model.dropout) for _ in range(model.n_layer))
-        self.norm = RMSNorm(model.n_embd)
-        self.head = Linear(model.n_embd, vocab_size, bias=False)
-        if model.tie_embeddings:
+        self.architecture = {"vocab_size": vocab_size, **asdict(config)}
+        self.vocab_size, self.block_size = vocab_size, config.block_size
+        # from_pretrained, because nn.Embedding(V, C) would draw initial weights that initialise() draws again
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, config.n_embd), freeze=False)
+        self.blocks = nn.ModuleList(Block(config.n_embd, config.n_head, config.dropout) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd)
+        self.head = Linear(config.n_embd, vocab_size, bias=False)
+        if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        cos, sin = rotary_table(model.block_size, model.n_embd // model.n_head, model.rotary_base)
-        self.register_buffer("cos", cos, persistent=False)  # (block_size, D), computed anew instead of saved
+        cos, sin = rotary_table(config.block_size, config.n_embd // config.n_head, config.rotary_base)
+        self.register_buffer("cos", cos, persistent=False)  # (block_size, D), recomputed instead of saved
         self.register_buffer("sin", sin, persistent=False)
-        if self.device.type != "meta":  # a model of shapes alone, which checkpoint.py compares files with
+        if self.device.type != "meta":  # "meta" tensors have a shape and no numbers: loading checks a file with them
             self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw the initial weights from torch's generator.
+        """Draw the initial weights from torch's default generator.
 
-        Output projections start at zero, so every block starts as the identity. The head starts small: its logits,
-        whose deviation is 0.05 after a norm that makes each channel about 1, say next to nothing, and the loss of an
-        untrained model is ln(vocab_size). A tied head is the embedding, which meets itself in the logit of its own
-        token, and text repeats itself: in indentation, one character in four is the one before it. There the final
-        norm starts small instead, so that this logit is 0.05 too.
+        Output projections start at zero, so each block starts as the identity. The head starts small: after the final
+        norm a channel is about 1, so the logits have a standard deviation of 0.05, and the loss of the untrained model
+        is ln(vocab_size). A tied head cannot start small, because it is the embedding: every token would predict
+        itself with a large logit, and text does repeat itself (in indented code, one character in four equals the one
+        before it). With tied weights the final norm starts small instead, which makes this logit 0.05 as well.
         """
         n_embd, tied = self.architecture["n_embd"], self.architecture["tie_embeddings"]
         for block in self.blocks:
             for weight in (block.attention.qkv.weight, block.mlp.gate_up.weight):
-                nn.init.normal_(weight, std=n_embd**-0.5)  # keeps the scale of its input
+                nn.init.normal_(weight, std=n_embd**-0.5)  # output as large as the input
             nn.init.zeros_(block.attention.output.weight)
             nn.init.zeros_(block.mlp.down.weight)
         nn.init.normal_(self.embedding.weight)
@@ -65,20 +67,20 @@ class GPT(nn.Module):
             nn.init.normal_(self.head.weight, std=0.05 * n_embd**-0.5)
 
     def forward(self, idx: Tensor, cache: KeyValueCache | None = None, weights: list | None = None) -> Tensor:
-        """Logits (B, T, vocab_size) of the token after each of idx (B, T).
+        """idx (B, T) -> logits (B, T, V) of the token that follows each one.
 
-        With a cache, idx continues the tokens that it holds, and it takes them up. Given a list as `weights`, every
-        layer appends its attention weights (B, H, T, S) to it.
+        With a cache, idx continues the tokens in it and is added to it. If `weights` is a list, each layer appends its
+        attention weights (B, H, T, S) to it.
         """
         return self.head(self.features(idx, cache, weights))
 
     def features(self, idx: Tensor, cache: KeyValueCache | None = None, weights: list | None = None) -> Tensor:
-        """forward() up to the head: (B, T, C)."""
+        """forward() without the head: idx (B, T) -> (B, T, C)"""
         start = 0 if cache is None else cache.length
         end = start + idx.size(1)
         if end > self.block_size:
             raise ValueError(f"{end} tokens do not fit a block of {self.block_size}.")
-        cos, sin = self.cos[start:end], self.sin[start:end]
+        cos, sin = self.cos[start:end], self.sin[start:end]  # (T, D)
         x = self.embedding(idx)  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, cache, layer, weights)
@@ -87,7 +89,10 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean of -ln p of the targets (B, T), which are idx one token later: 0-dim fp32, in nats a token."""
+        """Mean of -ln p of the targets, in nats per token: idx (B, T), targets (B, T) -> 0-dim fp32
+
+        targets are the tokens one position later: targets[:, i] follows idx[:, i].
+        """
         x, targets = self.features(idx).flatten(0, 1), targets.flatten()  # (B T, C), (B T)
         if by_hand(x) and torch.is_grad_enabled():
             dtype = self.head.compute
@@ -95,7 +100,7 @@ class GPT(nn.Module):
         return F.cross_entropy(self.head(x).float(), targets)
 
     def compute_in(self, dtype: torch.dtype) -> "GPT":
-        """Compute matrix products in this precision from now on; all else, and every weight, stays fp32."""
+        """Compute matrix products in this precision from now on. Everything else, weights included, stays in fp32."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.compute = dtype
@@ -106,15 +111,14 @@ class GPT(nn.Module):
         return self.head.weight.device
 
     def new_cache(self, batch: int = 1) -> KeyValueCache:
-        """An empty cache for `batch` sequences, on the model's device and in the precision of its products."""
+        """An empty KV cache for `batch` sequences, on the model's device and in the precision of its products."""
         a = self.architecture
         head_size = a["n_embd"] // a["n_head"]
         like = torch.empty(0, dtype=self.head.compute, device=self.device)
         return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
     def parameters_by_part(self) -> dict[str, int]:
-        """Number of weights in each part, in the order a token meets them. A tied head counts as none of its own."""
-        blocks = list(self.blocks)
+        """The number of parameters by module, in the order of the forward pass. A tied head counts as 0."""
         tied = self.head.weight is self.embedding.weight
 
         def count(*modules: nn.Module) -> int:
@@ -122,8 +126,8 @@ class GPT(nn.Module):
 
         return {
             "embedding": count(self.embedding),
-            "attention": count(*(b.attention for b in blocks)),
-            "mlp": count(*(b.mlp for b in blocks)),
-            "norms": count(self.norm, *(b.attention_norm for b in blocks), *(b.mlp_norm for b in blocks)),
+            "attention": count(*(block.attention for block in self.blocks)),
+            "mlp": count(*(block.mlp for block in self.blocks)),
+            "norms": count(self.norm, *(norm for b in self.blocks for norm in (b.attention_norm, b.mlp_norm))),
             "head": 0 if tied else count(self.head),
         }

@@ -1,4 +1,7 @@
-"""The project as a whole: nothing stands twice, who imports whom, and dependencies that agree."""
+"""The project as a whole: no code twice, nothing that runs data, settings with comments, dependencies that agree.
+
+Imports are tested in test_imports.py, the length of functions in test_limits.py.
+"""
 
 import argparse
 import ast
@@ -15,19 +18,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from sources import ROOT, SOURCES, file_of, imports
 
 import config
 from plumbing import command_line, errors
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(
-    path
-    for pattern in ("*.py", "model/**/*.py", "plumbing/**/*.py", "ingestion/**/*.py", "scripts/**/*.py")
-    for path in ROOT.glob(pattern)
-    if "__pycache__" not in path.parts
-)
-NAMES = [path.relative_to(ROOT).as_posix() for path in SOURCES]
-SCRIPTS = {"train", "trainv2", "generate", "generatev2", "scripts", "ingestion"}  # what can be run
+NAMES = sorted(SOURCES)
 
 
 # === machinery once ==================================================================================================
@@ -54,9 +50,8 @@ def copies(sources: dict[str, str]) -> list[list[str]]:
     return [group for group in places.values() if len(group) > 1]
 
 
-def test_no_function_body_stands_twice():
-    assert len(SOURCES) > 20
-    assert copies({path.name: path.read_text("utf-8") for path in SOURCES}) == []
+def test_no_function_body_is_there_twice():
+    assert copies(SOURCES) == []
 
 
 def test_a_copy_would_be_found():
@@ -67,72 +62,22 @@ def test_a_copy_would_be_found():
     assert copies({"x.py": "def f(a):\n    b = a\n    return b\n" * 2}) == []  # short
 
 
-# === who imports whom ================================================================================================
+# === six places compute a block ======================================================================================
 
 
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports anywhere, functions included: "import a.b" and "from a.b import c" give "a.b"."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative imports do not work in a script"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+def test_the_places_that_compute_a_block_and_their_tests_exist():
+    """The list above Attention in model/layers.py: "title: files", and below it the test, which imports those files."""
+    comment = re.search(r"((?:^#.*\n)+)\n*class Attention", SOURCES["model/layers.py"], re.MULTILINE)[1]
+    places = re.findall(r"^#   \S[^:\n]*: (.+)\n#       (\S+)::(\w+)$", comment, re.MULTILINE)
+    assert len(places) == 6
+    for files, test_file, test in places:
+        source = (ROOT / test_file).read_text("utf-8")
+        assert f"\ndef {test}(" in source, f"{test_file} has no {test}"
+        imported = {file_of(found.module, SOURCES) for found in imports(source)}
+        assert set(files.split(", ")) <= imported, f"{test_file} does not import {files}"
 
 
-def top_level(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imports(path)}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_only_ingestion_imports_datasets(path):
-    assert path.parent.name == "ingestion" or "datasets" not in top_level(path)
-
-
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "model"], ids=lambda path: path.name)
-def test_the_model_imports_no_script(path):
-    assert not SCRIPTS & top_level(path)
-
-
-def test_config_and_dataset_are_leaves():
-    assert not (SCRIPTS | {"torch", "dataset", "model"}) & top_level(ROOT / "config.py")
-    assert not (SCRIPTS | {"torch", "model"}) & top_level(ROOT / "dataset.py")
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_only_the_second_versions_import_scripts(path):
-    """They say what differs from the first ones, and nothing else is shared between scripts."""
-    allowed = {
-        "trainv2.py": {"train"},
-        "generatev2.py": {"generate"},
-        "prepare_dataset_bpe.py": {"scripts"},
-    }.get(path.name, set())
-    assert SCRIPTS & top_level(path) <= allowed
-
-
-@pytest.mark.parametrize("script", ["train.py", "trainv2.py", "generate.py", "generatev2.py"])
-def test_training_and_generation_need_four_packages(script):
-    """All that they import, and what that imports in turn, comes from Python, this project, or these."""
-    own = {path.stem for path in ROOT.glob("*.py")} | {"model"}
-    waiting, seen, packages = [ROOT / script], set(), set()
-    while waiting:
-        path = waiting.pop()
-        seen.add(path)
-        for name in imports(path):
-            if name.partition(".")[0] not in own | sys.stdlib_module_names:
-                packages.add(name.partition(".")[0])
-            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-            if file.is_file() and file not in seen:
-                waiting.append(file)
-    assert ROOT / "model" / "layers.py" in seen
-    packages -= {"safetensors"}  # the extra `export`: --init-from imports it, and says so where it is missing
-    packages -= {"triton"}  # comes with torch where it is built for NVIDIA's GPUs, and is imported where there is one
-    assert {"torch", "numpy", "tokenizers"} <= packages <= {"torch", "numpy", "tokenizers", "tqdm"}
-
-
-# === nothing runs what stands in a file ==============================================================================
+# === no data is run as code ===========================================================================================
 
 RUNS_DATA = {"pickle", "marshal", "shelve", "dill"}
 
@@ -152,10 +97,10 @@ def dangers(source: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_no_script_runs_data_as_code(path):
-    allowed = {"pickle"} if path.parent.name == "benchmarks" else set()  # it writes a file for nanoGPT, and reads none
-    assert dangers(path.read_text("utf-8")) <= allowed
+@pytest.mark.parametrize("name", NAMES)
+def test_no_script_runs_data_as_code(name):
+    allowed = {"pickle"} if name.startswith("scripts/benchmarks/") else set()  # writes a file for nanoGPT, reads none
+    assert dangers(SOURCES[name]) <= allowed
 
 
 def test_what_runs_data_would_be_found():
@@ -170,7 +115,7 @@ def test_what_runs_data_would_be_found():
 
 
 def test_every_setting_has_a_comment_that_becomes_its_help():
-    source = (ROOT / "config.py").read_text("utf-8")
+    source = SOURCES["config.py"]
     for field in fields(config.Settings):
         (comment,) = re.findall(rf"^    {field.name}: [^#\n]+  # (.+)$", source, re.MULTILINE)
         parser = argparse.ArgumentParser()
@@ -250,7 +195,7 @@ def test_every_dependency_is_pinned_inside_its_range():
 
 def test_pins_cover_what_the_dependencies_depend_on():
     """The closure as the installed packages state it. One that is installed in another version than the pinned one says
-    nothing about that one, so the walk does not go on through it."""
+    nothing about that one, so the walk ends there."""
     pinned, seen, walked = pins(), set(), 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     to_visit = [("pyproject.toml", Requirement(text)) for text in project["dependencies"]]
@@ -291,7 +236,7 @@ def test_what_the_scripts_write_is_ignored():
         assert written in lines
 
 
-# === wherever people sit =============================================================================================
+# === every system =============================================================================================
 
 
 def without_encoding(source: str) -> list[str]:
@@ -310,9 +255,9 @@ def without_encoding(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_text_is_utf8_on_every_system(path):
-    assert without_encoding(path.read_text("utf-8")) == []
+@pytest.mark.parametrize("name", NAMES)
+def test_text_is_utf8_on_every_system(name):
+    assert without_encoding(SOURCES[name]) == []
 
 
 def test_a_missing_encoding_would_be_found():
@@ -321,10 +266,10 @@ def test_a_missing_encoding_would_be_found():
     assert without_encoding(source) == ["open('a')", "p.read_text()", "run(['a'], text=True)"]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_nothing_forks(path):
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_forks(name):
     """Windows cannot, and on a Mac a forked process that has used the GPU dies: workers are spawned."""
-    source = path.read_text("utf-8")
+    source = SOURCES[name]
     names = {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
     assert not {"os.fork", "multiprocessing.Process", "multiprocessing.Pool"} & names
     assert not re.search("[\"']fork[\"']", source)

@@ -78,9 +78,9 @@ def test_a_whole_model(monkeypatch, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_loss(monkeypatch, dtype, tied):
-    """Loss and gradients against autograd's; in pieces of 32 tokens, of which the last is a short one."""
-    monkeypatch.setattr(HeadLossByHand, "PIECE", 31 * 32)
-    monkeypatch.setattr(HeadLossByHand, "TOKENS", 1)
+    """Loss and gradients against autograd's; in chunks of 32 tokens, the last one shorter."""
+    monkeypatch.setattr(HeadLossByHand, "CHUNK_LOGITS", 31 * 32)
+    monkeypatch.setattr(HeadLossByHand, "MIN_TOKENS", 1)
     model = randomise(GPT(31, block_size=50, n_layer=1, n_head=2, n_embd=16, tie_embeddings=tied)).compute_in(dtype)
     idx, targets = torch.randint(31, (2, 3, 50), generator=torch.Generator().manual_seed(5))
     results = []
