@@ -181,14 +181,14 @@ def test_a_temporary_file_whose_writer_lives_is_left_alone(tmp_path):
     begun, go_on = os.pipe(), os.pipe()
 
     def other():
-        with checkpoint.whole_file(path) as file:
+        with pt_file.whole_file(path) as file:
             file.write(b"theirs")
             os.write(begun[1], b"x")
             os.read(go_on[0], 1)
 
     pid = start(other)
     os.read(begun[0], 1)
-    with checkpoint.whole_file(path) as file:
+    with pt_file.whole_file(path) as file:
         file.write(b"ours")
     assert path.read_bytes() == b"ours"
     os.write(go_on[1], b"x")
