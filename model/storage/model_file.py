@@ -70,7 +70,7 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
         if content.get("kind") != KIND:
             raise UserError(
                 f"{shown_path(path)} is a checkpoint or another file, not a finished model. "
-                "The model of a run is the file named by its --model-file: gpt_model.pt."
+                "Training writes the model to gpt_model.pt (--model-file) when it ends."
             )
         architecture, weights = require(content, "architecture", dict), require(content, "weights", dict)
         check_tensors(weights, meta_model(architecture, weights).state_dict())
