@@ -117,6 +117,20 @@ class GPT(nn.Module):
         like = torch.empty(0, dtype=self.head.compute, device=self.device)
         return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
+    def hidden_matrices(self) -> list[tuple[Tensor, int]]:
+        """The weight matrices inside the blocks, which Muon updates, each with the number of matrices fused in it: q, k
+        and v are one weight, as are gate and up."""
+        return [
+            pair
+            for block in self.blocks
+            for pair in (
+                (block.attention.qkv.weight, 3),
+                (block.attention.output.weight, 1),
+                (block.mlp.gate_up.weight, 2),
+                (block.mlp.down.weight, 1),
+            )
+        ]
+
     def parameters_by_part(self) -> dict[str, int]:
         """The number of parameters by module, in the order of the forward pass. A tied head counts as 0."""
         tied = self.head.weight is self.embedding.weight

@@ -16,6 +16,7 @@ import pytest
 import torch
 from browser import chromium, open_page  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)
+from stored_runs import finished_run, interrupted_run  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
 from dataset import token_writer

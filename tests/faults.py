@@ -1,8 +1,10 @@
-"""Ways to break things on purpose: processes that are killed, disks that are full, at the Nth call or the Nth byte."""
+"""Ways to break things on purpose: processes that are killed and disks that are full, at the Nth call or the Nth byte;
+files that are damaged."""
 
 import contextlib
 import io
 import os
+import random
 import signal
 import sys
 import traceback
@@ -107,3 +109,25 @@ class FaultyFile(io.FileIO):
 def left_over(folder: Path) -> list[Path]:
     """The temporary files in a folder."""
     return list(folder.rglob("*.tmp"))
+
+
+def damaged(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A file's bytes with one of the damages that disks and copies do. `other` is another file of about its size."""
+    data, damage = bytearray(data), rng.randrange(7)
+    at = rng.randrange(len(data))
+    if damage == 0:
+        return bytes(data[:at])
+    if damage == 1:
+        data[at] ^= 1 << rng.randrange(8)
+    elif damage == 2:
+        for _ in range(20):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    elif damage == 3:
+        data[at:] = bytes(len(data) - at)
+    elif damage == 4:
+        data[at:] = other[at:]
+    elif damage == 5:
+        data[at : at + 512] = bytes(len(data[at : at + 512]))
+    else:
+        data[at:at] = rng.randbytes(rng.randrange(1, 100))
+    return bytes(data)

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.storage.checks import is_whole
+from model.storage.checks import is_integer
 from plumbing.files import explaining_disk_errors, whole_file
 from plumbing.text import plural, shown_path
 
@@ -67,7 +67,7 @@ def read_line(line: bytes) -> dict | None:
     """The entry in a line of the log, or None if it is damaged."""
     try:
         entry = json.loads(line)
-        if not is_whole(entry["step"], 0) or (READ_BACK & entry.keys() and entry.pop("crc32") != checksum(entry)):
+        if not is_integer(entry["step"], 0) or (READ_BACK & entry.keys() and entry.pop("crc32") != checksum(entry)):
             return None
         return entry
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -1,12 +1,26 @@
-"""Files of a training run: checkpoints to resume from, and the finished model to generate from.
+"""Checkpoints: everything that a run needs to resume exactly, in one file per saved step.
 
-checkpoints/char/step_00000250.pt    all that an exact resume needs, in one file
-checkpoints/char/log.jsonl           the figures of the run, one JSON object a line
-checkpoints/char.lock                held while a training works in the folder
-gpt_model.pt                         weights, architecture, tokenizer and a summary: all that generation needs
+    checkpoints/char/step_00000250.pt    the checkpoint of step 250
+    checkpoints/char/log.jsonl           the run's figures, one JSON object per line (model/monitoring/log.py)
+    checkpoints/char.lock                locked while a training uses the folder (run_folder.py)
 
-How the .pt files are written and read, pt_file.py says. What must stand in them, and that it does, is told here: every
-name, type and shape is compared with the architecture that the file states, before anything is built from it.
+A checkpoint is a dict that safe_load.py writes and reads:
+
+    format_version   int       1
+    step             int       training steps done; the file's name has the same number
+    settings         dict      the run's settings, str, int, float or bool; config.Model and max_steps among them
+    sources          dict      SHA-256 of "tokenizer", "training data", "validation data", and with --init-from of its
+                               weights, as "--init-from folder"
+    device           str       "cpu" or "cuda"
+    dtype            str       precision of the matrix products: "float32" or "bfloat16"
+    compiled         bool      whether the step was compiled
+    processes        int       how many processes trained together; missing in old files, which means 1
+    model            dict      the state dict of the GPT
+    optimizer        dict      mean (all weights), square (all but the hidden matrices), steps (0-dim), all fp32
+    rng              Tensor    state of torch's random number generator on the CPU
+    cuda_rng         Tensor    the same on the GPU, where the run used one
+
+The architecture is config.Model's settings and the vocabulary size, which is the number of rows of the embedding.
 """
 
 from pathlib import Path
@@ -15,72 +29,98 @@ import torch
 from torch import Tensor
 
 from config import Model
-from model.storage.checks import FORMAT_VERSION, check_tensors, field, is_whole, load_format, skeleton
+from model.gpt import GPT
+from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
-from model.training.optimizer import state_shapes
 from plumbing.settings import field_names
 from plumbing.text import shown_path
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint files of a run, newest first, damaged ones included."""
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, damaged ones included."""
     return sorted(folder.glob("step_*.pt"), reverse=True)
 
 
 def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
-    """Write the checkpoint of a step, read it back, and only then delete all but the `keep` newest."""
+    """Write the checkpoint of a step, read it back, and only then delete all but the `keep` newest.
+
+    `content` is what the table above lists, without format_version and step. Raises OSError.
+    """
     path = checkpoint_path(folder, step)
     save(path, {"format_version": FORMAT_VERSION, "step": step, **content})
     try:
         load_checkpoint(path)
     except ValueError as error:
-        raise OSError(f"{shown_path(path)} was written and cannot be read back: {error}") from None
-    # Files of later steps are damaged ones that this run has fallen back from: they are not counted as kept.
-    for old in [file for file in checkpoints(folder) if file.name <= path.name][keep:]:
+        raise OSError(
+            f"{shown_path(path)} was written but cannot be read back: {error}. Check the disk; the earlier checkpoints "
+            "are still there"
+        ) from None
+    # Files of later steps are damaged ones that this run resumed behind: they do not count as kept.
+    for old in [file for file in checkpoint_files(folder) if file.name <= path.name][keep:]:
         old.unlink()
     return path
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint and check every part of it. Raises ValueError with a reason."""
-    content = load_format(path)
-    if field(content, "step", int) != int(path.stem[5:]):
-        raise ValueError(f"it is the checkpoint of step {content['step']}")
-    settings = field(content, "settings", dict)
-    if not all(isinstance(value, str | int | float) for value in settings.values()):
-        raise ValueError("a setting is no plain value")
-    if not is_whole(settings.get("max_steps"), 1):
-        raise ValueError("its settings have no max_steps")
-    sources = {"tokenizer": None, "training data": None, "validation data": None, **field(content, "sources", dict)}
-    if not all(isinstance(sha256, str) for sha256 in sources.values()):
-        raise ValueError("it does not say of which data it is")
-    field(content, "device", str), field(content, "dtype", str), field(content, "compiled", bool)
-
-    weights, memory = field(content, "model", dict), field(content, "optimizer", dict)
-    embedding = field(weights, "embedding.weight", Tensor)
-    architecture = {"vocab_size": sum(embedding.shape[:1]), **{name: settings.get(name) for name in field_names(Model)}}
-    model = skeleton(architecture, weights)
-    check_tensors(weights, model.state_dict())
-    check_tensors(memory, state_shapes(model))
-    check_tensors({"rng": content.get("rng")}, {"rng": torch.get_rng_state()})
-    if "cuda_rng" in content and field(content, "cuda_rng", Tensor).dtype != torch.uint8:
-        raise ValueError("cuda_rng is no state of a generator")
+    """Read a checkpoint and check all of it. Raises ValueError with a reason."""
+    content = load_versioned(path)
+    step = require(content, "step", int)
+    if step != int(path.stem.removeprefix("step_")):
+        raise ValueError(f"it is the checkpoint of step {step}")
+    check_run(content)
+    check_state(content)
     return content
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None, list[str]]:
-    """The newest checkpoint that is whole: (path, content, a line about each newer one that is not).
+def check_run(content: dict) -> None:
+    """Check what a checkpoint says about its run: settings, data, device. Raises ValueError."""
+    settings = require(content, "settings", dict)
+    if not all(isinstance(value, str | int | float) for value in settings.values()):
+        raise ValueError("one of its settings is neither text nor a number")
+    if not is_integer(settings.get("max_steps"), 1):
+        raise ValueError("its settings have no max_steps")
+    sources = require(content, "sources", dict)
+    for name in ("tokenizer", "training data", "validation data", *sources):
+        if not isinstance(sources.get(name), str):
+            raise ValueError(f"it has no checksum of its {name}")
+    require(content, "device", str)
+    require(content, "dtype", str)
+    require(content, "compiled", bool)
 
-    (None, None, lines) where there is none.
+
+def check_state(content: dict) -> None:
+    """Check the tensors of a checkpoint against the architecture in its settings. Raises ValueError."""
+    settings, weights = content["settings"], require(content, "model", dict)
+    embedding = require(weights, "embedding.weight", Tensor)
+    vocab_size = len(embedding) if embedding.dim() == 2 else 0  # 0 is refused
+    model = meta_model({"vocab_size": vocab_size, **{name: settings.get(name) for name in field_names(Model)}}, weights)
+    check_tensors(weights, model.state_dict())
+    check_tensors(require(content, "optimizer", dict), optimizer_shapes(model))
+    check_tensors({"rng": require(content, "rng", Tensor)}, {"rng": torch.get_rng_state()})
+    if "cuda_rng" in content and require(content, "cuda_rng", Tensor).dtype != torch.uint8:
+        raise ValueError("its cuda_rng is not the state of a random number generator")
+
+
+def optimizer_shapes(model: GPT) -> dict[str, Tensor]:
+    """What the optimizer's state_dict() holds for this model, as tensors without numbers: both moving means, of the
+    gradients for every weight and of their squares for AdamW's, and the number of steps."""
+    total = sum(weight.numel() for weight in model.parameters())
+    hidden = sum(weight.numel() for weight, _ in model.hidden_matrices())
+    sizes = {"mean": (total,), "square": (total - hidden,), "steps": ()}
+    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None, list[str]]:
+    """The newest undamaged checkpoint: (path, content, a message for each newer one that cannot be used).
+
+    (None, None, messages) if there is none.
     """
     problems = []
-    for path in checkpoints(folder):
+    for path in checkpoint_files(folder):
         try:
             return path, load_checkpoint(path), problems
         except ValueError as error:

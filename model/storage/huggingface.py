@@ -1,11 +1,12 @@
-"""A model in the layout of Hugging Face, and back. Our GPT has the shape that is called Qwen3 there, so nothing is
-computed: numbers get other names, and the products that we keep in one matrix are taken apart.
+"""A model as a folder in Hugging Face's layout, written and read. Our GPT has the architecture that is called Qwen3
+there, so nothing is computed: weights get other names, and matrices that we keep fused are split.
 
-config.json          the architecture, under Qwen3's names
-model.safetensors    the weights: a list of names, types and shapes, then plain numbers, nothing that could run
-tokenizer.json       the tokenizer, as the `tokenizers` library and this project write it
+    config.json          the architecture, under Qwen3's names
+    model.safetensors    the weights: a list of names, types and shapes, then plain numbers, nothing that could run
+    tokenizer.json       the tokenizer, in the format of the `tokenizers` library, which this project uses too
 
-What is read is compared with what an architecture of ours can be, number by number, before a model is made of it.
+write_folder() adds the small files that transformers looks for beside these. read_folder() accepts a folder from
+anywhere: it checks every value before it builds a model, and runs nothing.
 """
 
 import hashlib
@@ -15,14 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from config import Sampling
 from model.gpt import GPT
 from model.layers import mlp_size
-from model.storage.checks import check_tensors, is_whole, skeleton
+from model.storage.checks import check_tensors, is_integer, meta_model
+from model.tokenization.tokenizer import UNKNOWN, Tokenizer
+from plumbing.corpus import END_OF_TEXT
 from plumbing.errors import UserError
+from plumbing.files import whole_file
 from plumbing.text import shown_path
 
-# Our names and theirs. Where there are several, our matrix is theirs, one below the other.
-PARTS = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+# Our names and Qwen3's. One of ours with several of theirs is a fused matrix: theirs, stacked by rows in this order.
+OUTSIDE_BLOCKS = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 IN_BLOCK = {
     "attention_norm": ["input_layernorm"],
     "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -35,41 +40,42 @@ IN_BLOCK = {
 }
 EPS = 1e-6  # of every RMSNorm, here and in Qwen3
 MAX_CONFIG = 1_000_000  # bytes of a config.json
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the model only continues a text
 
 
-def their_names(name: str) -> list[str]:
+def qwen3_names(name: str) -> list[str]:
     """The names of our tensor in Qwen3: "blocks.0.mlp.gate_up.weight" gives model.layers.0.mlp.gate_proj.weight and
     model.layers.0.mlp.up_proj.weight."""
     name = name.removesuffix(".weight")
-    if name in PARTS:
-        return [f"{PARTS[name]}.weight"]
-    _, layer, part = name.split(".", 2)
-    return [f"model.layers.{layer}.{theirs}.weight" for theirs in IN_BLOCK[part]]
+    if name in OUTSIDE_BLOCKS:
+        return [f"{OUTSIDE_BLOCKS[name]}.weight"]
+    _, layer, module = name.split(".", 2)
+    return [f"model.layers.{layer}.{theirs}.weight" for theirs in IN_BLOCK[module]]
 
 
 def to_qwen3(model: GPT) -> dict[str, Tensor]:
-    """The weights under Qwen3's names. A tied head is not written: it is the embedding."""
+    """The weights under Qwen3's names. A tied head is left out: it is the embedding."""
     weights = model.state_dict()
     if model.architecture["tie_embeddings"]:
         del weights["head.weight"]
-    named = {}
+    renamed = {}
     for name, weight in weights.items():
-        theirs = their_names(name)
-        named |= dict(zip(theirs, weight.chunk(len(theirs)), strict=True))
-    return named
+        names = qwen3_names(name)
+        renamed |= dict(zip(names, weight.chunk(len(names)), strict=True))
+    return renamed
 
 
 def from_qwen3(tensors: dict[str, Tensor], expected: GPT) -> dict[str, Tensor]:
-    """The state dict for a model like `expected`, which may be one of shapes alone."""
+    """The state dict for a model like `expected`, which may be on the meta device."""
     weights = {}
     for name in expected.state_dict():
         source = "embedding.weight" if name == "head.weight" and expected.architecture["tie_embeddings"] else name
-        weights[name] = torch.cat([tensors[theirs] for theirs in their_names(source)])
+        weights[name] = torch.cat([tensors[theirs] for theirs in qwen3_names(source)])
     return weights
 
 
 def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
-    """config.json of an architecture: what transformers' Qwen3Config is made of."""
+    """The content of config.json: the arguments of transformers' Qwen3Config."""
     a = architecture
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -84,7 +90,7 @@ def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
         "hidden_act": "silu",
         "max_position_embeddings": a["block_size"],
         "rms_norm_eps": EPS,
-        "rope_theta": float(a["rotary_base"]),  # the name that transformers 4 reads; 5 reads the next one
+        "rope_theta": float(a["rotary_base"]),  # read by transformers 4; version 5 reads the next one
         "rope_parameters": {"rope_type": "default", "rope_theta": float(a["rotary_base"])},
         "attention_bias": False,
         "attention_dropout": a["dropout"],
@@ -96,11 +102,8 @@ def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
     }
 
 
-# --- reading a folder, which may come from anywhere -------------------------------------------------------------------
-
-
-def safetensors_library():
-    """The package safetensors, which is an optional extra. Raises UserError where it is missing."""
+def import_safetensors():
+    """The package safetensors, which is an optional extra. Raises UserError if it is missing."""
     try:
         import safetensors.torch
     except ImportError:
@@ -110,50 +113,114 @@ def safetensors_library():
     return safetensors
 
 
-def architecture_of(config: dict, block_size: int) -> dict:
-    """Our architecture for a Qwen3 config, blocks being at most block_size long. Raises ValueError for what our model
-    has no room for: another width of heads or of the MLP, biases, sliding windows, stretched positions."""
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: Sampling) -> dict[str, bytes]:
+    """The files of the folder, by name. config.json is last: without it, nobody takes the folder for a model."""
+    weights = {name: tensor.contiguous() for name, tensor in to_qwen3(model).items()}
+    end = tokenizer.end_of_text_id
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "model_max_length": model.block_size,
+        "clean_up_tokenization_spaces": False,  # decoding gives back exactly the text that was encoded
+        "split_special_tokens": True,  # a text that reads <|endoftext|> is text, as it is here
+    }
+    if tokenizer.kind == "char":
+        tokenizer_config["unk_token"] = UNKNOWN
+    generation_config = {
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "max_length": model.block_size,
+    }
+    return {
+        "model.safetensors": import_safetensors().torch.save(weights, {"format": "pt"}),
+        "tokenizer.json": tokenizer.json_text.encode(),
+        "tokenizer_config.json": as_json(tokenizer_config),
+        "chat_template.jinja": CHAT_TEMPLATE.encode(),
+        "generation_config.json": as_json(generation_config),
+        "README.md": model_card.encode(),
+        "config.json": as_json(qwen3_config(model.architecture, end)),
+    }
+
+
+def as_json(content: dict) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def write_folder(folder: Path, content: dict[str, bytes], model: GPT) -> None:
+    """Write the files of folder_content() and compare what is read back with the model. Raises UserError."""
+    (folder / "config.json").unlink(missing_ok=True)  # a half-written folder is not a model
+    for name, data in content.items():
+        with whole_file(folder / name) as file:
+            file.write(data)
+    architecture, weights, _ = read_folder(folder, model.block_size)
+    same = all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    if not same or {**architecture, "dropout": model.architecture["dropout"]} != model.architecture:
+        raise UserError(f"{shown_path(folder)} does not contain the model that was written. Write it again.")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def architecture_from(config: dict, block_size: int) -> dict:
+    """Our architecture for a Qwen3 config, with blocks of at most block_size tokens.
+
+    Raises ValueError for what our model does not have: another head or MLP size, biases, sliding windows, scaled
+    positions.
+    """
     if config.get("model_type") != "qwen3":
         raise ValueError(f"its model_type is {str(config.get('model_type'))[:40]!r}, not 'qwen3'")
     sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
     for name in sizes.split():
-        if not is_whole(config.get(name), 1):
-            raise ValueError(f"its {name} is no whole number above 0")
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5; 4
+        if not is_integer(config.get(name), 1):
+            raise ValueError(f"its {name} is not a whole number above 0")
+    n_embd, n_head = config["hidden_size"], config["num_attention_heads"]
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5, or 4
     if not isinstance(rope, dict):
-        raise ValueError("its rope_parameters are none")
-    wanted = {
-        "head_dim": (config.get("head_dim"), width / heads),
-        "intermediate_size": (config["intermediate_size"], mlp_size(width)),
+        raise ValueError("its rope_parameters are not a JSON object")
+    # Name: (what it has, the only value that our model can have)
+    fixed = {
+        "head_dim": (config.get("head_dim"), n_embd / n_head),
+        "intermediate_size": (config["intermediate_size"], mlp_size(n_embd)),
         "rms_norm_eps": (config.get("rms_norm_eps"), EPS),
         "hidden_act": (config.get("hidden_act"), "silu"),
         "attention_bias": (config.get("attention_bias", False), False),
         "use_sliding_window": (config.get("use_sliding_window", False), False),
         "rope_type": (rope.get("rope_type", "default"), "default"),
     }
-    for name, (theirs, ours) in wanted.items():
+    for name, (theirs, ours) in fixed.items():
         if theirs != ours:
-            raise ValueError(f"its {name} is {str(theirs)[:40]}, and a model of this project that is {width} wide and "
-                             f"has {heads} heads can only have {ours}")  # fmt: skip
+            raise ValueError(
+                f"its {name} is {str(theirs)[:40]}, but with n_embd {n_embd} and n_head {n_head}, "
+                f"a model of this project always has {ours}"
+            )
     return {
         "vocab_size": config["vocab_size"],
         "block_size": min(block_size, config["max_position_embeddings"]),
         "n_layer": config["num_hidden_layers"],
-        "n_head": heads,
-        "n_embd": width,
+        "n_head": n_head,
+        "n_embd": n_embd,
         "rotary_base": rope.get("rope_theta", config.get("rope_theta")),
         "dropout": 0.0,
         "tie_embeddings": config.get("tie_word_embeddings", False),
     }
 
 
-def one_key_a_head(tensors: dict[str, Tensor], config: dict) -> None:
-    """Undo grouped queries, where several heads share a key and a value: each head gets its own copy. The function
-    stays the same (Ainslie et al. 2023, arXiv:2305.13245, figure 2)."""
-    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads", config["num_attention_heads"])
-    if not is_whole(groups, 1) or heads % groups:
-        raise ValueError("its num_key_value_heads is no divisor of num_attention_heads")
+def repeat_key_value_heads(tensors: dict[str, Tensor], config: dict) -> None:
+    """Replace grouped-query attention, where several query heads share a key and a value head, by one copy of it per
+    query head. The model computes the same (Ainslie et al. 2023, arXiv:2305.13245, figure 2)."""
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads", heads)
+    if not is_integer(groups, 1) or heads % groups:
+        raise ValueError("its num_key_value_heads does not divide num_attention_heads")
     for name, tensor in tensors.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")) and tensor.dim() == 2 and len(tensor) % groups == 0:
             tensors[name] = tensor.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0).flatten(0, 1)
@@ -162,38 +229,45 @@ def one_key_a_head(tensors: dict[str, Tensor], config: dict) -> None:
 def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor], str]:
     """Read a folder in Qwen3's layout: (architecture, state dict in fp32, SHA-256 of the weights' files).
 
-    Blocks are at most block_size long. Raises UserError with the reason for a folder that is none, is damaged, or holds
-    what our model has no room for. Nothing that stands in it is run.
+    Blocks are at most block_size tokens. Raises UserError with the reason for a folder that has another layout, is
+    damaged, or contains a model that ours cannot represent.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    path = folder / "config.json"
-    if not path.is_file() or not files:
+    files, config_file = sorted(folder.glob("model*.safetensors")), folder / "config.json"
+    if not config_file.is_file() or not files:
         raise UserError(
-            f"{shown_path(folder)} is no folder in Hugging Face's layout: it lacks config.json or model.safetensors. "
-            "scripts/export_huggingface.py writes such folders."
+            f"{shown_path(folder)} is not a folder in Hugging Face's layout: it needs config.json and "
+            "model.safetensors. scripts/export_huggingface.py writes such folders."
         )
-    library = safetensors_library()
+    safetensors = import_safetensors()
     digest = hashlib.sha256()
     try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise ValueError("its config.json is too large")
-        config = json.loads(path.read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("its config.json is none")
-        architecture = architecture_of(config, block_size)
+        config = read_config(config_file)
+        architecture = architecture_from(config, block_size)
         tensors: dict[str, Tensor] = {}
-        for file in files:
-            with open(file, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-            tensors |= library.torch.load_file(file)
-        # Weights are often stored in half precision; what is no such number stays, and is refused below.
+        for path in files:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            tensors |= safetensors.torch.load_file(path)
+        # Weights are often stored in half precision. Integers stay as they are; check_tensors refuses them.
         tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         if architecture["tie_embeddings"]:
             tensors.pop("lm_head.weight", None)
-        model = skeleton(architecture, tensors)
-        one_key_a_head(tensors, config)
+        model = meta_model(architecture, tensors)
+        repeat_key_value_heads(tensors, config)
         check_tensors(tensors, to_qwen3(model))
-    except (ValueError, TypeError, RecursionError, library.SafetensorError) as error:
+    except (ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0][:300]
-        raise UserError(f"{shown_path(folder)} cannot be the start of a training: {reason}.") from None
+        raise UserError(
+            f"Training cannot start from {shown_path(folder)}: {reason}. Name a folder with a Qwen3 model that fits."
+        ) from None
     return architecture, from_qwen3(tensors, model), digest.hexdigest()
+
+
+def read_config(path: Path) -> dict:
+    """The content of config.json. Raises ValueError or RecursionError."""
+    if path.stat().st_size > MAX_CONFIG:
+        raise ValueError("its config.json is too large")
+    config = json.loads(path.read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is not a JSON object")
+    return config

@@ -1,4 +1,15 @@
-"""The finished model, gpt_model.pt: weights, architecture, tokenizer and a summary of its training."""
+"""The finished model in one file, gpt_model.pt: all that generation needs.
+
+It is a dict that safe_load.py writes and reads:
+
+    format_version   int     1
+    kind             str     "TinyLittleGPT model"
+    architecture     dict    the arguments of GPT: vocab_size and the fields of config.Model
+    weights          dict    the state dict of the GPT, fp32
+    tokenizer        dict    kind ("char", "bpe", or "none" for bare ids), json (its file's text), sha256 (of that text)
+    training         dict    summary of the training, plain values: steps, val_bits_per_byte (None for bare ids), and in
+                             files of train.py tokens_seen, val_loss, settings, data, init_from
+"""
 
 from pathlib import Path
 
@@ -6,39 +17,47 @@ from torch import Tensor
 
 from model.gpt import GPT
 from model.metrics import show_bits_per_byte
-from model.storage.checks import FORMAT_VERSION, check_tensors, field, is_number, is_whole, load_format, skeleton
+from model.storage.checks import (
+    FORMAT_VERSION,
+    check_tensors,
+    is_integer,
+    is_number,
+    load_versioned,
+    meta_model,
+    require,
+)
 from model.storage.safe_load import save
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from plumbing.errors import UserError
 from plumbing.text import shown_path
 
+KIND = "TinyLittleGPT model"
+
 
 def show_training(training: dict) -> str:
-    """What a model's file says of its training: "trained for 830 steps, validation 1.650 bits per byte"."""
+    """The summary in a model file as text: "trained for 830 steps, validation 1.650 bits per byte"."""
     per_byte = show_bits_per_byte(training["val_bits_per_byte"])
     return f"trained for {training['steps']:,} steps, validation {per_byte}"
 
 
 def save_model(
-    path: Path, model: GPT, tokenizer: Tokenizer, training: dict, weights: dict[str, Tensor] | None = None
+    path: Path, model: GPT, tokenizer: Tokenizer | BareIds, training: dict, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write the model file, and read it back. `training`: plain values that say how the model came about. `weights`:
-    where the model holds only a part of them, all of them."""
-    save(
-        path,
-        {
-            "format_version": FORMAT_VERSION,
-            "kind": "TinyLittleGPT model",
-            "architecture": model.architecture,
-            "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text, "sha256": tokenizer.sha256},
-            "training": training,
-            "weights": model.state_dict() if weights is None else weights,
-        },
-    )
+    """Write a model file and read it back. `training` is the summary; `weights` is the complete state dict, for a model
+    that holds only a shard of it. Raises OSError or UserError."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "kind": KIND,
+        "architecture": model.architecture,
+        "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text, "sha256": tokenizer.sha256},
+        "training": training,
+        "weights": model.state_dict() if weights is None else weights,
+    }
+    save(path, content)
     load_model(path)
 
 
-def load_model(path: Path) -> tuple[GPT, Tokenizer, dict]:
+def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
     """Read a model file: (model in eval mode on the CPU, tokenizer, training summary). Raises UserError."""
     path = Path(path)
     if not path.is_file():
@@ -46,27 +65,45 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer, dict]:
             f"There is no model {shown_path(path)}. Train one with train.py (characters) or trainv2.py (BPE), "
             "or name another file with --model."
         )
-    foreign = f"{shown_path(path)} is not a model that train.py or trainv2.py wrote"
     try:
-        content = load_format(path)
-        if content.get("kind") != "TinyLittleGPT model":
-            raise UserError(f"{foreign}, but a checkpoint or something else. Its run's model is gpt_model.pt.")
-        weights, architecture = field(content, "weights", dict), field(content, "architecture", dict)
-        check_tensors(weights, skeleton(architecture, weights).state_dict())
-        text = field(field(content, "tokenizer", dict), "json", str)
-        if content["tokenizer"].get("kind") == "none":
-            tokenizer = BareIds(architecture["vocab_size"])
-        else:
-            tokenizer = Tokenizer(text, f"the tokenizer in {shown_path(path)}")
-        if (tokenizer.vocab_size, tokenizer.sha256) != (architecture["vocab_size"], content["tokenizer"].get("sha256")):
-            raise ValueError("its tokenizer does not belong to its weights")
-        training = field(content, "training", dict)
-        bits_known = is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
-        data_known = isinstance(training.get("data", {}), dict)
-        if not (is_whole(training.get("steps"), 0) and bits_known and data_known):
-            raise ValueError("its summary of the training is incomplete")
+        content = load_versioned(path)
+        if content.get("kind") != KIND:
+            raise UserError(
+                f"{shown_path(path)} is a checkpoint or another file, not a finished model. "
+                "Training writes the model to gpt_model.pt (--model-file) when it ends."
+            )
+        architecture, weights = require(content, "architecture", dict), require(content, "weights", dict)
+        check_tensors(weights, meta_model(architecture, weights).state_dict())
+        tokenizer = read_tokenizer(require(content, "tokenizer", dict), architecture["vocab_size"], path)
+        training = require(content, "training", dict)
+        check_summary(training, tokenizer)
         model = GPT(**architecture)
         model.load_state_dict(weights)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{foreign}, or it is damaged: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{shown_path(path)} is not a model that train.py or trainv2.py wrote, or it is damaged: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
     return model.eval(), tokenizer, training
+
+
+def read_tokenizer(content: dict, vocab_size: int, path: Path) -> Tokenizer | BareIds:
+    """The tokenizer in the model file at `path`. Raises UserError or ValueError."""
+    text = require(content, "json", str)
+    if content.get("kind") == "none":
+        tokenizer = BareIds(vocab_size)
+    else:
+        tokenizer = Tokenizer(text, f"the tokenizer in {shown_path(path)}")
+    if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, content.get("sha256")):
+        raise ValueError("its tokenizer does not belong to its weights")
+    return tokenizer
+
+
+def check_summary(training: dict, tokenizer: Tokenizer | BareIds) -> None:
+    """Check those values of the training summary that scripts use. Raises ValueError."""
+    if not is_integer(training.get("steps"), 0):
+        raise ValueError("its training summary has no number of steps")
+    if not is_number(training.get("val_bits_per_byte")) and tokenizer.kind != "none":
+        raise ValueError("its training summary has no validation result")
+    if not isinstance(training.get("data", {}), dict):
+        raise ValueError("its training summary does not describe its data")

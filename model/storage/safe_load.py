@@ -1,17 +1,17 @@
-"""The .pt files of this project: written whole or not at all, and read without running anything that stands in them.
+"""Save and load .pt files: written completely or not at all, and read without running any code they contain.
 
 A .pt file of torch.save is a zip archive:
 
-    archive/data.pkl    the content, as a pickle: not data, but a program for a small stack machine, which makes it
-    archive/data/0      the numbers of a tensor, or of several that are views of one long vector; archive/data/1, ...
+    archive/data.pkl    the content as a pickle, which is a program for a small stack machine
+    archive/data/0      the numbers of a tensor, or of several tensors that share them; archive/data/1, ...
 
-A pickle can call any function of Python, so whoever opens a stranger's file with Python's own unpickler lets a stranger
-run code. torch.load(..., weights_only=True) knows fewer operations, but allocates what the file asks for and compares
-no checksums. So here is the whole machine, with only those operations that torch.save needs for tensors and plain
-values; anything else ends the reading. Sizes are compared with the file's before memory is taken.
+A pickle can call any Python function, so whoever opens a stranger's file with Python's unpickler runs the stranger's
+code. torch.load(..., weights_only=True) allows fewer operations, but allocates whatever the file asks for and verifies
+no checksums. This module has its own unpickler, with only the operations that torch.save needs for tensors and plain
+values. It refuses everything else, and compares sizes with the file's size before it allocates memory.
 
-Behind the archive, as its comment, stands the SHA-256 of all before it: no changed bit goes unnoticed, wherever it is.
-(It tells damage, not forgery: who forges a file can compute it too.)
+The archive's comment, at the end of the file, is the SHA-256 of everything before it, so a flipped bit is noticed
+wherever it is. (This detects damage, not forgery: whoever forges a file can compute the checksum too.)
 
     >>> save(path, {"step": 250, "weights": {"norm": torch.ones(3)}})
     >>> load(path)
@@ -32,23 +32,24 @@ from torch import Tensor
 from plumbing.files import CHUNK, whole_file
 from plumbing.text import shown_path
 
+# The only names that a pickle may ask for.
 DTYPES = {"torch FloatStorage": torch.float32, "torch ByteStorage": torch.uint8}
-TENSOR, ORDERED = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
+REBUILD_TENSOR, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 
-# Far above what a model of a thousand layers or a tokenizer of 65,536 ids needs, and far below what a laptop has.
+# Far above what a model of a thousand layers or a tokenizer of 65,536 ids needs, far below what a laptop can hold.
 MAX_PROGRAM = 12_000_000  # bytes of data.pkl
-MAX_OPERATIONS = 400_000  # each makes at most a small object
+MAX_OPERATIONS = 400_000  # each makes at most one small object
 MAX_MEMBERS = 20_000  # of the archive
 
-END = b"PK\5\6"  # the zip format's end record: 22 bytes, the last two of which count those of the comment behind them
-DIGEST = 64  # characters
+END_RECORD = b"PK\5\6"  # ends a zip archive: 22 bytes, the last two are the length of the comment after them
+DIGEST_SIZE = 64  # characters
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-class Hashed:
-    """A file for torch.save to write to, which keeps the SHA-256 of what was written."""
+class HashingFile:
+    """A file for torch.save to write to that computes the SHA-256 of what is written."""
 
     def __init__(self, file):
         self.file, self.flush, self.hash = file, file.flush, hashlib.sha256()
@@ -59,57 +60,57 @@ class Hashed:
 
 
 def save(path: Path, content: dict) -> None:
-    """Write a dict of tensors and plain values. Raises OSError where the disk does not take it."""
+    """Write a dict of tensors and plain values. Raises OSError if the disk refuses it."""
     with whole_file(path) as file:
-        hashed = Hashed(file)
+        hashing = HashingFile(file)
         try:
-            torch.save(content, hashed)
-        except RuntimeError as error:  # torch trips over the file that it could not write, and says nothing of the disk
+            torch.save(content, hashing)
+        except RuntimeError as error:  # torch fails on the half-written file and hides the disk's own error
             cause = error.__context__
             raise cause if isinstance(cause, OSError) else OSError(f"{shown_path(path)}: {error}") from None
         file.seek(-2, os.SEEK_END)
-        file.write(DIGEST.to_bytes(2, "little") + hashed.hash.hexdigest().encode())
+        file.write(DIGEST_SIZE.to_bytes(2, "little") + hashing.hash.hexdigest().encode())
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def load(path: Path) -> dict:
-    """Read what `save` wrote, onto the CPU. Raises ValueError with a reason for anything else."""
+    """Read what `save` wrote, onto the CPU. Raises ValueError with a reason for any other file."""
     try:
         with open(path, "rb") as file:
             check_digest(file)
             with zipfile.ZipFile(file) as archive:
-                return Content(archive).read()
-    except Exception as error:  # a truncated or foreign file raises whatever its first wrong byte leads to
+                return Archive(archive).content()
+    except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from None
 
 
 def check_digest(file) -> None:
     """Compare the file with the SHA-256 at its end. Raises ValueError."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - DIGEST - 22))
+    file.seek(max(0, size - DIGEST_SIZE - 22))
     end = file.read()
     file.seek(0)
     if file.read(4) != b"PK\3\4":
-        raise ValueError("not a file of torch.save")
-    if end[:4] != END or int.from_bytes(end[20:22], "little") != DIGEST:
-        raise ValueError("cut short, or not written by this project")
+        raise ValueError("it was not written by torch.save")
+    if end[:4] != END_RECORD or int.from_bytes(end[20:22], "little") != DIGEST_SIZE:
+        raise ValueError("it is cut short, or was not written by this project")
     file.seek(0)
-    digest, members, left = hashlib.sha256(), 0, size - DIGEST - 2
+    digest, members, left = hashlib.sha256(), 0, size - DIGEST_SIZE - 2
     while chunk := file.read(min(CHUNK, left)):
         digest.update(chunk)
-        members += chunk.count(b"PK\1\2")  # each of which Python's zipfile turns into an object
+        members += chunk.count(b"PK\1\2")  # Python's zipfile makes an object for each
         left -= len(chunk)
-    digest.update(bytes(2))  # the comment was empty when it was computed
+    digest.update(bytes(2))  # the comment was empty when the digest was computed
     if digest.hexdigest().encode() != end[22:]:
-        raise ValueError("damaged: its bytes do not have the checksum at its end")
+        raise ValueError("it is damaged: its bytes do not match the checksum at its end")
     if members > MAX_MEMBERS:
-        raise ValueError(f"{members:,} parts are too many")
+        raise ValueError(f"its archive has {members:,} members, too many")
 
 
-class Content:
-    """The content of an archive, its tensors read when the program comes to them."""
+class Archive:
+    """A checked zip archive of torch.save, which reads the numbers of a tensor when the pickle asks for them."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self.archive, self.members, self.storages = archive, {}, {}
@@ -119,107 +120,135 @@ class Content:
             self.members[member.filename.partition("/")[2]] = member
         size = sum(member.file_size for member in self.members.values())
         if len(self.members) < len(archive.infolist()) or size > archive.start_dir:
-            raise ValueError("its parts overlap")
-        if self.archive.read(self.members["byteorder"].filename) != b"little":
+            raise ValueError("the members of its archive overlap")
+        if archive.read(self.members["byteorder"].filename) != b"little":
             raise ValueError("its numbers are not little-endian")
 
-    def read(self) -> dict:
-        member = self.members["data.pkl"]
-        if member.file_size > MAX_PROGRAM:
-            raise ValueError(f"data.pkl has {member.file_size:,} bytes, too many")
-        return execute(self.archive.read(member), self.storage, tensor_of)
+    def content(self) -> dict:
+        program = self.members["data.pkl"]
+        if program.file_size > MAX_PROGRAM:
+            raise ValueError(f"data.pkl has {program.file_size:,} bytes, too many")
+        return Unpickler(self.storage).run(self.archive.read(program))
 
-    def storage(self, pid: tuple) -> Tensor:
-        """The numbers named by a persistent id ("storage", type, key, device, number): one long vector."""
-        _, kind, key, _, number = pid
-        if not (isinstance(kind, str) and isinstance(key, str) and isinstance(number, int)):
-            raise ValueError("it names numbers in a way that torch.save does not")
-        dtype, member = DTYPES[kind], self.members[f"data/{key}"]
-        if member.file_size != number * dtype.itemsize:
-            raise ValueError(f"{number:,} numbers are said to be in {member.file_size:,} bytes")
-        if key not in self.storages:  # zipfile compares the CRC-32
+    def storage(self, persistent_id: tuple) -> Tensor:
+        """The numbers that ("storage", type, key, device, count) names, as one vector."""
+        _, dtype_name, key, _, count = persistent_id
+        if not (isinstance(dtype_name, str) and isinstance(key, str) and isinstance(count, int)):
+            raise ValueError("it refers to numbers in a way that torch.save does not")
+        dtype, member = DTYPES[dtype_name], self.members[f"data/{key}"]
+        if member.file_size != count * dtype.itemsize:
+            raise ValueError(f"it claims {count:,} numbers in {member.file_size:,} bytes")
+        if key not in self.storages:  # zipfile verifies the CRC-32
             self.storages[key] = torch.frombuffer(bytearray(self.archive.read(member)), dtype=dtype)
         return self.storages[key]
 
 
-def tensor_of(storage: Tensor, offset: int, size: tuple, stride: tuple, *_) -> Tensor:
-    """A tensor of this size, as a view of the vector `storage` from `offset` on."""
+def tensor_view(storage: Tensor, offset: int, size: tuple, stride: tuple, *_) -> Tensor:
+    """A contiguous tensor of this size as a view of the vector `storage` from `offset` on. Raises ValueError."""
     if len(size) > 4 or not all(type(number) is int for number in (offset, *size, *stride)):
-        raise ValueError("a tensor has a size that is no number")
+        raise ValueError("the size of a tensor is not made of whole numbers")
     if offset < 0 or min(size, default=1) < 1 or offset + prod(size) > len(storage):
-        raise ValueError(f"a tensor of the size {size} does not fit into {len(storage):,} numbers")
+        raise ValueError(f"a tensor of size {size} does not fit into {len(storage):,} numbers")
     tensor = storage[offset : offset + prod(size)].view(size)
     if tensor.stride() != stride:
-        raise ValueError("a tensor whose numbers do not lie one behind the other")
+        raise ValueError("a tensor is not contiguous")
     return tensor
 
 
-def execute(program: bytes, storage: Callable, tensor: Callable) -> object:
-    """Run a pickle on a machine that can make dicts, lists, tuples, numbers, text, and tensors; nothing else.
+class Unpickler:
+    """A stack machine for pickles that can make dicts, lists, tuples, numbers, text, and tensors; nothing else.
 
-    storage(persistent id) and tensor(storage, offset, size, stride, ...) are called where the program asks for one.
-    The operations are described in Python's module pickletools.
+    It calls `storage` with the persistent id of each tensor's numbers. Python's module pickletools describes the
+    operations. Whatever is wrong with the program raises an error: ValueError with a reason where this class looks for
+    it, else that of the Python operation that fails.
     """
-    stack, marks, memo = [], [], {}
 
-    def since_mark() -> list:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
+    def __init__(self, storage: Callable[[tuple], Tensor]):
+        self.storage = storage
+        self.stack: list = []
+        self.marks: list[int] = []  # lengths of the stack at the MARK operations that are still open
+        self.memo: dict[int, object] = {}
+
+    def run(self, program: bytes) -> object:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(program)):
+            if count == MAX_OPERATIONS:
+                raise ValueError(f"its pickle has more than {count:,} operations")
+            if operation.name == "STOP":
+                return self.stack.pop()
+            self.execute(operation.name, argument)
+        raise ValueError("its pickle has no end")
+
+    def execute(self, operation: str, argument: object) -> None:
+        match operation:
+            case "PROTO":  # the version of the pickle format
+                pass
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                self.stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[operation])
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_LIST":
+                self.stack.append([])
+            case "EMPTY_TUPLE":
+                self.stack.append(())
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                self.stack.append(self.recall(argument))
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "TUPLE":
+                self.stack.append(tuple(self.pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self.pop(int(operation[-1]))))
+            case "APPEND" | "APPENDS":
+                items = self.pop(1) if operation == "APPEND" else self.pop_to_mark()
+                self.stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                self.set_items(self.pop(2) if operation == "SETITEM" else self.pop_to_mark())
+            case "GLOBAL":
+                if argument not in (*DTYPES, REBUILD_TENSOR, ORDERED_DICT):
+                    raise ValueError(f"it asks for {argument!r}, which is neither a tensor nor a plain value")
+                self.stack.append(argument)
+            case "BINPERSID":
+                self.stack.append(self.storage(self.stack.pop()))
+            case "REDUCE":
+                function, arguments = self.pop(2)
+                self.stack.append(self.call(function, arguments))
+            case "BUILD":  # sets an attribute that torch gives to a state_dict; nothing here needs it
+                self.stack.pop()
+            case _:
+                raise ValueError(f"it has the operation {operation}, which no tensor or plain value needs")
+
+    def pop(self, count: int) -> list:
+        """Take the top items off the stack, in the order they were pushed."""
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def pop_to_mark(self) -> list:
+        """Take all items pushed since the last MARK off the stack, in the order they were pushed."""
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
         return items
 
-    for count, (operation, argument, _) in enumerate(pickletools.genops(program)):
-        name = operation.name
-        if count == MAX_OPERATIONS:
-            raise ValueError(f"more than {count:,} operations")
-        match name:
-            case "PROTO":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                stack.append(argument)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                if not isinstance(memo[argument], str):  # a list of twice a list of twice a list ... has no end
-                    raise ValueError("it uses something twice that is neither a text nor a name")
-                stack.append(memo[argument])
-            case "MARK":
-                marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                items = [stack.pop() for _ in range(int(name[-1]))]
-                stack.append(tuple(reversed(items)))
-            case "APPEND" | "APPENDS":
-                items = since_mark() if name == "APPENDS" else [stack.pop()]
-                stack[-1] += items
-            case "SETITEM" | "SETITEMS":
-                items = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                if not all(isinstance(key, str) for key in items[::2]):
-                    raise ValueError("a dict has a key that is no text")
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            case "GLOBAL":
-                if argument not in (*DTYPES, TENSOR, ORDERED):
-                    raise ValueError(f"it asks for {argument!r}, which is neither a tensor nor a plain value")
-                stack.append(argument)
-            case "BINPERSID":
-                stack.append(storage(stack.pop()))
-            case "REDUCE":  # call a function
-                arguments, function = stack.pop(), stack.pop()
-                if function == ORDERED and arguments == ():
-                    stack.append({})
-                elif function == TENSOR:
-                    stack.append(tensor(*arguments))
-                else:
-                    raise ValueError("it calls what is no function")
-            case "BUILD":  # an attribute that torch gives to a state_dict; nothing here needs it
-                stack.pop()
-            case _:
-                raise ValueError(f"it has the operation {name}, which no tensor or plain value needs")
-    raise ValueError("its program has no end")
+    def recall(self, key: int) -> str:
+        """A text or name from the memo. Nothing else: lists of the same list twice, nested, would grow without end."""
+        if not isinstance(self.memo[key], str):
+            raise ValueError("it uses an object twice that is neither a text nor a name")
+        return self.memo[key]
+
+    def set_items(self, items: list) -> None:
+        """Put [key, value, key, value, ...] into the dict on top of the stack."""
+        keys, values = items[::2], items[1::2]
+        if not all(isinstance(key, str) for key in keys):
+            raise ValueError("a dict has a key that is not text")
+        self.stack[-1].update(zip(keys, values, strict=True))
+
+    def call(self, function: object, arguments: tuple) -> object:
+        """The only two functions that a pickle may call."""
+        if function == ORDERED_DICT and arguments == ():
+            return {}
+        if function == REBUILD_TENSOR:
+            return tensor_view(*arguments)
+        raise ValueError("it calls something that is not an allowed function")

@@ -73,9 +73,8 @@ def test_prompt_and_text_are_ids(bare, capfdbinary, monkeypatch):
     for prompt in ("def", "-1", "1.5", str(ids), "9" * 5000, "²"):
         with pytest.raises(UserError, match=f"texts are ids from 0 to {ids - 1}"):
             generate.main(*generation_flags(CHAR, "", [*model, "--prompt", prompt]))
-    with pytest.raises(UserError, match="has no tokenizer to take along"):
-        settings_, args = export_huggingface.command_line(["--model", str(settings.model_file), "--output", "nowhere"])
-        export_huggingface.main(settings_, args)
+    with pytest.raises(UserError, match="no tokenizer, so it cannot be exported"):
+        export_huggingface.main(["--model", str(settings.model_file), "--output", "nowhere"])
     with pytest.raises(UserError, match="cannot read a text"):
         surprise_map.main(*surprise_map.command_line([__file__, "--model", str(settings.model_file)]))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import SMALL, random_model
 
+from model.storage import onnx_file
 from model.storage.model_file import save_model
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
 from plumbing.errors import UserError
@@ -24,7 +25,7 @@ def exported(tmp_path_factory):
     model = random_model({**SMALL, "vocab_size": tokenizer.vocab_size, "rotary_base": 30.0})
     save_model(folder / "model.pt", model, tokenizer, {"steps": 1, "val_bits_per_byte": 2.5})
     flags = ["--model", str(folder / "model.pt"), "--output", str(folder / "tiny.onnx")]
-    export_onnx.main(*export_onnx.command_line(flags))
+    export_onnx.main(flags)
     return folder / "tiny.onnx", model, tokenizer
 
 
@@ -55,23 +56,23 @@ def test_the_file_brings_its_tokenizer(exported):
 def test_a_graph_that_computes_otherwise_is_not_written(exported, tmp_path, monkeypatch):
     """The check after the export, with an exporter that mistakes the sign of the positions."""
     path, _, _ = exported
-    rotate = export_onnx.rotate
-    monkeypatch.setattr(export_onnx, "rotate", lambda x, cos, sin: rotate(x, cos, -sin * 0.5))
+    rotate = onnx_file.rotate
+    monkeypatch.setattr(onnx_file, "rotate", lambda x, cos, sin: rotate(x, cos, -sin * 0.5))
     flags = ["--model", str(path.parent / "model.pt"), "--output", str(tmp_path / "wrong.onnx")]
     with pytest.raises(UserError, match="--output would replace"):
-        export_onnx.main(*export_onnx.command_line([*flags[:3], flags[1]]))
-    with pytest.raises(UserError, match="differs from the model"):
-        export_onnx.main(*export_onnx.command_line(flags))
+        export_onnx.main([*flags[:3], flags[1]])
+    with pytest.raises(UserError, match="differ from the model"):
+        export_onnx.main(flags)
     assert not (tmp_path / "wrong.onnx").exists()
 
 
 def test_a_missing_package_is_one_sentence(exported, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(UserError, match="--extra onnx"):
-        export_onnx.to_onnx(exported[1], {})
+        onnx_file.to_onnx(exported[1], {})
 
 
 def test_a_model_too_large_for_one_file_is_one_sentence(exported, monkeypatch):
-    monkeypatch.setattr(export_onnx, "LARGEST", 1000)
-    with pytest.raises(UserError, match="ends at 2 GiB"):
-        export_onnx.to_onnx(exported[1], {})
+    monkeypatch.setattr(onnx_file, "MAX_WEIGHTS", 1000)
+    with pytest.raises(UserError, match="at most 2 GiB"):
+        onnx_file.to_onnx(exported[1], {})

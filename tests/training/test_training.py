@@ -282,7 +282,7 @@ def test_fresh_moves_a_run_and_nothing_else(char):
         train.main(replace(char, n_head=3), fresh=True)
     assert sorted(char.checkpoint_dir.iterdir()) == run
     (char.checkpoint_dir / "thesis.txt").touch()
-    with pytest.raises(UserError, match=r"char holds thesis.txt, which is no part of a run.*--checkpoint-dir"):
+    with pytest.raises(UserError, match=r"char contains thesis.txt, which is not part of a run.*--checkpoint-dir"):
         train.main(char, fresh=True)
     assert set(char.checkpoint_dir.iterdir()) > set(run)
 

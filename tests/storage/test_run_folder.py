@@ -1,0 +1,60 @@
+"""Only one training at a time works in the folder of a run."""
+
+import os
+import signal
+import time
+
+import pytest
+from faults import end_of, start
+from runs import steps_of
+from stored_runs import script
+
+import train
+from model.storage import run_folder
+from model.storage.run_folder import only_training_in
+from plumbing.errors import UserError
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
+
+
+def test_two_trainings_do_not_work_in_one_folder(interrupted_run, tmp_path):
+    with only_training_in(interrupted_run.checkpoint_dir):
+        for fresh in (False, True):
+            with pytest.raises(UserError, match=r"Another training is using .*run.*--checkpoint-dir"):
+                train.main(interrupted_run, fresh=fresh)
+        code = end_of(start(script(interrupted_run), errors=tmp_path / "errors"))  # and in another process
+        assert code == 1 and "Another training" in (tmp_path / "errors").read_text()
+    assert steps_of(interrupted_run) == ["step_00000005.pt"]
+    train.main(interrupted_run, fresh=False)
+
+
+def test_without_a_lock_two_trainings_would_work_in_one_folder(interrupted_run, monkeypatch):
+    monkeypatch.setattr(run_folder, "try_lock", lambda file: True)
+    with only_training_in(interrupted_run.checkpoint_dir):
+        assert train.main(interrupted_run, fresh=False) == 0
+
+
+def test_only_a_trainings_own_leftovers_are_removed(interrupted_run):
+    folder = interrupted_run.checkpoint_dir
+    own = [folder / "step_00000010.pt.7.tmp", folder / "log.jsonl.7.tmp"]
+    others = [folder / "notes.tmp", folder / "step_00000010.pt.tmp", folder / "step_00000011.pt.7.tmp"]
+    for path in (*own, *others[:2]):
+        path.touch()
+    others[2].mkdir()
+    with only_training_in(folder):
+        assert not any(path.exists() for path in own) and all(path.exists() for path in others)
+
+
+def test_a_killed_training_holds_no_lock(interrupted_run):
+    def training():
+        with only_training_in(interrupted_run.checkpoint_dir):
+            time.sleep(60)
+
+    pid = start(training)
+    time.sleep(0.3)
+    with pytest.raises(UserError, match="Another training"), only_training_in(interrupted_run.checkpoint_dir):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    end_of(pid)
+    with only_training_in(interrupted_run.checkpoint_dir):
+        pass
