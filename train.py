@@ -52,7 +52,8 @@ from model.storage.run_folder import move_aside, only_training_in
 from model.training import distributed
 from model.training import estimate as costs
 from model.training.choose_step import COMPILE_FROM, pick_step, seconds_a_step
-from model.training.optimizer import Optimizer, learning_rate_at
+from model.training.optimizer import Optimizer
+from model.training.schedule import learning_rate_at
 from model.training.setup import begin_from, check_settings, compare, open_inputs, plain, show_plan
 from model.training.stop import StopFlag, Stopped
 from plumbing.text import duration
@@ -124,13 +125,11 @@ def evaluate(model: GPT, data: TokenFile, stop: StopFlag, at_most: int = 0) -> t
 
 
 def make_optimizer(model: GPT, settings: Settings, dtype: torch.dtype) -> Optimizer:
-    """The optimizer of a model, with the rates and memories that the settings give."""
-    names = "learning_rate muon_rate weight_decay beta1 beta2 momentum".split()
+    """The optimizer of a model, with the settings' learning rates."""
     kind = Optimizer
     if settings.shard_model:
         from model.training.sharded_optimizer import ShardedOptimizer as kind  # what it needs takes a second to import
-    values = {name: getattr(settings, name) for name in names}
-    return kind(model, **values, dtype=dtype, orthogonalise=distributed.orthogonalise_together)
+    return kind(model, settings, dtype, distributed.orthogonalise_together)
 
 
 class Batches:

@@ -101,7 +101,7 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
     dtype = pick_dtype("auto", device)
     tied = shape["vocab_size"] > 1000  # as the peer's are, which for few ids makes no difference
     model = GPT(**shape, tie_embeddings=tied).to(device).compute_in(dtype)
-    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9, dtype)
+    optimizer = Optimizer(model, CHAR, dtype)
     loss_of = torch.compile(model.loss, dynamic=False) if compile else model.loss
     idx, targets = torch.randint(shape["vocab_size"], (2, batch_size, block_size), device=device)
     rate = torch.ones((), device=device)

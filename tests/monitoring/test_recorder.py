@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import train
+from config import CHAR
 from dataset import open_tokens, token_writer
 from model.gpt import GPT
 from model.interpretation import forward_pass as microscope
@@ -136,7 +137,7 @@ def test_a_look_against_plain_pytorch(parts):
 
 def test_gradients_and_updates_by_layer(parts):
     made, model, _, tokenizer = parts
-    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    optimizer = Optimizer(model, CHAR)
     idx = torch.randint(tokenizer.vocab_size, (3, 24))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     made.before(1)

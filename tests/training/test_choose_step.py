@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from config import CHAR
 from model.gpt import GPT
 from model.training import choose_step as speed
 from model.training.choose_step import Recorded, compiler_missing, pick_step, seconds_a_step, worth_compiling
@@ -15,7 +16,7 @@ from model.training.optimizer import Optimizer
 def test_steps_that_are_timed_leave_no_trace():
     """Even steps at the full rate, with dropout, on a model that has taken a step already."""
     model = GPT(10, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.1)
-    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    optimizer = Optimizer(model, CHAR)
     idx, taken = torch.arange(8)[None], []
 
     def step(idx, targets, rate):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from config import ROOT
+from config import CHAR, ROOT
 from model.gpt import GPT
 from model.training import estimate as costs
 from model.training.optimizer import Optimizer
@@ -20,7 +20,7 @@ from model.training.optimizer import Optimizer
 def make(**shape):
     torch.manual_seed(0)
     model = GPT(50, block_size=16, **{"n_layer": 2, "n_head": 2, "n_embd": 32} | shape)
-    return model, Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9)
+    return model, Optimizer(model, CHAR)
 
 
 def test_arithmetic_by_hand():
