@@ -68,9 +68,7 @@ def check_device(settings: Settings) -> int:
     wrong = {name: by for name, by in found.items() if not by <= device_check.TOLERANCE}
     if wrong:
         name, by = next(iter(wrong.items()))
-        print(
-            f"{len(wrong)} of {len(found)} results are wrong. The first is the {name}, off by {by:.1e}."
-        )
+        print(f"{len(wrong)} of {len(found)} results are wrong. The first is the {name}, off by {by:.1e}.")
         print(f"{device}: do not trust this device with this torch ({torch.__version__}). Train with --device cpu.")
         return 1
     print(f"{device}: agrees")
