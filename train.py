@@ -56,8 +56,8 @@ from model.training.optimizer import Optimizer
 from model.training.schedule import learning_rate_at
 from model.training.setup import begin_from, check_settings, compare, open_inputs, plain, show_plan
 from model.training.stop import StopFlag, Stopped
-from plumbing import text
 from plumbing.text import duration
+from plumbing.text import time_left as remaining_time
 
 # === one step, one evaluation ========================================================================================
 
@@ -449,7 +449,7 @@ def start_or_resume(
                 loss = distributed.mean(loss)
                 check_finite(loss, norm)
                 now = time.perf_counter()
-                left = text.time_left(step - resumed_at, settings.max_steps - resumed_at, now - begin)
+                left = remaining_time(step - resumed_at, settings.max_steps - resumed_at, now - begin)
                 tokens = steps_timed * settings.batch_size * settings.block_size
                 figures = {
                     "loss": loss.item(),

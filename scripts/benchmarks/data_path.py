@@ -56,8 +56,9 @@ print(time.perf_counter() - start)
 # Runs a script in this process, then prints its peak memory. (The system's figure for a child process includes its
 # parent's memory.)
 WITH_PEAK = """
-import runpy, sys
+import os, runpy, sys
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:

@@ -1,11 +1,12 @@
 """The benchmark's own arithmetic and its way to measure a peer. What it measures is for the person who runs it."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from config import CHAR
+from config import CHAR, ROOT
 from plumbing.errors import UserError
 from scripts import benchmark
 from scripts.benchmarks import common, races, scaling, training
@@ -103,6 +104,25 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
     assert float(row["ratio"]) == pytest.approx(row["nanoGPT, s"] / row["ours, s"], rel=0.05)
     assert (nanogpt / "data" / "tinylittlegpt_char" / "val.bin").read_bytes() == char.val_file.read_bytes()
     assert CHAR.train_file.name == char.train_file.name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_every_step_of_the_data_path_is_measured(tmp_path, capsys, monkeypatch):
+    """On a megabyte, with the scripts themselves."""
+    flags = ["--megabytes", "1", "--train-megabytes", "0.1", "--rounds", "1", "--scratch", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "data", str(ROOT / "plumbing"), *flags])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    benchmark.main()
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    rows = {line[1].strip(): [cell.strip() for cell in line[2:-1]] for line in table}
+    assert len(rows) == 7 and all(float(row[0].replace(",", "")) > 0 for row in rows.values())
+    assert rows["parquet to text"][1].startswith("to_pylist ") and rows["parquet to text"][4].endswith("%")
+    assert [step for step, row in rows.items() if row[5]] == [
+        "parquet to text",
+        "sample a fifth",
+        "characters to ids, the script",
+        "BPE to ids, the script",
+    ]
 
 
 def test_a_race_needs_a_peer(capsys, monkeypatch):
