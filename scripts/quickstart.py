@@ -1,14 +1,14 @@
-"""The whole pipeline in one go, on the standard library of the running Python: no account, no download.
+"""The whole pipeline in one command, on the Python standard library: no account and no download needed.
 
     python scripts/quickstart.py
     python scripts/quickstart.py --minutes 15
 
 Reads   Python's own source files
 Writes  data/ (parquet, corpus, tokenizers, token files), checkpoints/, gpt_model.pt
-Next    the README, to do each step again by hand, on your own files
+Next    generate.py and generatev2.py; then the README, to do each step again with your own files
 
-It runs the very scripts that you would run, and prints each command before it runs it, so its output is a tutorial too.
-Stop it when you like: run again, it goes on where it stopped.
+It runs the same scripts that you would run and prints each command first, so its output doubles as a tutorial. Stop it
+whenever you like: the same command resumes where it stopped.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import _root
 
@@ -27,65 +28,73 @@ from dataset import sidecar
 from plumbing.errors import run_script
 from plumbing.text import duration, shown_path
 
-FIXED_MINUTES = 1.0  # what everything but the two trainings takes on two cores
+
+class Step(NamedTuple):
+    title: str
+    command: str  # {minutes} is the time for one training
+    reads: tuple[Path, ...] = ()
+    writes: tuple[Path, ...] = ()  # the step is skipped if these are up to date; without any, it always runs
 
 
-def with_sidecars(*token_files: Path) -> list[Path]:
-    """Token files, and the descriptions without which they are unfinished."""
-    return [path for file in token_files for path in (file, sidecar(file))]
+def with_sidecars(*token_files: Path) -> tuple[Path, ...]:
+    """Token files and the descriptions that complete them."""
+    return tuple(path for file in token_files for path in (file, sidecar(file)))
 
 
+FIXED_MINUTES = 1.0  # everything except the two trainings, on two cores
 PARQUET = CHAR.parquet_dir / "folder.parquet"
 SAMPLE = DATA / "corpus_sample.txt"
+# The trainings read about 4 MB in their minutes, and scoring 6 % of it takes seconds. So few documents differ a lot
+# from draw to draw: the default seed picks mostly tables of encodings, which are too easy.
 CORPUS = "--corpus data/corpus_sample.txt"
-# 4 MB is what the trainings read in their minutes; scoring 6 % of it takes seconds and not a minute. With so few
-# documents, luck decides what is among them: the default seed draws mostly tables of encodings, and these are easy.
 STEPS = [
-    # title, command ({minutes} is a training's share), files read, files written
-    ("1. Gather source files", "ingestion/ingest_folder.py", [], [PARQUET]),
-    ("2. Extract their text", "scripts/extract_parquets_to_text.py", [PARQUET], [CHAR.corpus]),
-    ("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", [CHAR.corpus], [SAMPLE]),
-    (
+    Step("1. Gather source files", "ingestion/ingest_folder.py", (), (PARQUET,)),
+    Step("2. Extract their text", "scripts/extract_parquets_to_text.py", (PARQUET,), (CHAR.corpus,)),
+    Step("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", (CHAR.corpus,), (SAMPLE,)),
+    Step(
         "4. Train a character tokenizer",
         f"scripts/train_tokenizer_character_level.py {CORPUS}",
-        [SAMPLE],
-        [CHAR.tokenizer_file],
+        (SAMPLE,),
+        (CHAR.tokenizer_file,),
     ),
-    ("4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", [SAMPLE], [BPE.tokenizer_file]),
-    (
-        "5. Turn the text into characters' ids",
+    Step("4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", (SAMPLE,), (BPE.tokenizer_file,)),
+    Step(
+        "5. Turn the text into character ids",
         f"scripts/prepare_dataset.py {CORPUS} --val-fraction 0.06",
-        [SAMPLE, CHAR.tokenizer_file],
+        (SAMPLE, CHAR.tokenizer_file),
         with_sidecars(CHAR.train_file, CHAR.val_file),
     ),
-    (
+    Step(
         "5. Turn the text into BPE ids",
         f"scripts/prepare_dataset_bpe.py {CORPUS} --val-fraction 0.06",
-        [SAMPLE, BPE.tokenizer_file],
+        (SAMPLE, BPE.tokenizer_file),
         with_sidecars(BPE.train_file, BPE.val_file),
     ),
-    ("6. Train on characters", "train.py --minutes {minutes:g}", [], []),
-    ("7. Look at eight characters being chosen", 'generate.py --prompt "def " --tokens 8 --readable', [], []),
-    ("7. Let the character model write", 'generate.py --prompt "def " --tokens 400 --quiet', [], []),
-    ("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}", [], []),
-    ("7. Look at eight tokens being chosen", 'generatev2.py --prompt "def" --tokens 8 --readable', [], []),
-    ("7. Let the BPE model write", 'generatev2.py --prompt "def" --tokens 150 --quiet', [], []),
+    # Both trainings always run: they know where they stopped.
+    Step("6. Train on characters", "train.py --minutes {minutes:g}"),
+    Step("7. Watch the model choose eight characters", 'generate.py --prompt "def " --tokens 8 --readable'),
+    Step("7. Generate text with the character model", 'generate.py --prompt "def " --tokens 400 --quiet'),
+    Step("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}"),
+    Step("7. Watch the model choose eight tokens", 'generatev2.py --prompt "def" --tokens 8 --readable'),
+    Step("7. Generate text with the BPE model", 'generatev2.py --prompt "def" --tokens 150 --quiet'),
+]
+TRY_NEXT = [
+    f'{script} --prompt "def hello_world():" --tokens 64 --readable' for script in ("generate.py", "generatev2.py")
 ]
 
 
-def up_to_date(reads: list[Path], writes: list[Path]) -> bool:
-    """Whether all files to write are there, none older than a file to read. A step that names none always runs: the
-    trainings know by themselves where they stopped, and the generators write nothing."""
-    if not writes or not all(path.exists() for path in writes):
+def up_to_date(step: Step) -> bool:
+    """Whether all files that a step writes exist and are not older than the files it reads."""
+    if not step.writes or not all(path.exists() for path in step.writes):
         return False
-    newest = max((path.stat().st_mtime for path in reads), default=0)
-    return newest <= min(path.stat().st_mtime for path in writes)
+    newest = max((path.stat().st_mtime for path in step.reads), default=0)
+    return newest <= min(path.stat().st_mtime for path in step.writes)
 
 
 def run_command(command: str) -> int:
     """Run a script with this Python, its output going where ours goes. Returns its exit code.
 
-    Ctrl-C reaches the script by itself, and SIGTERM is passed on. We wait for it: a training saves before it ends.
+    Ctrl-C reaches the script directly, SIGTERM is passed on. We wait for it: a training saves before it ends.
     """
     process = subprocess.Popen([sys.executable, *shlex.split(command)], cwd=ROOT)  # noqa: S603 (our own scripts)
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -96,6 +105,15 @@ def run_command(command: str) -> int:
     return code
 
 
+def print_results() -> None:
+    """The score of each run, from its log."""
+    for name, settings in (("characters", CHAR), ("BPE", BPE)):
+        lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
+        last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
+        bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
+        print(f"{name:10} {bits}, after {last['step']:,} steps")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="about how long it may take in all [%(default)s]")
@@ -103,25 +121,23 @@ def main() -> int:
     minutes = round(max(0.1, (args.minutes - FIXED_MINUTES) / 2), 2)
 
     start = time.perf_counter()
-    print(f"From source files to two trained models, in about {args.minutes:g} minutes. What is run, you could type:")
-    for title, command, reads, writes in STEPS:
-        command = command.format(minutes=minutes)
-        print(f"\n=== {title}\n$ python {command}")
-        if up_to_date(reads, writes):
-            print(f"skipped: {', '.join(map(shown_path, writes))}: there already, and made from nothing newer")
-            continue
-        if code := run_command(command):
+    print(f"From source files to two trained models in about {args.minutes:g} minutes. You could type each command.")
+    for step in STEPS:
+        command = step.command.format(minutes=minutes)
+        print(f"\n=== {step.title}\n$ python {command}")
+        if up_to_date(step):
+            print(f"skipped: {', '.join(map(shown_path, step.writes))}: already up to date")
+        elif code := run_command(command):
             print(f"\nThat ended with exit code {code}.", file=sys.stderr)
-            print("Do what it says above, if anything; the quickstart, run again, goes on here.", file=sys.stderr)
+            print("Fix what the message above says, then run the quickstart again: it resumes here.", file=sys.stderr)
             return code if code > 0 else 128 - code
 
     print(f"\n=== Done in {duration(time.perf_counter() - start)}")
-    for name, settings in (("characters", CHAR), ("BPE", BPE)):
-        lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
-        last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
-        bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
-        print(f"{name:10} {bits}, after {last['step']:,} steps")
-    print("gpt_model.pt holds the BPE model. Next: open README.md, and do the steps again with your own files.")
+    print_results()
+    print("Both models are ready. Try each:")
+    for command in TRY_NEXT:
+        print(f"  python {command}")
+    print("Next: open README.md and do the steps again with your own files.")
     return 0
 
 

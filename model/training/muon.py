@@ -1,24 +1,24 @@
-"""Muon: momentum whose update is made orthogonal, for the matrices inside the blocks.
+"""Muon: momentum with an orthogonalised update, for the matrices inside the blocks.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon
 
-A gradient G = U S V^T moves a matrix almost wholly along its few largest singular directions. Muon replaces it by the
-nearest matrix with orthonormal rows or columns, U V^T: all singular values become 1, and the rare directions learn as
-fast as the common ones. A vocabulary has no such directions to share (each row belongs to one token), so the embedding,
-the head and the norms stay with AdamW (optimizer.py).
+A gradient G = U S V^T moves a matrix almost only along its few largest singular directions. Muon replaces it by the
+nearest matrix with orthonormal rows or columns, U V^T: all singular values become 1, so rare directions learn as fast
+as common ones. The embedding and the head do not benefit, because each of their rows belongs to one token; they and the
+norms stay with AdamW (optimizer.py).
 
-U V^T is not computed by an SVD but by a polynomial in matrix products, which is what processors are fast at:
+U V^T is computed without an SVD, by a polynomial in matrix products, which are what processors are fastest at:
 
     X <- a X + b (X X^T) X + c (X X^T)^2 X
 
-moves each singular value s to a s + b s^3 + c s^5 and leaves U and V alone. A few steps take every s near 1.
+maps each singular value s to a s + b s^3 + c s^5 and leaves U and V unchanged. A few steps bring every s close to 1.
 """
 
 import torch
 from torch import Tensor
 
-# (a, b, c) of each step: the polynomials that bring singular values from 0.001 to 1 nearest to 1, each given what the
-# ones before it have done. Amsel et al. 2025, The Polar Express (arXiv:2505.16932), where the values are listed.
+# (a, b, c) of each step: the polynomials that bring singular values between 0.001 and 1 as close to 1 as possible, each
+# given the results of those before it. Values from Amsel et al. 2025, The Polar Express (arXiv:2505.16932).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -26,18 +26,18 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-# Each polynomial is made for singular values up to what the one before it gives, and rises steeply beyond. Rounding to
-# bfloat16 carries some of them across, and the next steps then throw them to thousands. So all but the last take their
-# argument divided by this much, as the paper advises for low precision.
+# Each polynomial expects singular values up to the maximum of the one before it, and rises steeply beyond. Rounding to
+# bfloat16 pushes some values past that maximum, and later steps would blow them up to thousands. So all steps but the
+# last divide their input by this factor, as the paper advises for low precision.
 MARGIN = 1.01
 
 
 def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = MARGIN) -> Tensor:
-    """U V^T of each matrix U S V^T of a stack (k, m, n), nearly: singular values between 0.85 and 1.15, less where they
-    were under a thousandth of the norm. Three batched products a step, for the whole stack at once, in the precision of
-    the stack, of which bfloat16 is enough.
+    """U V^T of each matrix U S V^T in a stack (k, m, n), approximately: singular values come out between 0.85 and 1.15,
+    or lower where they were below a thousandth of the norm. Each step is three batched products over the whole stack,
+    in its precision; bfloat16 is enough.
     """
-    if matrices.size(1) > matrices.size(2):  # the products are as large as the first side: let that be the shorter one
+    if matrices.size(1) > matrices.size(2):  # the products are (m, m), so let m be the shorter side
         return orthogonalise(matrices.mT, coefficients, margin).mT
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)  # at least the largest singular value
     x = matrices / (norm * margin + 1e-7)
@@ -50,17 +50,18 @@ def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = 
 
 
 def muon_update(grad: Tensor, mean: Tensor, momentum: float) -> Tensor:
-    """Take gradients into their moving mean, in place. Returns Nesterov's look ahead: the mean as it would be if the
-    same gradient came again. Any shape; elementwise.
+    """Update the moving mean of the gradients in place. Returns Nesterov's look-ahead: the mean after the same gradient
+    once more. Elementwise, so any shape.
     """
     mean.lerp_(grad, 1 - momentum)
     return grad.lerp(mean, momentum)
 
 
 def update_scale(rows: int, columns: int) -> float:
-    """Factor that gives the update the size of an AdamW update, about 0.2 an element, so that both can share a rate.
+    """The factor that makes an orthogonal update as large as a typical AdamW update, about 0.2 per element, so that
+    both can use similar learning rates.
 
-    An orthonormal m x n matrix has elements of root mean square 1 / sqrt(max(m, n)). Liu et al. 2025, Muon is Scalable
-    for LLM Training (arXiv:2502.16982), equation 4.
+    An orthonormal m x n matrix has elements with a root mean square of 1 / sqrt(max(m, n)). Liu et al. 2025, Muon is
+    Scalable for LLM Training (arXiv:2502.16982), equation 4.
     """
     return 0.2 * max(rows, columns) ** 0.5

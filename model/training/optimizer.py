@@ -1,8 +1,8 @@
-"""The update: Muon for the matrices inside the blocks, AdamW for all other weights, and the learning rate over a run.
+"""The optimizer: Muon (muon.py) for the matrices inside the blocks, AdamW for all other weights.
 
-All weights are laid one behind the other in one long vector, and so are their gradients; each parameter and its .grad
-become views into them. So AdamW is a handful of operations, however many layers there are, and the matrices of equal
-shape lie in stacks, which Muon orthogonalises with one batched product each:
+All weights are stored end to end in one long vector, and their gradients in a second one; every parameter and its .grad
+are views into these. AdamW is then a handful of operations, however many layers there are. Matrices of the same shape
+are neighbours, so Muon orthogonalises each group in one batched product:
 
     [ (C, C) matrices | (hidden, C) matrices | (C, hidden) matrices | norms, embedding | head ]
       `------------------------ Muon ----------------------------'   `-------- AdamW -------'
@@ -16,46 +16,37 @@ from model.training.muon import muon_update, orthogonalise, update_scale
 
 
 class Optimizer:
-    """Muon and AdamW on the weights of a GPT. Make it when the model is on its device.
+    """Muon and AdamW for a GPT. Create it after the model has moved to its device.
 
-    Between zero_grad() and step() comes loss.backward(), which adds to the gradients in place. Whatever changes from
-    step to step is a tensor on the device, so that a GPU never waits for Python. `dtype` is the precision of Muon's
-    products, `orthogonalise` what does them (several processes share them out: distributed.py).
+    Call zero_grad(), loss.backward() (which adds to the gradients in place), clip(), step(). Everything that changes
+    from step to step is a tensor on the device, so a GPU never waits for Python. `dtype` is the precision of Muon's
+    products and `orthogonalise` computes them: with several processes, distributed.orthogonalise_together.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        settings: Training,
-        dtype=torch.float32,
-        orthogonalise=orthogonalise,
-    ):
-        self.dtype, self.orthogonalise = dtype, orthogonalise
-        self.learning_rate, self.muon_rate = settings.learning_rate, settings.muon_rate
-        self.weight_decay, self.momentum = settings.weight_decay, settings.momentum
-        self.beta1, self.beta2 = settings.beta1, settings.beta2
-        self.arrange(model)
+    def __init__(self, model: nn.Module, settings: Training, dtype=torch.float32, orthogonalise=orthogonalise):
+        self.settings, self.dtype, self.orthogonalise = settings, dtype, orthogonalise
+        self.allocate(model)
 
-    def arrange(self, model: nn.Module) -> None:
-        stacks, others, heads = parameter_layout(model)
-        hidden = [weight for stack in stacks.values() for weight in stack]
+    def allocate(self, model: nn.Module) -> None:
+        groups, others, heads = parameter_layout(model)
+        hidden = [weight for group in groups.values() for weight in group]
         self.weights, self.grads = flatten(hidden + others + heads)
-        self.shapes = [(sum(w.numel() for w in stack) // (m * n), m, n) for (m, n), stack in stacks.items()]
-        self.n_hidden = sum(w.numel() for w in hidden)  # Muon's, the rest is AdamW's
+        self.shapes = [(sum(w.numel() for w in group) // (m * n), m, n) for (m, n), group in groups.items()]
+        self.n_hidden = sum(w.numel() for w in hidden)  # Muon's; AdamW takes the rest
         self.n_head = sum(w.numel() for w in heads)
-        self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for both
-        self.square = torch.zeros_like(self.weights[self.n_hidden :])  # of their squares, for AdamW
+        self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for Muon and AdamW
+        self.square = torch.zeros_like(self.weights[self.n_hidden :])  # moving mean of their squares, for AdamW
         self.steps = torch.zeros((), device=self.weights.device)
 
     def tensors(self) -> list[Tensor]:
-        """All that step() changes: the weights, and what is remembered."""
+        """Everything that step() changes: the weights and the optimizer's state."""
         return [self.weights, self.mean, self.square, self.steps]
 
     def zero_grad(self) -> None:
         self.grads.zero_()
 
     def clip(self, limit: float) -> Tensor:
-        """Scale all gradients down to at most this norm together (0: not at all). Returns the norm before, 0-dim."""
+        """Scale all gradients so that their joint norm is at most `limit` (0: off). Returns the norm before, 0-dim."""
         norm = torch.linalg.vector_norm(self.grads)
         if limit > 0:
             self.grads.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
@@ -63,31 +54,33 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, fraction: Tensor) -> None:
-        """Move the weights, at this fraction (0-dim, on the device) of the peak rates (learning_rate_at)."""
+        """Update the weights at this fraction (0-dim, on the device) of the peak learning rates (schedule.py)."""
         self.steps += 1
         n = self.n_hidden
-        self._muon(self.weights[:n], self.grads[:n], self.mean[:n], fraction * self.muon_rate)
-        rate = fraction * self.learning_rate
+        self.muon(self.weights[:n], self.grads[:n], self.mean[:n], fraction * self.settings.muon_rate)
+        rate = fraction * self.settings.learning_rate
         if self.n_head:
-            self.weights[-self.n_head :].mul_(1 - rate * self.weight_decay)
+            self.weights[-self.n_head :].mul_(1 - rate * self.settings.weight_decay)
         self.adamw(self.weights[n:], self.grads[n:], self.mean[n:], self.square, rate)
 
-    def _muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
-        weights.mul_(1 - rate * self.weight_decay)
-        update = muon_update(grads, mean, self.momentum)
+    def muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
+        """Weight decay, momentum, then an orthogonalised update for each group of matrices (k, m, n)."""
+        weights.mul_(1 - rate * self.settings.weight_decay)
+        update = muon_update(grads, mean, self.settings.momentum)
         sizes = [k * m * n for k, m, n in self.shapes]
-        for weight, part, shape in zip(weights.split(sizes), update.split(sizes), self.shapes, strict=True):
-            orthogonal = self.orthogonalise(part.view(shape).to(self.dtype)).to(weight.dtype)
+        for weight, direction, shape in zip(weights.split(sizes), update.split(sizes), self.shapes, strict=True):
+            orthogonal = self.orthogonalise(direction.view(shape).to(self.dtype)).to(weight.dtype)
             weight.view(shape).addcmul_(orthogonal, rate, value=-update_scale(*shape[1:]))
 
     def adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, square: Tensor, rate: Tensor) -> None:
-        """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2, after the
-        decay: of these weights, only the head decays. Norm weights have their place at 1, not at 0, and an embedding
-        row whose token is rare would decay at every step and learn at few.
+        """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2, without
+        the decay. Of these weights only the head decays, in step(): norm weights belong near 1, and the embedding of a
+        rare token would decay at every step but learn only when the token occurs.
         """
-        mean.lerp_(grads, 1 - self.beta1)
-        square.mul_(self.beta2).addcmul_(grads, grads, value=1 - self.beta2)
-        mean_scale, square_scale = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps  # both began at zero
+        beta1, beta2 = self.settings.beta1, self.settings.beta2
+        mean.lerp_(grads, 1 - beta1)
+        square.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        mean_scale, square_scale = 1 - beta1**self.steps, 1 - beta2**self.steps  # bias correction: both start at zero
         root = square.sqrt().mul_(square_scale.rsqrt()).add_(1e-8)
         weights.addcdiv_(mean, root.mul_(mean_scale / rate), value=-1)
 
@@ -100,22 +93,22 @@ class Optimizer:
 
 
 def parameter_layout(model: nn.Module) -> tuple[dict[tuple[int, int], list[Tensor]], list[Tensor], list[Tensor]]:
-    """The weights in the order in which they are laid: Muon's in stacks by (m, n), fused weights counting as the
-    matrices they hold; others; the head, unless it is the embedding."""
-    stacks: dict[tuple[int, int], list[Tensor]] = {}
-    for weight, parts in matrices(model):
-        stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
+    """The parameters in the order of the long vector: hidden matrices grouped by their shape (m, n), all others, the
+    head. A fused weight is grouped by the shape of the matrices inside it; a head tied to the embedding is left out."""
+    groups: dict[tuple[int, int], list[Tensor]] = {}
+    for weight, fused in hidden_matrices(model):
+        groups.setdefault((weight.size(0) // fused, weight.size(1)), []).append(weight)
     heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
-    taken = {id(weight) for weight in (*heads, *(weight for stack in stacks.values() for weight in stack))}
-    return stacks, [weight for weight in model.parameters() if id(weight) not in taken], heads
+    placed = {id(weight) for weight in (*heads, *(weight for group in groups.values() for weight in group))}
+    return groups, [weight for weight in model.parameters() if id(weight) not in placed], heads
 
 
-def matrices(model: nn.Module) -> list[tuple[Tensor, int]]:
-    """The weights that Muon moves, and how many matrices lie fused in each."""
+def hidden_matrices(model: nn.Module) -> list[tuple[Tensor, int]]:
+    """The weights that Muon updates, each with the number of matrices fused in it."""
     return [
-        (weight, parts)
+        (weight, fused)
         for block in model.blocks
-        for weight, parts in (
+        for weight, fused in (
             (block.attention.qkv.weight, 3), (block.attention.output.weight, 1),
             (block.mlp.gate_up.weight, 2), (block.mlp.down.weight, 1),
         )
@@ -123,16 +116,16 @@ def matrices(model: nn.Module) -> list[tuple[Tensor, int]]:
 
 
 def state_shapes(model: nn.Module) -> dict[str, Tensor]:
-    """What state_dict() holds for this model, as shapes without numbers, to compare a file's with."""
-    total, hidden = (sum(w.numel() for w in ws) for ws in (model.parameters(), [w for w, _ in matrices(model)]))
+    """What state_dict() contains for this model, as tensors without data, to compare a file with."""
+    total = sum(weight.numel() for weight in model.parameters())
+    hidden = sum(weight.numel() for weight, _ in hidden_matrices(model))
     sizes = {"mean": (total,), "square": (total - hidden,), "steps": ()}
     return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
 
 
 def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Lay parameters into one vector (total,), and zeroed gradients into another. Each parameter and its gradient are
-    views of them from then on.
-    """
+    """Copy the parameters into one vector (total,) and make a zeroed vector for the gradients. From then on, each
+    parameter and its gradient are views into these."""
     values = torch.cat([p.detach().reshape(-1) for p in parameters])
     grads = torch.zeros_like(values)
     sizes = [p.numel() for p in parameters]

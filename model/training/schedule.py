@@ -1,12 +1,14 @@
-"""The learning rate over a run."""
+"""The learning-rate schedule: linear warmup, plateau, linear decay to zero. To try another one, change it here."""
 
 
 def learning_rate_at(step: int, max_steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """The learning rate of a step, counted from 0, as a fraction of its peak: a linear warm-up, a plateau, and a linear
-    decay to zero at max_steps.
+    """The learning rate of a step, counted from 0, as a fraction of the peak rate.
 
-    The decay takes the last `decay_fraction` of the run. In a short run where both would overlap, the lower one holds.
+    It decays over the last `decay_fraction` of the run. If a run is so short that warmup and decay overlap, the lower
+    of the two applies. With 10 steps, 3 of warmup and a decay_fraction of 0.5:
+
+        0.25  0.5  0.75  1  1  1  0.8  0.6  0.4  0.2
     """
-    warm_up = (step + 1) / (warmup_steps + 1)
+    warmup = (step + 1) / (warmup_steps + 1)
     decay = (max_steps - step) / max(1.0, decay_fraction * max_steps)
-    return min(1.0, warm_up, decay)
+    return min(1.0, warmup, decay)

@@ -1,10 +1,10 @@
-"""The update of a model in parts (train.py --shard-model): the same as optimizer.py's, where each process holds a slice
-of the rows of every weight, of its gradient, and of what the optimizer remembers of it.
+"""The optimizer of a sharded model (train.py --shard-model). The update is that of optimizer.py, but each process holds
+only its rows of every weight, of its gradient and of the optimizer's state.
 
-AdamW works element by element and does not mind. Muon needs whole matrices: each process takes its slices of the
-gradients into their means, then the matrices of equal shape are gathered, orthogonalised in shares, and each process
-takes its slices of the result. What the optimizer remembers goes into a checkpoint, and comes out of it, as one whole:
-in the order and the shapes of optimizer.py, so a run can be in parts today and tomorrow not.
+AdamW works element by element, so each process updates its own rows. Muon needs whole matrices: each process updates
+the momentum of its rows, the matrices of one shape are gathered, each process orthogonalises some of them and takes its
+rows of the result. A checkpoint contains the whole state in the order and shapes of optimizer.py, so a run can resume
+with or without --shard-model.
 """
 
 import torch
@@ -17,26 +17,25 @@ from model.training.optimizer import Optimizer, parameter_layout
 
 
 class ShardedOptimizer(Optimizer):
-    """As Optimizer, for a model after distributed.shard(). All its methods but zero_grad() are for all processes at
-    once."""
+    """Optimizer for a model after distributed.shard(). All processes must call its methods together."""
 
-    def arrange(self, model: nn.Module) -> None:
-        self.stacks, self.others, self.heads = parameter_layout(model)
-        self.hidden = [weight for stack in self.stacks.values() for weight in stack]
-        self.weights = self.hidden + self.others + self.heads
+    def allocate(self, model: nn.Module) -> None:
+        self.groups, self.others, self.heads = parameter_layout(model)
+        hidden = [weight for group in self.groups.values() for weight in group]
+        self.weights = hidden + self.others + self.heads
         self.mean = [torch.zeros_like(weight) for weight in self.weights]
         self.square = [torch.zeros_like(weight) for weight in self.others + self.heads]
-        self.steps = torch.zeros((), device=local(self.weights[0]).device)
+        self.steps = torch.zeros((), device=local_rows(self.weights[0]).device)
 
     def tensors(self) -> list[Tensor]:
-        return [*map(local, (*self.weights, *self.mean, *self.square)), self.steps]
+        return [*map(local_rows, (*self.weights, *self.mean, *self.square)), self.steps]
 
     def zero_grad(self) -> None:
         for weight in self.weights:
             weight.grad = None
 
     def clip(self, limit: float) -> Tensor:
-        grads = [local(weight.grad) for weight in self.weights]
+        grads = [local_rows(weight.grad) for weight in self.weights]
         norm = sum(torch.linalg.vector_norm(grad).square() for grad in grads)
         dist.all_reduce(norm)
         norm = norm.sqrt()
@@ -47,54 +46,55 @@ class ShardedOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, fraction: Tensor) -> None:
         self.steps += 1
-        mean = iter(self.mean)
-        for shape, stack in self.stacks.items():
-            self.move_stack(shape, stack, [next(mean) for _ in stack], fraction * self.muon_rate)
-        rate = fraction * self.learning_rate
+        means = iter(self.mean)
+        for shape, group in self.groups.items():
+            self.muon_group(shape, group, [next(means) for _ in group], fraction * self.settings.muon_rate)
+        rate = fraction * self.settings.learning_rate
         for weight in self.heads:
-            local(weight).mul_(1 - rate * self.weight_decay)
-        for weight, square in zip(self.others + self.heads, self.square, strict=True):
-            self.adamw(local(weight), local(weight.grad), local(next(mean)), local(square), rate)
+            local_rows(weight).mul_(1 - rate * self.settings.weight_decay)
+        for weight, mean, square in zip(self.others + self.heads, means, self.square, strict=True):
+            self.adamw(local_rows(weight), local_rows(weight.grad), local_rows(mean), local_rows(square), rate)
 
-    def move_stack(self, shape: tuple[int, int], stack: list[DTensor], means: list[DTensor], rate: Tensor) -> None:
-        """Muon, on all matrices of a shape (m, n)."""
+    def muon_group(self, shape: tuple[int, int], group: list[DTensor], means: list[DTensor], rate: Tensor) -> None:
+        """Optimizer.muon() for all matrices of one shape (m, n)."""
         updates = []
-        for weight, mean in zip(stack, means, strict=True):
-            local(weight).mul_(1 - rate * self.weight_decay)
-            update = muon_update(local(weight.grad), local(mean), self.momentum).to(self.dtype)
-            updates.append(whole(update, weight).view(-1, *shape))
-        orthogonal = self.orthogonalise(torch.cat(updates))
-        for weight, matrices in zip(stack, orthogonal.split(list(map(len, updates))), strict=True):
-            update = part(matrices.reshape(weight.shape), weight).to(weight.dtype)
-            local(weight).addcmul_(update, rate, value=-update_scale(*shape))
+        for weight, mean in zip(group, means, strict=True):
+            local_rows(weight).mul_(1 - rate * self.settings.weight_decay)
+            update = muon_update(local_rows(weight.grad), local_rows(mean), self.settings.momentum)
+            updates.append(gather_rows(update.to(self.dtype), like=weight).view(-1, *shape))
+        orthogonal = self.orthogonalise(torch.cat(updates)).split([len(update) for update in updates])
+        for weight, matrices in zip(group, orthogonal, strict=True):
+            update = select_rows(matrices.reshape(weight.shape), like=weight).to(weight.dtype)
+            local_rows(weight).addcmul_(update, rate, value=-update_scale(*shape))
 
     def state_dict(self) -> dict:
-        """As Optimizer's, in the CPU's memory."""
-        vectors = {"mean": self.mean, "square": self.square}
-        whole_ones = {
-            name: torch.cat([t.full_tensor().reshape(-1).cpu() for t in parts]) for name, parts in vectors.items()
+        """As Optimizer's, in CPU memory."""
+        vectors = {
+            name: torch.cat([tensor.full_tensor().reshape(-1).cpu() for tensor in tensors])
+            for name, tensors in (("mean", self.mean), ("square", self.square))
         }
-        return {**whole_ones, "steps": self.steps.cpu()}
+        return {**vectors, "steps": self.steps.cpu()}
 
     def load_state_dict(self, state: dict) -> None:
         self.steps.copy_(state["steps"])
-        for parts, vector in ((self.mean, state["mean"]), (self.square, state["square"])):
-            for tensor, piece in zip(parts, vector.split([t.numel() for t in parts]), strict=True):
-                local(tensor).copy_(part(piece.view(tensor.shape).to(self.steps.device), tensor))
+        for tensors, vector in ((self.mean, state["mean"]), (self.square, state["square"])):
+            for tensor, values in zip(tensors, vector.split([t.numel() for t in tensors]), strict=True):
+                whole = values.view(tensor.shape).to(self.steps.device)
+                local_rows(tensor).copy_(select_rows(whole, like=tensor))
 
 
-def local(tensor: DTensor) -> Tensor:
-    """This process's rows of a tensor in parts."""
+def local_rows(tensor: DTensor) -> Tensor:
+    """This process's rows of a sharded tensor."""
     return tensor.to_local().detach()
 
 
-def whole(rows: Tensor, like: DTensor) -> Tensor:
-    """The whole of a tensor of which each process has its rows, split as `like` is."""
+def gather_rows(rows: Tensor, like: DTensor) -> Tensor:
+    """The whole tensor, given this process's rows of it. It is sharded as `like` is."""
     return DTensor.from_local(
         rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     ).full_tensor()
 
 
-def part(tensor: Tensor, like: DTensor) -> Tensor:
-    """This process's rows of a tensor that all processes have, split as `like` is."""
+def select_rows(tensor: Tensor, like: DTensor) -> Tensor:
+    """This process's rows of a tensor that every process has whole, sharded as `like` is."""
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()

@@ -1,21 +1,21 @@
-"""What a benchmark of any subject needs: what the machine can do, the models that are measured, medians, a table."""
+"""What all benchmarks use: the limits of the machine, medians, timing a command, a table."""
 
 import os
 import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from model.device import pick_device, wait_for
 from plumbing.errors import UserError
 
-# --- what the machine can do ------------------------------------------------------------------------------------------
 
-
-def machine() -> str:
-    """One line: processor, cores, torch."""
-    import torch
-
+def describe_machine() -> str:
+    """One line: processor, cores, GPU, torch."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -24,54 +24,47 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-def product_rate(dtype, size: int = 0) -> float:
-    """Floating-point operations a second of a matrix product (size, size) in a precision. By default, the size is one
-    at which a CPU or a GPU is at its best."""
-    import torch
+# --- limits -----------------------------------------------------------------------------------------------------------
 
-    from model.device import pick_device, wait_for
 
+def matmul_flops(dtype: torch.dtype, size: int = 0) -> float:
+    """Floating-point operations per second in a product of two matrices (size, size). The default size is large enough
+    for a CPU or a GPU to reach its best."""
     device = pick_device("auto")
     size = size or (1024 if device.type == "cpu" else 8192)
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
-
-    def product():
-        a @ b
-        wait_for(device)
-
-    return 2 * size**3 / seconds_of(product, 20)
+    return 2 * size**3 / median_seconds(lambda: a @ b, device, 20)
 
 
-def seconds_of(work, repeat: int = 5) -> float:
-    """The median time of a call, after one that does not count."""
-    work()
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def bandwidth(megabytes: int = 0) -> float:
-    """Bytes a second that the whole device reads from memory: the sum of an array far larger than its caches."""
-    import torch
-
-    from model.device import pick_device, wait_for
-
+def memory_bandwidth(megabytes: int = 0) -> float:
+    """Bytes per second that the device reads from memory, by summing an array far larger than its caches."""
     device = pick_device("auto")
     data = torch.ones((megabytes or (256 if device.type == "cpu" else 8192)) << 18, device=device)
+    return data.nbytes / median_seconds(data.sum, device, 5)
 
-    def add_up():
-        data.sum()
+
+def median_seconds(work: Callable, device: torch.device, repeat: int) -> float:
+    """The median time of work() on a device, after a first call that does not count."""
+    times = []
+    for _ in range(1 + repeat):
+        start = time.perf_counter()
+        work()
         wait_for(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
-    return data.nbytes / seconds_of(add_up)
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def medians(rounds: list[dict]) -> dict:
+    """The median of each figure over several rounds: [{"a": 1}, {"a": 5}, {"a": 2}] gives {"a": 2}."""
+    return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
 def command_seconds(command: list, folder: Path, **variables: str) -> float:
-    """Run a command to its end, out of sight. Returns its wall time, the start of Python included."""
+    """Run a command to its end without showing its output. Returns its wall time, including the start of Python."""
     start = time.perf_counter()
     done = subprocess.run(  # noqa: S603
         list(map(str, command)), cwd=folder, env=os.environ | variables, capture_output=True, text=True,
@@ -84,22 +77,7 @@ def command_seconds(command: list, folder: Path, **variables: str) -> float:
     return time.perf_counter() - start
 
 
-# --- the models that are measured -------------------------------------------------------------------------------------
-
-# What nanoGPT's README trains on a CPU and on a GPU, the smallest of llama2.c, one between, and GPT-2.
-MODELS = {
-    "0.8M": {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128},
-    "10.7M": {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
-    "15M": {"vocab_size": 32000, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 288},
-    "30M": {"vocab_size": 4096, "block_size": 256, "n_layer": 8, "n_head": 8, "n_embd": 512},
-    "124M": {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
-}
-
-
-# --- what comes out ---------------------------------------------------------------------------------------------------
-
-
-def show_table(rows: list[dict]) -> None:
+def print_table(rows: list[dict]) -> None:
     """Print rows of the same keys as a Markdown table."""
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]

@@ -1,19 +1,37 @@
-"""The steps of the data path, each in MB/s, against what a first script would do and the libraries that do the same."""
+"""The data path, each step in MB/s: against a first script that does the same, and against the usual libraries."""
 
 import contextlib
+import functools
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from config import ROOT
-from plumbing.errors import UserError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import trainers
 
-# What a first script would do: rows as Python strings, one write each. Prints the seconds.
+from config import ROOT
+from model.tokenization.bpe_encoder import END, WordEncoder
+from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.character_encoder import CharacterEncoder
+from model.tokenization.tokenizer import (
+    Tokenizer,
+    byte_pairs,
+    load_tokenizer,
+    make_character_tokenizer,
+    save_tokenizer,
+)
+from plumbing.errors import UserError
+from plumbing.parallel import cores, in_input_order
+from scripts.benchmarks.common import medians
+
+# A first script: rows as Python strings, one write each. Prints the seconds.
 TO_PYLIST = """
 import sys, time
 import pyarrow.parquet as pq
@@ -25,7 +43,7 @@ with pq.ParquetFile(sys.argv[1]) as parquet, open(sys.argv[2], "w", encoding="ut
     file.flush()
 print(time.perf_counter() - start)
 """
-# The limit: decode the column, in batches as large as ours, and do nothing with it.
+# The limit: decode the column, in batches as large as ours, and discard it.
 ITER_BATCHES = """
 import sys, time
 import pyarrow.parquet as pq
@@ -35,10 +53,43 @@ with pq.ParquetFile(sys.argv[1]) as parquet:
         pass
 print(time.perf_counter() - start)
 """
+# Runs a script in this process, then prints its peak memory. (The system's figure for a child process includes its
+# parent's memory.)
+WITH_PEAK = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], "kB at most")
+"""
+
+
+# --- the inputs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Inputs:
+    """What the steps read. Slow peers get `texts`, 20 MB of the documents: their rates do not depend on the size."""
+
+    folder: Path
+    documents: list[bytes]
+    texts: list[str]
+    char: Tokenizer
+    bpe: Tokenizer
+
+    @property
+    def megabytes(self) -> float:
+        return sum(map(len, self.documents)) / 1e6
+
+    @property
+    def texts_megabytes(self) -> float:
+        return sum(len(text.encode()) for text in self.texts) / 1e6
 
 
 def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
-    """Python files of these folders, each text once, then all of them again until there is enough."""
+    """The Python files in these folders, each text once; then all of them again until there is enough."""
     found: dict[bytes, None] = {}
     size = 0
     for folder in folders:
@@ -54,26 +105,44 @@ def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
     return documents * max(1, round(megabytes * 1e6 / size))
 
 
-# Runs a script in its process, and says at the end how much memory it had at most. (What the system tells the parent
-# of its child's memory includes the parent's own.)
-WITH_PEAK = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], "kB at most")
-"""
+def prepare_inputs(documents: list[bytes], folder: Path) -> Inputs:
+    """Write the parquet file and train both tokenizers."""
+    schema = pa.schema([("content", pa.string())])
+    with pq.ParquetWriter(folder / "p.parquet", schema, compression="zstd") as writer:
+        for batch in text_batches(documents, 16_000_000):
+            writer.write_table(pa.table({"content": pa.array([t.decode() for t in batch], pa.string())}, schema))
+    megabytes = sum(map(len, documents)) / 1e6
+    texts = [text.decode() for text in documents[: max(1, len(documents) * 20 // round(max(megabytes, 20)))]]
+    char = make_character_tokenizer("".join(text.decode() for text in dict.fromkeys(documents)))
+    save_tokenizer(char, folder / "char.json")
+    save_tokenizer(train_bpe_tokenizer(texts, 8192), folder / "bpe.json")
+    return Inputs(folder, documents, texts, load_tokenizer(folder / "char.json"), load_tokenizer(folder / "bpe.json"))
 
 
-def script_run(script: str, *flags) -> tuple[float, float]:
-    """Run a step. Returns (the MB/s that it prints, its peak memory in MB)."""
+def text_batches(texts: list[bytes], size: int = 1 << 23) -> Iterator[list[bytes]]:
+    """Consecutive texts in batches of about `size` bytes."""
+    batch, batch_bytes = [], 0
+    for text in texts:
+        batch.append(text)
+        batch_bytes += len(text)
+        if batch_bytes >= size:
+            yield batch
+            batch, batch_bytes = [], 0
+    if batch:
+        yield batch
+
+
+# --- one measurement each ---------------------------------------------------------------------------------------------
+
+
+def script_figures(script: str, *flags) -> dict[str, float]:
+    """Run a step of the pipeline: the MB/s that it prints, its peak memory in MB."""
     command = [sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, encoding="utf-8")  # noqa: S603
     if done.returncode:
         raise UserError(f"{script} ended with exit code {done.returncode}: {done.stderr[-400:]}")
     rates, peak = re.findall(r"([\d.]+) MB/s", done.stdout), re.findall(r"(\d+) kB at most", done.stdout)
-    return float(rates[-1]), float(peak[-1]) * 1024 / 1e6
+    return {"ours": float(rates[-1]), "peak": float(peak[-1]) * 1024 / 1e6}
 
 
 def snippet_seconds(code: str, *args) -> float:
@@ -83,39 +152,29 @@ def snippet_seconds(code: str, *args) -> float:
     return float(done.stdout)
 
 
-def encoding_rate(tokenizer, texts: list[bytes], workers: int) -> float:
-    """MB/s of our encoder, text in memory to ids in memory, on so many threads. At the start it knows no word."""
-    from model.tokenization.bpe_encoder import END, WordEncoder
-    from model.tokenization.character_encoder import CharacterEncoder
-    from plumbing.parallel import in_input_order
-
-    words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
-
-    def work(piece: list[bytes]):
-        for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*piece, b""])):
-            pass
-        yield None
-
+def rate_of(work: Callable, megabytes: float) -> float:
+    """MB/s of work()."""
     start = time.perf_counter()
-    for _, results in in_input_order(work, texts_in_pieces(texts), workers):
+    work()
+    return megabytes / (time.perf_counter() - start)
+
+
+def encode_with_ours(tokenizer: Tokenizer, texts: list[bytes]) -> None:
+    """Our encoder on all cores, from text in memory to ids in memory. It starts without any known words."""
+    words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
+    work = functools.partial(encode_batch, tokenizer, words)
+    for _, results in in_input_order(work, text_batches(texts), cores()):
         list(results)
-    return sum(map(len, texts)) / 1e6 / (time.perf_counter() - start)
 
 
-def texts_in_pieces(texts: list[bytes], size: int = 1 << 23):
-    piece, bytes_in_it = [], 0
-    for text in texts:
-        piece.append(text)
-        bytes_in_it += len(text)
-        if bytes_in_it >= size:
-            yield piece
-            piece, bytes_in_it = [], 0
-    if piece:
-        yield piece
+def encode_batch(tokenizer: Tokenizer, words: WordEncoder | None, texts: list[bytes]) -> Iterator[None]:
+    for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*texts, b""])):
+        pass
+    yield None
 
 
-def tiktoken_of(tokenizer):
-    """The same vocabulary and pattern as a tiktoken encoding, where that is installed; else None."""
+def tiktoken_encoding(tokenizer: Tokenizer):
+    """The same vocabulary and pattern for tiktoken, or None if it is not installed."""
     try:
         import tiktoken
     except ImportError:
@@ -125,99 +184,90 @@ def tiktoken_of(tokenizer):
     return tiktoken.Encoding("ours", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
-def rate_of(work, megabytes: float) -> float:
-    start = time.perf_counter()
-    work()
-    return megabytes / (time.perf_counter() - start)
+# --- the rows ---------------------------------------------------------------------------------------------------------
+
+
+def parquet_to_text(inputs: Inputs) -> dict[str, float]:
+    parquet, folder = inputs.folder / "p.parquet", inputs.folder
+    return script_figures("extract_parquets_to_text.py", parquet, "--corpus", folder / "c.txt") | {
+        "to_pylist": inputs.megabytes / snippet_seconds(TO_PYLIST, parquet, folder / "d.txt"),
+        "limit": inputs.megabytes / snippet_seconds(ITER_BATCHES, parquet),
+    }
+
+
+def sample_a_fifth(inputs: Inputs) -> dict[str, float]:
+    flags = ["--corpus", inputs.folder / "c.txt", "--fraction", 0.2, "--output", inputs.folder / "s.txt", "--quiet"]
+    return script_figures("sample_corpus_subset.py", *flags)
+
+
+def characters_to_ids(inputs: Inputs) -> dict[str, float]:
+    ids = {character: i for character, i in inputs.char.library.get_vocab().items() if len(character) == 1}
+    text = "".join(inputs.texts)
+    return {
+        "ours": rate_of(lambda: encode_with_ours(inputs.char, inputs.documents), inputs.megabytes),
+        "nanoGPT": rate_of(lambda: [ids[c] for c in text], inputs.texts_megabytes),
+    }
+
+
+def bpe_to_ids(inputs: Inputs) -> dict[str, float]:
+    library, peer, size = inputs.bpe.library, tiktoken_encoding(inputs.bpe), inputs.texts_megabytes
+    figures = {
+        "ours": rate_of(lambda: encode_with_ours(inputs.bpe, inputs.documents), inputs.megabytes),
+        "tokenizers": rate_of(lambda: library.encode_batch_fast(inputs.texts, add_special_tokens=False), size),
+    }
+    if peer:
+        figures["tiktoken"] = rate_of(lambda: peer.encode_ordinary_batch(inputs.texts, num_threads=2), size)
+    return figures
+
+
+def prepare_script(script: str, tokenizer_file: str, inputs: Inputs) -> dict[str, float]:
+    folder = inputs.folder
+    flags = ["--corpus", folder / "c.txt", "--tokenizer-file", folder / tokenizer_file, "--quiet"]
+    return script_figures(script, *flags, "--train-file", folder / "t.bin", "--val-file", folder / "v.bin")
+
+
+def train_bpe(texts: list[str], megabytes: float) -> dict[str, float]:
+    library, trainer = byte_pairs(), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
+    return {
+        "ours": rate_of(lambda: train_bpe_tokenizer(texts, 8192), megabytes),
+        "tokenizers": rate_of(lambda: library.train_from_iterator(texts, trainer), megabytes),
+    }
+
+
+STEPS = {
+    "parquet to text": parquet_to_text,
+    "sample a fifth": sample_a_fifth,
+    "characters to ids": characters_to_ids,
+    "characters to ids, the script": functools.partial(prepare_script, "prepare_dataset.py", "char.json"),
+    "BPE to ids": bpe_to_ids,
+    "BPE to ids, the script": functools.partial(prepare_script, "prepare_dataset_bpe.py", "bpe.json"),
+}
 
 
 def measure_data(args) -> list[dict]:
-    """The table: each step of the data path on all cores, the peer's rate, and the limit where there is one.
-
-    Slow peers get 20 MB of the data: their rates do not depend on its length.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from tokenizers import trainers
-
-    from model.tokenization.bpe_trainer import train_bpe_tokenizer
-    from model.tokenization.tokenizer import byte_pairs, load_tokenizer, make_character_tokenizer, save_tokenizer
-    from plumbing.parallel import cores
-
+    """The table: each step of the data path on all cores, the peers' rates, and the limit where there is one."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     documents = gather_python(args.folders, args.megabytes)
-    total = sum(map(len, documents)) / 1e6
-    rows: dict[str, dict[str, list]] = {}
+    megabytes = sum(map(len, documents)) / 1e6
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        inputs = prepare_inputs(documents, Path(folder))
+        rounds = [{step: measure(inputs) for step, measure in STEPS.items()} for _ in range(args.rounds)]
+    rows = [data_row(step, medians([figures[step] for figures in rounds])) for step in STEPS]
+    count = max(1, round(len(documents) * min(1, args.train_megabytes / megabytes)))
+    texts = [document.decode() for document in documents[:count]]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    return [*rows, data_row(f"train BPE, 8,192 ids, {megabytes:.0f} MB", train_bpe(texts, megabytes))]
 
-    def note(step: str, **figures: float) -> None:
-        for name, figure in figures.items():
-            rows.setdefault(step, {}).setdefault(name, []).append(figure)
 
-    with tempfile.TemporaryDirectory(dir=args.scratch) as name:
-        folder = Path(name)
-        schema = pa.schema([("content", pa.string())])
-        with pq.ParquetWriter(folder / "p.parquet", schema, compression="zstd") as writer:
-            for piece in texts_in_pieces(documents, 16_000_000):
-                writer.write_table(pa.table({"content": pa.array([t.decode() for t in piece], pa.string())}, schema))
-        texts = [text.decode() for text in documents[: max(1, len(documents) * 20 // round(max(total, 20)))]]
-        part = sum(len(text.encode()) for text in texts) / 1e6
-        char = make_character_tokenizer("".join(text.decode() for text in dict.fromkeys(documents)))
-        save_tokenizer(char, folder / "char.json")
-        save_tokenizer(train_bpe_tokenizer(texts, 8192), folder / "bpe.json")
-        char, bpe = (load_tokenizer(folder / f"{kind}.json") for kind in ("char", "bpe"))
-        ids = {character: i for character, i in char.library.get_vocab().items() if len(character) == 1}
-        peer = tiktoken_of(bpe)
-        outputs = ["--train-file", folder / "t.bin", "--val-file", folder / "v.bin"]
-        flags = {
-            kind: ["--corpus", folder / "c.txt", "--tokenizer-file", folder / f"{kind}.json", "--quiet"]
-            for kind in ("char", "bpe")
-        }
-        for _ in range(args.rounds):
-            rate, peak = script_run("extract_parquets_to_text.py", folder / "p.parquet", "--corpus", folder / "c.txt")
-            seconds = snippet_seconds(TO_PYLIST, folder / "p.parquet", folder / "d.txt")
-            limit = total / snippet_seconds(ITER_BATCHES, folder / "p.parquet")
-            note("parquet to text", ours=rate, peak=peak, to_pylist=total / seconds, limit=limit)
-
-            rate, peak = script_run("sample_corpus_subset.py", "--corpus", folder / "c.txt", "--fraction", 0.2,
-                                    "--output", folder / "s.txt", "--quiet")  # fmt: skip
-            note("sample a fifth", ours=rate, peak=peak)
-
-            ours = encoding_rate(char, documents, cores())
-            text = texts[0] if len(texts) == 1 else "".join(texts)
-            note("characters to ids", ours=ours, nanoGPT=rate_of(lambda: [ids[c] for c in text], part))  # noqa: B023
-            rate, peak = script_run("prepare_dataset.py", *flags["char"], *outputs)
-            note("characters to ids, the script", ours=rate, peak=peak)
-
-            ours = encoding_rate(bpe, documents, cores())
-            theirs = rate_of(lambda: bpe.library.encode_batch_fast(texts, add_special_tokens=False), part)
-            note("BPE to ids", ours=ours, tokenizers=theirs)
-            if peer:
-                theirs = rate_of(lambda: peer.encode_ordinary_batch(texts, num_threads=2), part)
-                note("BPE to ids", tiktoken=theirs)
-            rate, peak = script_run("prepare_dataset_bpe.py", *flags["bpe"], *outputs)
-            note("BPE to ids, the script", ours=rate, peak=peak)
-
-        learn = documents[: max(1, round(len(documents) * min(1, args.train_megabytes / total)))]
-        learn = [document.decode() for document in learn]
-        size = sum(len(document.encode()) for document in learn) / 1e6
-        library, trainer = byte_pairs(), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
-        note(
-            f"train BPE, 8,192 ids, {size:.0f} MB",
-            ours=rate_of(lambda: train_bpe_tokenizer(learn, 8192), size),
-            tokenizers=rate_of(lambda: library.train_from_iterator(learn, trainer), size),
-        )
-
-    table = []
-    for step, figures in rows.items():
-        median = {name: statistics.median(values) for name, values in figures.items()}
-        ours, peak, limit = median.pop("ours"), median.pop("peak", None), median.pop("limit", None)
-        table.append({
-            "step": step,
-            "ours, MB/s": f"{ours:,.1f}",
-            "peers, MB/s": ", ".join(f"{name} {rate:,.1f}" for name, rate in median.items()),
-            "ratio": ", ".join(f"{ours / rate:.1f}" for rate in median.values()),
-            "limit": f"{limit:,.0f}" if limit else "",
-            "fraction": f"{ours / limit:.0%}" if limit else "",
-            "peak, MB": f"{peak:,.0f}" if peak else "",
-        })  # fmt: skip
-    return table
+def data_row(step: str, figures: dict[str, float]) -> dict:
+    peers = {name: rate for name, rate in figures.items() if name not in ("ours", "peak", "limit")}
+    ours, peak, limit = figures["ours"], figures.get("peak"), figures.get("limit")
+    return {
+        "step": step,
+        "ours, MB/s": f"{ours:,.1f}",
+        "peers, MB/s": ", ".join(f"{name} {rate:,.1f}" for name, rate in peers.items()),
+        "ratio": ", ".join(f"{ours / rate:.1f}" for rate in peers.values()),
+        "limit": f"{limit:,.0f}" if limit else "",
+        "fraction": f"{ours / limit:.0%}" if limit else "",
+        "peak, MB": f"{peak:,.0f}" if peak else "",
+    }

@@ -1,161 +1,160 @@
-"""Generating against nanoGPT and llama2.c: tokens a second of one text, one at a time."""
+"""Generating against nanoGPT and llama2.c: tokens per second of one text, one token at a time."""
 
 import contextlib
 import functools
 import importlib.util
 import os
-import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from config import CHAR, ROOT
-from scripts.benchmarks.common import MODELS, bandwidth, command_seconds
+import torch
 
-GENERATING = ["0.8M", "10.7M", "124M", "15M"]
+from config import CHAR, ROOT, Model
+from model.device import pick_device, wait_for
+from model.generation.one_token import fast_one_token
+from model.generation.sampling import generate, read
+from model.generation.step_display import show_step
+from model.generation.text_stream import Output
+from model.gpt import GPT
+from model.storage.model_file import save_model
+from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
+from plumbing.settings import values_of
+from scripts.benchmarks.common import command_seconds, medians, memory_bandwidth
+from scripts.benchmarks.models import MODELS, is_tied
 
 
 def measure_generating(args) -> list[dict]:
-    """The table: for each shape ours without and with candidates, the peer, and what reading the weights allows.
+    """The table: for each shape our rate without and with candidates, the peer's, and the limit, which is the memory
+    bandwidth over the bytes of the weights that each token reads.
 
-    Random weights, fp32, on a GPU also bfloat16. Half a context of prompt, then tokens until the block is full;
-    llama2.c, which is for CPUs, and the shape it is compared at begin with one token. Rates are those of the tokens
-    after the prompt. nanoGPT reads the whole context anew for each token, so it is timed at lengths spread evenly over
-    the second half; on a GPU in bfloat16, as its sample.py has it.
+    Random weights, in fp32 and on a GPU also in bfloat16. The prompt is half a context, and tokens are generated until
+    the block is full. llama2.c, which runs on CPUs, and the shape that it is compared at start with one token. Rates
+    are of the tokens after the prompt. nanoGPT reads the whole context again for each token, so it is timed at lengths
+    spread evenly over the second half; on a GPU in bfloat16, as in its sample.py.
     """
-    import torch
-
-    from model.device import pick_device
-
     torch.manual_seed(0)
     precisions = [torch.float32] if pick_device("auto").type == "cpu" else [torch.float32, torch.bfloat16]
     with tempfile.TemporaryDirectory() as folder:
-        first_token(Path(folder), args.rounds)
+        print_first_token(Path(folder), args.rounds)
         return [generating_row(name, dtype, args, Path(folder)) for name in args.shapes for dtype in precisions]
 
 
-def generating_row(name: str, dtype, args, folder: Path) -> dict:
-    """One shape in one precision: every contender once a round, in turn; medians."""
-    import torch
-
-    from model.device import pick_device
-    from model.gpt import GPT
-
-    shape, device = MODELS[name], pick_device("auto")
-    model = GPT(**shape, tie_embeddings=shape["vocab_size"] > 1000).eval()  # tied as the peers' are
-    with torch.no_grad():
-        for weight in model.parameters():
-            if not weight.any():  # zeros would be multiplied as fast, but the text would be of one token
-                weight.normal_(std=0.02)
-    model.to(device).compute_in(dtype)
+def generating_row(name: str, dtype: torch.dtype, args, folder: Path) -> dict:
+    """One shape in one precision: in each round, every contender once."""
+    device, model = pick_device("auto"), random_model(name, dtype)
     read_bytes = dtype.itemsize * sum(
         w.numel() for n, w in model.named_parameters() if n != "embedding.weight" or w.size(0) > 1000
     )
-    prompt = [1] if name == "15M" else torch.randint(shape["vocab_size"], (shape["block_size"] // 2,)).tolist()
-    contenders = {"ours": our_rate(model, prompt, False), "with candidates": our_rate(model, prompt, True)}
-    peer = "none"
-    if name == "15M" and args.llama2c and device.type == "cpu":
-        peer = "llama2.c"
-        contenders[peer] = llama2c_rate(args.llama2c, args.llama2c_model or random_llama2c_model(model, folder))
-    elif name != "15M" and args.nanogpt:
-        peer = "nanoGPT"
-        contenders[peer] = nanogpt_rate(args.nanogpt, shape, device)
-    contenders["limit"] = lambda: bandwidth() / read_bytes
-    rates = {key: [] for key in contenders}
-    for _ in range(args.rounds):
-        for key, measure in contenders.items():
-            rates[key].append(measure())
-    rate = {key: statistics.median(values) for key, values in rates.items()}
-    ours = rate["with candidates"]
+    ours = OurGenerator(model, [1] if name == "15M" else random_prompt(model))
+    contenders = {"ours": ours.rate, "with candidates": functools.partial(ours.rate, record=5)}
+    peer, peer_rate = find_peer(name, model, args, folder)
+    if peer_rate:
+        contenders[peer] = peer_rate
+    contenders["limit"] = lambda: memory_bandwidth() / read_bytes
+    rate = medians([{key: measure() for key, measure in contenders.items()} for _ in range(args.rounds)])
+    with_candidates = rate["with candidates"]
     return {
         "shape": name if device.type == "cpu" else f"{name}, {str(dtype).removeprefix('torch.')}",
         "ours, tokens/s": f"{rate['ours']:,.0f}",
-        "with candidates": f"{ours:,.0f}",
+        "with candidates": f"{with_candidates:,.0f}",
         "peer": peer,
-        "peer, tokens/s": f"{rate[peer]:,.1f}" if peer in rate else "",
-        "ratio": f"{ours / rate[peer]:.1f}" if peer in rate else "",
+        "peer, tokens/s": f"{rate[peer]:,.1f}" if peer_rate else "",
+        "ratio": f"{with_candidates / rate[peer]:.1f}" if peer_rate else "",
         "limit": f"{rate['limit']:,.0f}",
-        "fraction": f"{ours / rate['limit']:.0%}",
+        "fraction": f"{with_candidates / rate['limit']:.0%}",
     }
 
 
-def our_rate(model, prompt: list[int], candidates: bool):
-    """A function that writes on from the prompt until the block is full, and gives the tokens a second.
+def random_model(name: str, dtype: torch.dtype) -> GPT:
+    shape = MODELS[name]
+    model = GPT(**shape, tie_embeddings=is_tied(shape)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if not weight.any():  # zeros would take as long, but give a text of one token
+                weight.normal_(std=0.02)
+    return model.to(pick_device("auto")).compute_in(dtype)
 
-    With candidates, five a step are recorded, and written as generate.py writes them, but to nowhere.
-    """
-    from model.generation.one_token import fast_one_token
-    from model.generation.sampling import generate, read
-    from model.generation.step_display import show_step
-    from model.generation.text_stream import Output
 
-    cache = model.new_cache()
-    one_token = fast_one_token(model, cache)
-    tokens, record = model.block_size - len(prompt), 5 * candidates
+def random_prompt(model: GPT) -> list[int]:
+    return torch.randint(model.vocab_size, (model.block_size // 2,)).tolist()
 
-    def measure() -> float:
-        cache.length = 0
-        logits = read(model, prompt, cache)[-1]
+
+def find_peer(name: str, model: GPT, args, folder: Path) -> tuple[str, Callable | None]:
+    """(name, a function that measures its rate) of the peer for this shape."""
+    if name == "15M" and args.llama2c and model.device.type == "cpu":
+        weights = args.llama2c_model or random_llama2c_model(model, folder)
+        return "llama2.c", functools.partial(llama2c_rate, args.llama2c, weights)
+    if name != "15M" and args.nanogpt:
+        return "nanoGPT", NanoGPTGenerator(args.nanogpt, MODELS[name], model.device).rate
+    return "none", None
+
+
+class OurGenerator:
+    """Continues a prompt until the block is full, as generate.py does."""
+
+    def __init__(self, model: GPT, prompt: list[int]):
+        self.model, self.prompt, self.cache = model, prompt, model.new_cache()
+        self.one_token = fast_one_token(model, self.cache)
+
+    def rate(self, record: int = 0) -> float:
+        """Tokens per second. With `record`, that many candidates per step are recorded and formatted as generate.py
+        does, then discarded."""
+        self.cache.length = 0
+        logits = read(self.model, self.prompt, self.cache)[-1]
+        tokens = self.model.block_size - len(self.prompt)
         steps = generate(
-            model, prompt, logits, cache, tokens, one_token=one_token, record=record, temperature=0.8, top_k=50
-        )
+            self.model, self.prompt, logits, self.cache, tokens,
+            one_token=self.one_token, record=record, temperature=0.8, top_k=50,
+        )  # fmt: skip
         output = Output()
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as discard, contextlib.redirect_stderr(discard):
             start = time.perf_counter()
             for number, step in enumerate(steps, 1):
-                if candidates:
-                    output.add("", functools.partial(show_step, f"step {number}", step, 5, str))
+                if record:
+                    output.add("", functools.partial(show_step, f"step {number}", step, record, str))
             output.flush()
             return tokens / (time.perf_counter() - start)
 
-    return measure
 
+class NanoGPTGenerator:
+    """nanoGPT's generate(), asked for one token at eight lengths in the second half of its context."""
 
-def nanogpt_rate(folder: Path, shape: dict, device):
-    """A function that gives the tokens a second of nanoGPT's generate() over the second half of its context."""
-    import torch
+    def __init__(self, folder: Path, shape: dict, device: torch.device):
+        spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+        module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(None):
+            self.model = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval().to(device)
+        half = shape["block_size"] // 2
+        lengths = [half + half * (2 * i + 1) // 16 for i in range(8)]
+        self.texts = [torch.randint(shape["vocab_size"], (1, length), device=device) for length in lengths]
+        self.device = device
 
-    from model.device import wait_for
-
-    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-    module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with contextlib.redirect_stdout(None):
-        peer = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval().to(device)
-    half = shape["block_size"] // 2
-    lengths = [half + half * (2 * i + 1) // 16 for i in range(8)]
-    texts = [torch.randint(shape["vocab_size"], (1, length), device=device) for length in lengths]
-    context = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-
-    def measure() -> float:
+    def rate(self) -> float:
+        """Tokens per second."""
+        on_gpu = self.device.type == "cuda"
         start = time.perf_counter()
-        with context:
-            for text in texts:
-                peer.generate(text, 1, temperature=0.8, top_k=50)
-        wait_for(device)
-        return len(texts) / (time.perf_counter() - start)
-
-    return measure
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
+            for text in self.texts:
+                self.model.generate(text, 1, temperature=0.8, top_k=50)
+        wait_for(self.device)
+        return len(self.texts) / (time.perf_counter() - start)
 
 
-def llama2c_rate(binary: Path, model_file: Path):
-    """A function that gives the tokens a second that llama2.c reports: greedy, which is its fastest, 256 tokens."""
-
-    def measure() -> float:
-        command = [str(binary.resolve()), str(model_file), "-t", "0", "-n", "256"]
-        done = subprocess.run(command, cwd=binary.parent, capture_output=True, check=True)  # noqa: S603
-        return float(done.stderr.decode().split("achieved tok/s:")[1])
-
-    return measure
+def llama2c_rate(binary: Path, model_file: Path) -> float:
+    """The tokens per second that llama2.c reports for 256 tokens, greedy, which is its fastest."""
+    command = [str(binary.resolve()), str(model_file), "-t", "0", "-n", "256"]
+    done = subprocess.run(command, cwd=binary.parent, capture_output=True, check=True)  # noqa: S603
+    return float(done.stderr.decode().split("achieved tok/s:")[1])
 
 
-def random_llama2c_model(model, folder: Path) -> Path:
-    """A file of random weights in llama2.c's first format, of the same shape as our model."""
-    import torch
-
+def random_llama2c_model(model: GPT, folder: Path) -> Path:
+    """Write random weights of our model's shape in llama2.c's first format."""
     a, path = model.architecture, folder / "llama2c.bin"
     C, hidden, n_layer = a["n_embd"], model.blocks[0].mlp.down.weight.size(1), a["n_layer"]
     header = (C, hidden, n_layer, a["n_head"], a["n_head"], a["vocab_size"], a["block_size"])
@@ -170,28 +169,29 @@ def random_llama2c_model(model, folder: Path) -> Path:
     return path
 
 
-def first_token(folder: Path, rounds: int) -> None:
-    """Print how long one token takes from the start of the process, beside an import of torch that does nothing."""
-    from model.gpt import GPT
-    from model.storage.model_file import save_model
-    from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
-
+def print_first_token(folder: Path, rounds: int) -> None:
+    """Print the time from the start of the process to the first token, next to that of an import of torch alone."""
     tokenizer = Tokenizer(make_character_tokenizer(map(chr, range(32, 127))).to_str())
-    names = "block_size n_layer n_head n_embd rotary_base".split()
-    model = GPT(tokenizer.vocab_size, **{name: getattr(CHAR, name) for name in names})
+    model = GPT(tokenizer.vocab_size, **values_of(CHAR, Model))
     path = folder / "model.pt"
     save_model(path, model, tokenizer, {"steps": 0, "val_bits_per_byte": 0.0})
-    flags = ["--model", path, "--prompt", "def ", "--tokens", 1, "--quiet"]
     commands = {
-        "bare": [sys.executable, "-c", "import torch"],
-        "generate": [sys.executable, ROOT / "generate.py", *flags],
+        "import": [sys.executable, "-c", "import torch"],
+        "generate": [
+            sys.executable,
+            ROOT / "generate.py",
+            "--model",
+            path,
+            "--prompt",
+            "def ",
+            "--tokens",
+            1,
+            "--quiet",
+        ],
     }
-    seconds = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, command in commands.items():
-            seconds[name].append(command_seconds(command, ROOT))
-    torch_alone, first = (statistics.median(seconds[name]) for name in ("bare", "generate"))
+    seconds = medians([{name: command_seconds(command, ROOT) for name, command in commands.items()}
+                       for _ in range(rounds)])  # fmt: skip
     print(
-        f"First token of the default model, process and all: {first:.2f} s; a bare import of torch: "
-        f"{torch_alone:.2f} s; ratio {first / torch_alone:.2f}"
+        f"First token of the default model, with the start of Python: {seconds['generate']:.2f} s; importing torch "
+        f"alone: {seconds['import']:.2f} s; ratio {seconds['generate'] / seconds['import']:.2f}"
     )

@@ -1,33 +1,31 @@
-"""Training against nanoGPT: tokens a second by model size, and whole trainings to a loss or for a time."""
+"""Training against nanoGPT: tokens per second by model size."""
 
-import itertools
-import json
 import math
-import pickle
-import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from config import BPE, CHAR, ROOT
-from dataset import TokenFile, draw_batch, open_tokens
-from model.metrics import bits_per_byte
-from plumbing.errors import UsageError, UserError
-from scripts.benchmarks.common import MODELS, command_seconds, product_rate
+import numpy as np
+import torch
 
-# --- tokens a second --------------------------------------------------------------------------------------------------
+from config import CHAR
+from dataset import draw_batch
+from model.device import keep_memory, pick_device, pick_dtype, wait_for
+from model.gpt import GPT
+from model.training.choose_step import Recorded
+from model.training.optimizer import Optimizer
+from plumbing.errors import UserError
+from scripts.benchmarks.common import matmul_flops, medians
+from scripts.benchmarks.models import BATCH_SIZES, GPU_BATCH_SIZES, MODELS, is_tied
 
-LEAST_SECONDS = 10.0  # small models take more rounds than asked for, until so much time is over
-BATCH_SIZES = {"0.8M": 32, "10.7M": 64, "30M": 16, "124M": 2}  # sequences in a step, by model; 64 is nanoGPT's own
-GPU_BATCH_SIZES = {"0.8M": 64, "10.7M": 64, "30M": 128, "124M": 32}
-GPU_STEPS = 20  # that are timed at once, as a training waits for the GPU at log lines only
+LEAST_SECONDS = 10.0  # small models run more rounds than asked for, until this much time has passed
+GPU_STEPS = 20  # steps that are timed together on a GPU; a training waits for the GPU only at its log lines
 
-# What runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a
-# CPU (fp32) or a GPU (bfloat16, compiled), on random tokens. For each line that it reads, a number of steps, it takes
-# these and writes a line of their seconds.
+# Runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a CPU
+# (fp32) or a GPU (bfloat16, compiled), on random tokens. For each line it reads, a number of steps, it takes these
+# steps and prints their seconds.
 NANOGPT_STEP = """
 import contextlib, sys, time, torch
 from model import GPT, GPTConfig
@@ -53,12 +51,12 @@ for line in sys.stdin:
 """
 
 
-class Peer:
-    """A process that takes some steps for each call and tells the seconds of one."""
+class NanoGPTStep:
+    """nanoGPT's training step, in a process of its own."""
 
     def __init__(self, script: str, folder: Path, *args):
         command = [sys.executable, "-c", script, *map(str, args)]
-        self.process = subprocess.Popen(  # noqa: S603 (what the person who measures names)
+        self.process = subprocess.Popen(  # noqa: S603 (the checkout that the user names)
             command,
             cwd=folder,
             stdin=subprocess.PIPE,
@@ -68,7 +66,8 @@ class Peer:
             encoding="utf-8",
         )
 
-    def __call__(self, steps: int = 1) -> float:
+    def seconds(self, steps: int = 1) -> float:
+        """Take some steps. Returns the seconds per step."""
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
@@ -81,236 +80,125 @@ class Peer:
         self.process.wait()
 
 
-def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
-    """One shape: our step and the peer's in turn, the limit, and on a CPU where the time of ours goes: to the update,
-    to drawing the batch, and to evaluations, as config.py has them by default. On a GPU a step is one CUDA graph.
-    """
-    import torch
+class OurStep:
+    """Our training step on random tokens: on a CPU in parts, each timed; on a GPU as one CUDA graph."""
 
-    from model.device import keep_memory, pick_device, pick_dtype, wait_for
-    from model.gpt import GPT
-    from model.training.choose_step import Recorded
-    from model.training.optimizer import Optimizer
+    def __init__(self, shape: dict, batch_size: int, device: torch.device, dtype: torch.dtype, compile: bool):
+        self.model = GPT(**shape, tie_embeddings=is_tied(shape)).to(device).compute_in(dtype)
+        self.optimizer = Optimizer(self.model, CHAR, dtype)
+        self.loss_of = torch.compile(self.model.loss, dynamic=False) if compile else self.model.loss
+        self.idx, self.targets = torch.randint(shape["vocab_size"], (2, batch_size, shape["block_size"]), device=device)
+        self.rate = torch.ones((), device=device)
+        self.device, self.steps = device, 1 if device.type == "cpu" else GPU_STEPS
+        self.tokens = np.zeros(1 << 24, np.uint16)  # a training file
+        self.graph = Recorded(self.compute) if device.type != "cpu" else None
 
-    device = pick_device("auto")
-    on_cpu = device.type == "cpu"
-    shape, batch_size = MODELS[name], (BATCH_SIZES if on_cpu else GPU_BATCH_SIZES)[name]
-    block_size = shape["block_size"]
-    if on_cpu:
-        keep_memory()
-    dtype = pick_dtype("auto", device)
-    tied = shape["vocab_size"] > 1000  # as the peer's are, which for few ids makes no difference
-    model = GPT(**shape, tie_embeddings=tied).to(device).compute_in(dtype)
-    optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9, dtype)
-    loss_of = torch.compile(model.loss, dynamic=False) if compile else model.loss
-    idx, targets = torch.randint(shape["vocab_size"], (2, batch_size, block_size), device=device)
-    rate = torch.ones((), device=device)
+    def seconds(self) -> dict[str, float]:
+        """Seconds per step, and on a CPU those of its parts and of one batch of an evaluation."""
+        if self.graph:
+            return {"step": seconds_of(self.replay) / self.steps}
+        forward_backward, update = seconds_of(self.forward_backward), seconds_of(self.update)
+        data, evaluation = seconds_of(self.draw), seconds_of(self.evaluate)
+        return {"step": forward_backward + update + data, "update": update, "data": data, "evaluation": evaluation}
 
-    pieces, steps = pieces_of_a_step(model, loss_of, optimizer, idx, targets, rate), 1
-    if not on_cpu:
-        forward_backward, update = pieces[:2]
-        recorded, steps = Recorded(lambda: (forward_backward(), update())), GPU_STEPS
+    def forward_backward(self) -> None:
+        loss = self.loss_of(self.idx, self.targets)
+        self.optimizer.zero_grad()
+        loss.backward()
 
-        def train_on():
-            for _ in range(steps):
-                recorded()
-            wait_for(device)
+    def update(self) -> None:
+        self.optimizer.clip(1.0)
+        self.optimizer.step(self.rate)
 
-        pieces = [train_on]
+    def draw(self) -> None:
+        batch_size, block_size = self.idx.shape
+        draw_batch(self.tokens, block_size, batch_size, 1, 0)
 
-    peer = nanogpt and Peer(NANOGPT_STEP, nanogpt, *shape.values(), batch_size)
-    tokens = batch_size * block_size
-    weights = sum(p.numel() for p in model.parameters()) - (0 if tied else model.embedding.weight.numel())
-    # 6 N + 12 L C T a token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B
-    operations = tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * block_size)
-    times = []  # in turn, so that what slows down the machine slows down all of a round
-    begin = time.perf_counter()
-    for number in itertools.count():
-        parts = [timed(piece) / steps for piece in pieces]
-        theirs, limit = peer(steps) if peer else math.nan, product_rate(dtype)
-        step = sum(parts[:3])
-        if number > 0:  # the first one allocates and compiles
-            times.append((step, theirs, theirs / step, limit, operations / step / limit, *parts))
-        if number >= rounds and time.perf_counter() - begin > LEAST_SECONDS:
-            break
-    if peer:
-        peer.close()
-    step, theirs, ratio, limit, fraction, *parts = map(statistics.median, zip(*times, strict=True))
-    row = {
-        "model": name,
-        "tokens a step": tokens,
-        "ours, tokens/s": round(tokens / step),
-        "nanoGPT, tokens/s": round(tokens / theirs) if peer else "",
-        "ratio": f"{ratio:.2f}" if peer else "",
-        "GFLOP/s": round(operations / step / 1e9),
-        "limit": round(limit / 1e9),
-        "of the limit": f"{fraction:.0%}",
-    }
-    if on_cpu:
-        _, updating, drawing, evaluating = parts
-        evaluating *= CHAR.eval_tokens / evaluated_at_once(block_size) / block_size / CHAR.eval_every  # a step's share
-        row |= {
-            "update": f"{updating / step:.0%}",
-            "data": f"{drawing / step:.1%}",
-            "evaluation": f"{evaluating / (step + evaluating):.1%}",
-        }
-    return row
+    @torch.inference_mode()
+    def evaluate(self) -> None:
+        sequences = evaluation_batch_size(self.model.block_size)
+        self.model.loss(self.idx[:1].expand(sequences, -1), self.targets[:1].expand(sequences, -1))
+
+    def compute(self) -> None:
+        self.forward_backward()
+        self.update()
+
+    def replay(self) -> None:
+        for _ in range(self.steps):
+            self.graph()
+        wait_for(self.device)
 
 
-def timed(work) -> float:
+def seconds_of(work: Callable) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def evaluated_at_once(block_size: int) -> int:
-    """Sequences, on a CPU (train.py: evaluate)."""
+def evaluation_batch_size(block_size: int) -> int:
+    """Sequences per batch of an evaluation on a CPU, as in train.py's evaluate()."""
     return max(1, 4096 // block_size)
 
 
-def pieces_of_a_step(model, loss_of, optimizer, idx, targets, rate) -> list:
-    """What a step on a CPU consists of, as functions to be timed: forward and backward, update, data; and besides, a
-    batch of an evaluation."""
-    import numpy as np
-    import torch
-
-    text, (batch_size, block_size) = np.zeros(1 << 24, np.uint16), idx.shape
-
-    def forward_backward():
-        loss = loss_of(idx, targets)
-        optimizer.zero_grad()
-        loss.backward()
-
-    def update():
-        optimizer.clip(1.0)
-        optimizer.step(rate)
-
-    def draw():
-        draw_batch(text, block_size, batch_size, 1, 0)
-
-    @torch.inference_mode()
-    def evaluate():
-        sequences = evaluated_at_once(block_size)
-        model.loss(idx[:1].expand(sequences, -1), targets[:1].expand(sequences, -1))
-
-    return [forward_backward, update, draw, evaluate]
+def flops_per_step(model: GPT, tokens: int) -> float:
+    """6 N + 12 L C T per token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B. An embedding that is not
+    the head is only looked up."""
+    shape = model.architecture
+    weights = sum(p.numel() for p in model.parameters())
+    if not shape["tie_embeddings"]:
+        weights -= model.embedding.weight.numel()
+    return tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * shape["block_size"])
 
 
-# --- time to a loss ---------------------------------------------------------------------------------------------------
-
-SPRINT = """--block-size 64 --n-layer 2 --max-steps 190 --rotary-base 10 --momentum 0.8 --muon-rate 0.03
-    --learning-rate 0.02 --decay-fraction 1"""
-LONG = "--block-size 64 --batch-size 32 --n-layer 3 --n-embd 192 --n-head 6 --rotary-base 20"
-PYTHON = ""
-# Without tying, the two tables of 4,096 rows are two thirds of the weights: a narrower model has as many as nanoGPT's.
-PYTHON_BPE = "--n-layer 3 --n-embd 112 --batch-size 8 --learning-rate 0.03"
-
-# nanoGPT's README command for a CPU; the number of iterations and the data come behind it.
-NANOGPT_TRAIN = """config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1
-    --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"""
-
-# Scores a checkpoint of nanoGPT as we score ours: the whole validation file, in non-overlapping blocks.
-NANOGPT_SCORE = """
-import sys, numpy as np, torch
-from model import GPT, GPTConfig
-saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
-model = GPT(GPTConfig(**saved["model_args"]))
-model.load_state_dict(saved["model"])
-model.eval()
-tokens, T = torch.from_numpy(np.fromfile(sys.argv[2], "<u2").astype(np.int64)), saved["model_args"]["block_size"]
-whole, total = (len(tokens) - 1) // T, 0.0
-with torch.no_grad():
-    for first in range(0, whole, 64):
-        end = min(first + 64, whole) * T
-        idx, targets = (tokens[first * T + i : end + i].view(-1, T) for i in (0, 1))
-        total += model(idx, targets)[1].item() * idx.numel()
-    if rest := len(tokens) - 1 - whole * T:
-        total += model(tokens[None, -rest - 1 : -1], tokens[None, -rest:])[1].item() * rest
-print(total / (len(tokens) - 1))
-"""
+def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
+    """The row of one model: our step, nanoGPT's and a matrix product in turn, so that what slows down the machine slows
+    down all three."""
+    device = pick_device("auto")
+    shape, batch_size = MODELS[name], (BATCH_SIZES if device.type == "cpu" else GPU_BATCH_SIZES)[name]
+    if device.type == "cpu":
+        keep_memory()
+    dtype = pick_dtype("auto", device)
+    ours = OurStep(shape, batch_size, device, dtype, compile)
+    peer = NanoGPTStep(NANOGPT_STEP, nanogpt, *shape.values(), batch_size) if nanogpt else None
+    flops = flops_per_step(ours.model, batch_size * shape["block_size"])
+    results, begin = [], time.perf_counter()
+    while len(results) <= rounds or time.perf_counter() - begin <= LEAST_SECONDS:
+        figures = ours.seconds()
+        figures["nanoGPT"] = peer.seconds(ours.steps) if peer else math.nan
+        figures["limit"] = matmul_flops(dtype)
+        figures["ratio"] = figures["nanoGPT"] / figures["step"]
+        figures["of the limit"] = flops / figures["step"] / figures["limit"]
+        results.append(figures)
+    if peer:
+        peer.close()
+    return training_row(name, batch_size * shape["block_size"], flops, medians(results[1:]))  # the first one compiles
 
 
-def race_ours(script: str, flags: str, files: dict, seed: int, minutes: float) -> tuple[float, float]:
-    """A run of ours from the command to the saved model: (seconds, loss over the whole validation file)."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / script, *flags.split(), "--seed", seed]
-        command += ["--eval-every", 0, "--sample-tokens", 0]
-        command += ["--checkpoint-dir", folder, "--model-file", Path(folder, "model.pt")]
-        command += [part for flag, path in files.items() for part in (flag, path)]
-        seconds = command_seconds(command + ["--minutes", minutes] * (minutes > 0), ROOT)
-        last = Path(folder, "log.jsonl").read_text("utf-8").splitlines()[-1]
-        return seconds, json.loads(last)["val_loss"]
-
-
-def race_nanogpt(nanogpt: Path, dataset: str, iterations: int) -> tuple[float, float]:
-    """A run of nanoGPT, whose seed is fixed: (seconds, loss over the whole validation file)."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = [f"--dataset={dataset}", f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
-        flags += [f"--eval_interval={iterations // 8}", f"--out_dir={folder}"]
-        seconds = command_seconds([sys.executable, "train.py", *NANOGPT_TRAIN.split(), *flags], nanogpt)
-        command = [sys.executable, "-c", NANOGPT_SCORE, Path(folder, "ckpt.pt"), nanogpt / "data" / dataset / "val.bin"]
-        done = subprocess.run(  # noqa: S603
-            list(map(str, command)), cwd=nanogpt, capture_output=True, text=True, encoding="utf-8", check=True
-        )
-        return seconds, float(done.stdout.split()[-1])
-
-
-FILES = ("train_file", "val_file", "tokenizer_file")
-
-
-def lend_data(files: dict, nanogpt: Path, name: str) -> TokenFile:
-    """Put our token files where nanoGPT looks for a dataset of that name. Returns the validation file."""
-    val = open_tokens(files["--val-file"])
-    folder = nanogpt / "data" / name
-    folder.mkdir(exist_ok=True)
-    for part in ("train", "val"):
-        shutil.copyfile(files[f"--{part}-file"], folder / f"{part}.bin")
-    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": val.facts["vocab_size"]}))
-    return val
-
-
-# Iterations of nanoGPT (its README's number; what takes it three minutes on Python source), and our runs against it.
-RACES = {
-    "shakespeare": (2000, [("train.py", SPRINT), ("train.py", LONG)]),
-    "char": (3000, [("train.py", PYTHON)]),
-    "bpe": (2100, [("trainv2.py", PYTHON_BPE)]),
-}
-
-
-def race(nanogpt: Path, name: str, folder: Path, rounds: int) -> list[dict]:
-    """Whole runs in turn: one of nanoGPT, then ours. What names no --max-steps gets the time that nanoGPT's run took.
-    Losses are per token of the whole validation file.
-    """
-    settings = BPE if name == "bpe" else CHAR
-    files = {f"--{kind.replace('_', '-')}": folder / getattr(settings, kind).name for kind in FILES}
-    val = lend_data(files, nanogpt, f"tinylittlegpt_{name}")
-    iterations, entrants = RACES[name]
-    rows = []
-    for seed in range(1, rounds + 1):
-        seconds, loss = race_nanogpt(nanogpt, f"tinylittlegpt_{name}", iterations)
-        for script, flags in entrants:
-            # The start of Python, before the clock of --minutes, and the saving behind it are part of the time.
-            minutes = 0.0 if "--max-steps" in flags else (seconds - 2.0) / 60
-            ours, our_loss = race_ours(script, flags, files, seed, minutes)
-            figures = {
-                "race": name + (", to the loss" if "--max-steps" in flags else ", same time"),
-                "nanoGPT, s": round(seconds, 1),
-                "ours, s": round(ours, 1),
-                "ratio": f"{seconds / ours:.2f}",
-                "nanoGPT, loss": f"{loss:.4f}",
-                "ours, loss": f"{our_loss:.4f}",
-                "nanoGPT, bits per byte": f"{bits_per_byte(loss, val.tokens_per_byte):.4f}",
-                "ours, bits per byte": f"{bits_per_byte(our_loss, val.tokens_per_byte):.4f}",
-                "less": f"{1 - our_loss / loss:.1%}",
-            }
-            print(" ".join(f"{key}: {value};" for key, value in figures.items()), file=sys.stderr)
-            rows.append(figures)
-    return rows
+def training_row(name: str, tokens: int, flops: float, figures: dict) -> dict:
+    """On a CPU also the fraction of the step that goes to the update and the data, and of the run to evaluations with
+    the settings of config.py."""
+    step, peer = figures["step"], not math.isnan(figures["nanoGPT"])
+    row = {
+        "model": name,
+        "tokens per step": tokens,
+        "ours, tokens/s": round(tokens / step),
+        "nanoGPT, tokens/s": round(tokens / figures["nanoGPT"]) if peer else "",
+        "ratio": f"{figures['ratio']:.2f}" if peer else "",
+        "GFLOP/s": round(flops / step / 1e9),
+        "limit": round(figures["limit"] / 1e9),
+        "of the limit": f"{figures['of the limit']:.0%}",
+    }
+    if "update" in figures:
+        block_size = MODELS[name]["block_size"]
+        batches = CHAR.eval_tokens / evaluation_batch_size(block_size) / block_size
+        evaluation = figures["evaluation"] * batches / CHAR.eval_every  # seconds per training step
+        row |= {
+            "update": f"{figures['update'] / step:.0%}",
+            "data": f"{figures['data'] / step:.1%}",
+            "evaluation": f"{evaluation / (step + evaluation):.1%}",
+        }
+    return row
 
 
 def measure_training(args) -> list[dict]:
-    if not args.race:
-        return [measure_step(name, args.nanogpt, args.rounds, args.compile) for name in args.sizes]
-    if not args.nanogpt:
-        raise UsageError("A race needs a second runner: name a checkout of nanoGPT with --nanogpt.")
-    return race(args.nanogpt.resolve(), args.race, args.data.resolve(), args.rounds)
+    return [measure_step(name, args.nanogpt, args.rounds, args.compile) for name in args.sizes]

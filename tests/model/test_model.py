@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
-from config import Model
+from config import Model, Training
 from model.gpt import GPT
 from model.layers import RMSNorm, causal_mask, mlp_size, rotary_table, rotate
 from model.storage.huggingface import qwen3_config, to_qwen3
@@ -311,7 +311,7 @@ def test_one_batch_is_learned_by_heart(tied):
     torch.manual_seed(0)
     model = GPT(**{**SMALL, "tie_embeddings": tied})
     initial = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizer = Optimizer(model, 0.01, 0.01, weight_decay=0.0, beta1=0.9, beta2=0.99, momentum=0.9)
+    optimizer = Optimizer(model, Training(muon_rate=0.01, weight_decay=0.0, beta2=0.99))
     idx, targets = torch.randint(model.vocab_size, (2, 4, 24))
     for _ in range(150):
         loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())

@@ -1,18 +1,19 @@
 """The benchmark's own arithmetic and its way to measure a peer. What it measures is for the person who runs it."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from config import CHAR
+from config import CHAR, ROOT
 from plumbing.errors import UserError
 from scripts import benchmark
-from scripts.benchmarks import common, scaling, training
+from scripts.benchmarks import common, races, scaling, training
 
 
 def test_a_table_is_markdown(capsys):
-    common.show_table([{"model": "a", "tokens/s": 12345}, {"model": "bcd", "tokens/s": ""}])
+    common.print_table([{"model": "a", "tokens/s": 12345}, {"model": "bcd", "tokens/s": ""}])
     assert capsys.readouterr().out.splitlines() == [
         "| model | tokens/s |",
         "| ----- | -------- |",
@@ -23,21 +24,28 @@ def test_a_table_is_markdown(capsys):
 
 def test_rates_are_work_over_time(monkeypatch):
     """With a clock that says what each piece of work takes."""
-    monkeypatch.setattr(common, "seconds_of", lambda work, repeat=5: (work(), 0.5)[1])
-    assert common.product_rate(torch.float32, size=100) == 2 * 100**3 / 0.5
-    assert common.bandwidth(megabytes=1) == 2**20 / 0.5
+    monkeypatch.setattr(common, "median_seconds", lambda work, device, repeat: (work(), 0.5)[1])
+    assert common.matmul_flops(torch.float32, size=100) == 2 * 100**3 / 0.5
+    assert common.memory_bandwidth(megabytes=1) == 2**20 / 0.5
+
+
+def test_the_first_call_and_the_outliers_do_not_count(monkeypatch):
+    clock = iter([0, 50, 50, 51, 51, 53, 53, 62])  # 50 s, then 1, 2 and 9 s
+    monkeypatch.setattr(common.time, "perf_counter", clock.__next__)
+    assert common.median_seconds(lambda: None, torch.device("cpu"), repeat=3) == 2
+    assert common.medians([{"a": 1, "b": 7}, {"a": 5, "b": 7}, {"a": 2, "b": 9}]) == {"a": 2, "b": 7}
 
 
 def test_a_peer_takes_a_step_for_each_call(tmp_path):
     (tmp_path / "here.txt").write_text("0.25")
-    peer = training.Peer(
+    peer = training.NanoGPTStep(
         "import sys\nfor line in sys.stdin: print('noise\\nseconds', open('here.txt').read(), flush=True)", tmp_path
     )
-    assert [peer(), peer()] == [0.25, 0.25]
+    assert [peer.seconds(), peer.seconds(), peer.seconds(2)] == [0.25, 0.25, 0.125]
     peer.close()
     assert peer.process.returncode == 0
     with pytest.raises(UserError, match="--nanogpt"):
-        training.Peer("import a_model_that_is_not_there", tmp_path)()
+        training.NanoGPTStep("import a_model_that_is_not_there", tmp_path).seconds()
 
 
 # A stand-in for a checkout of nanoGPT, as far as the benchmark looks at one.
@@ -72,10 +80,10 @@ def test_a_step_of_both_is_measured(tmp_path, monkeypatch):
     shape = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
     monkeypatch.setattr(training, "MODELS", {"tiny": shape})
     monkeypatch.setattr(training, "BATCH_SIZES", {"tiny": 3})
-    monkeypatch.setattr(training, "product_rate", lambda dtype: 1e12)
+    monkeypatch.setattr(training, "matmul_flops", lambda dtype: 1e12)
     monkeypatch.setattr(training, "LEAST_SECONDS", 0)
     row = training.measure_step("tiny", tmp_path, rounds=1, compile=False)
-    assert row["tokens a step"] == 24
+    assert row["tokens per step"] == 24
     assert float(row["ratio"]) == pytest.approx(row["ours, tokens/s"] / row["nanoGPT, tokens/s"], rel=0.01, abs=0.006)
     assert training.measure_step("tiny", None, rounds=1, compile=False)["ratio"] == ""
 
@@ -88,14 +96,33 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
     (nanogpt / "model.py").write_text(MODEL)
     (nanogpt / "train.py").write_text(TRAIN % vocab_size)
     flags = "--block-size 24 --n-layer 1 --n-embd 16 --n-head 2 --max-steps 3 --device cpu --dtype float32"
-    monkeypatch.setattr(training, "RACES", {"char": (2000, [("train.py", flags)])})
-    (row,) = training.race(nanogpt, "char", char.train_file.parent, rounds=1)
+    monkeypatch.setattr(races, "RACES", {"char": (2000, [("train.py", flags)])})
+    (row,) = races.race(nanogpt, "char", char.train_file.parent, rounds=1)
     assert row["race"] == "char, to the loss"
     assert float(row["nanoGPT, loss"]) == pytest.approx(torch.tensor(vocab_size).log().item(), abs=1e-4)
     assert 0 < float(row["ours, loss"]) < float(row["nanoGPT, loss"])
     assert float(row["ratio"]) == pytest.approx(row["nanoGPT, s"] / row["ours, s"], rel=0.05)
     assert (nanogpt / "data" / "tinylittlegpt_char" / "val.bin").read_bytes() == char.val_file.read_bytes()
     assert CHAR.train_file.name == char.train_file.name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_every_step_of_the_data_path_is_measured(tmp_path, capsys, monkeypatch):
+    """On a megabyte, with the scripts themselves."""
+    flags = ["--megabytes", "1", "--train-megabytes", "0.1", "--rounds", "1", "--scratch", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "data", str(ROOT / "plumbing"), *flags])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    benchmark.main()
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    rows = {line[1].strip(): [cell.strip() for cell in line[2:-1]] for line in table}
+    assert len(rows) == 7 and all(float(row[0].replace(",", "")) > 0 for row in rows.values())
+    assert rows["parquet to text"][1].startswith("to_pylist ") and rows["parquet to text"][4].endswith("%")
+    assert [step for step, row in rows.items() if row[5]] == [
+        "parquet to text",
+        "sample a fifth",
+        "characters to ids, the script",
+        "BPE to ids, the script",
+    ]
 
 
 def test_a_race_needs_a_peer(capsys, monkeypatch):

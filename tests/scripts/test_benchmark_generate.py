@@ -17,7 +17,7 @@ TINY = {"vocab_size": 65, "block_size": 12, "n_layer": 1, "n_head": 1, "n_embd":
 @pytest.fixture
 def flags(monkeypatch):
     monkeypatch.setattr(generating, "MODELS", {"tiny": TINY, "15M": TINY | {"vocab_size": 2000}})
-    monkeypatch.setattr(generating, "bandwidth", lambda: 1e7)
+    monkeypatch.setattr(generating, "memory_bandwidth", lambda: 1e7)
     return argparse.Namespace(nanogpt=None, llama2c=None, llama2c_model=None, rounds=1)
 
 

@@ -1,12 +1,15 @@
 """scripts/check_device.py with a planted wrong operation: the "device" is the CPU, one of whose operations is wrong."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from config import CHAR
 from model.layers import KeyValueCache
+from model.training import device_check
 from plumbing.errors import UsageError
 from scripts import check_device
 
@@ -31,17 +34,17 @@ class Planted(TorchDispatchMode):
 
 def check(monkeypatch, capsys, plant=None, *flags) -> tuple[int, str]:
     """Run the script, the second of its two devices within `plant`. Returns (exit code, output)."""
-    really, runs = check_device.work_on, []
+    really, runs = device_check.run_on, []
 
-    def work_on(device, model, settings):
+    def run_on(device, model, settings):
         runs.append(device)
         if plant is None or len(runs) == 1:
             return really(device, model, settings)
         with plant:
             return really(device, model, settings)
 
-    monkeypatch.setattr(check_device, "work_on", work_on)
-    code = check_device.main(*check_device.command_line([*SMALL, *flags]))
+    monkeypatch.setattr(device_check, "run_on", run_on)
+    code = check_device.main([*SMALL, *flags])
     return code, capsys.readouterr().out
 
 
@@ -50,14 +53,14 @@ def test_a_device_that_computes_alike_agrees(monkeypatch, capsys):
     assert code == 0 and out.endswith("cpu: agrees\n")
     assert out.count("tokens/s") == 1 and "rounding explains" in out
     assert "Memory" not in out  # not looked for on a CPU
-    assert len([line for line in out.splitlines() if line.split()[:1] == [str(check_device.STEPS - 1)]]) == 1
+    assert len([line for line in out.splitlines() if line.split()[:1] == [str(device_check.STEPS - 1)]]) == 1
 
 
 def test_another_way_to_round_agrees_too(monkeypatch, capsys):
     """The paths that a GPU takes, autograd through the fused attention kernel, in place of those by hand."""
-    really, runs = check_device.work_on, []
+    really, runs = device_check.run_on, []
 
-    def work_on(device, model, settings):
+    def run_on(device, model, settings):
         runs.append(device)
         if len(runs) == 2:
             monkeypatch.setattr("model.layers.by_hand", lambda x: False)
@@ -65,9 +68,8 @@ def test_another_way_to_round_agrees_too(monkeypatch, capsys):
             monkeypatch.setattr("model.layers.EXPLICIT_UP_TO", 0)
         return really(device, model, settings)
 
-    monkeypatch.setattr(check_device, "work_on", work_on)
-    settings, args = check_device.command_line(["--device", "cpu", "--block-size", "64"])
-    assert check_device.main(settings, args) == 0
+    monkeypatch.setattr(device_check, "run_on", run_on)
+    assert check_device.main(["--device", "cpu", "--block-size", "64"]) == 0
     worst = [float(line.split()[-4]) for line in capsys.readouterr().out.splitlines() if "rounding explains" in line]
     assert len(worst) == 3 and 0 < max(worst) < 1e-4  # a tenth of what is allowed
 
@@ -105,34 +107,34 @@ def test_a_wrong_cache_is_caught_by_the_text(monkeypatch, capsys):
             pass
 
     code, out = check(monkeypatch, capsys, WrongCache())
-    assert code == 1 and "the first: logits of token 1" in out
+    assert code == 1 and "The first is the logits of token 1," in out
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--learning-rate", "1e38"], "the CPU itself comes to numbers that are not finite.*--learning-rate"),
+        (["--learning-rate", "1e38"], "even the CPU computes numbers that are not finite.*--learning-rate"),
         (["--batch-size", "0"], "--batch-size must be above 0"),
         (["--seed", "-1"], "--seed must be from 0"),
     ],
 )
 def test_a_device_is_not_blamed_for_the_flags(flags, said):
     with pytest.raises(UsageError, match=said):
-        check_device.main(*check_device.command_line([*SMALL, *flags]))
+        check_device.main([*SMALL, *flags])
 
 
 def test_the_batch_that_fits_is_found(monkeypatch):
-    settings, _ = check_device.command_line(SMALL)
+    settings = replace(CHAR, block_size=24, n_layer=2, n_head=2, n_embd=32)
 
     def one_step(model, optimizer, idx, targets, settings):
         if len(idx) > 8:
             raise RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)")
 
-    monkeypatch.setattr(check_device, "one_step", one_step)
-    model = check_device.first_model(settings)
-    assert check_device.batch_that_fits(model, torch.device("cpu"), settings) == 8
-    monkeypatch.setattr(check_device, "one_step", lambda *arguments: None)
-    assert check_device.batch_that_fits(model, torch.device("cpu"), settings) == check_device.LARGEST_BATCH
+    monkeypatch.setattr(device_check, "one_step", one_step)
+    model = device_check.model_to_check(settings)
+    assert device_check.largest_batch(model, torch.device("cpu"), settings) == 8
+    monkeypatch.setattr(device_check, "one_step", lambda *arguments: None)
+    assert device_check.largest_batch(model, torch.device("cpu"), settings) == device_check.LARGEST_BATCH
     clock = iter([0.0, 1.0, 1.0, 7.0])  # the second step takes too long
-    monkeypatch.setattr(check_device.time, "perf_counter", clock.__next__)
-    assert check_device.batch_that_fits(model, torch.device("cpu"), settings) == 2
+    monkeypatch.setattr(device_check.time, "perf_counter", clock.__next__)
+    assert device_check.largest_batch(model, torch.device("cpu"), settings) == 2

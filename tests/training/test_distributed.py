@@ -203,7 +203,7 @@ def test_all_processes_take_the_same_step_to_the_bit(tmp_path):
     def work():
         torch.manual_seed(distributed.rank())  # other weights, which the first one's replace
         model = GPT(20, block_size=8, n_layer=2, n_head=2, n_embd=16)
-        optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.9, 0.95, 0.9, orthogonalise=distributed.orthogonalise_together)
+        optimizer = Optimizer(model, CHAR, orthogonalise=distributed.orthogonalise_together)
         loss_of, adding_up = distributed.averaged(model.loss, model)
         for step in range(3):
             idx, targets = torch.randint(20, (2, 4, 8), generator=torch.Generator().manual_seed(step))

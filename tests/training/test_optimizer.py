@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import Training
 from model.gpt import GPT
 from model.training.muon import muon_update, orthogonalise, update_scale
-from model.training.optimizer import Optimizer, learning_rate_at, state_shapes
+from model.training.optimizer import Optimizer, state_shapes
+from model.training.schedule import learning_rate_at
 
 in_any_time = settings(deadline=None)  # a busy machine is no failure
 
@@ -21,8 +24,8 @@ def tiny(tied: bool = False) -> GPT:
     return GPT(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=8, tie_embeddings=tied)
 
 
-def make(model: GPT, learning_rate=0.01, muon_rate=0.02, weight_decay=0.1, beta1=0.8, beta2=0.95, momentum=0.9):
-    return Optimizer(model, learning_rate, muon_rate, weight_decay, beta1, beta2, momentum)
+def make(model: GPT, **changes) -> Optimizer:
+    return Optimizer(model, replace(Training(beta1=0.8), **changes))
 
 
 def hidden(name: str) -> bool:
@@ -116,7 +119,7 @@ def test_the_matrices_of_the_blocks_follow_muon_one_by_one():
     model = tiny()
     optimizer = make(model, muon_rate=0.5, weight_decay=0.2, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
-    parts = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
+    fused = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
     weights = {name: p for name, p in model.named_parameters() if hidden(name)}
     by_hand = {name: p.detach().clone() for name, p in weights.items()}
     means = {name: torch.zeros_like(p) for name, p in weights.items()}
@@ -125,12 +128,9 @@ def test_the_matrices_of_the_blocks_follow_muon_one_by_one():
         for name, p in weights.items():
             means[name] = 0.9 * means[name] + 0.1 * p.grad
             look_ahead = 0.9 * means[name] + 0.1 * p.grad
-            for piece, weight in zip(
-                look_ahead.chunk(parts[name.split(".")[-2]]),
-                by_hand[name].chunk(parts[name.split(".")[-2]]),
-                strict=True,
-            ):
-                update = orthogonalise(piece[None])[0] * 0.2 * max(piece.shape) ** 0.5
+            count = fused[name.split(".")[-2]]
+            for matrix, weight in zip(look_ahead.chunk(count), by_hand[name].chunk(count), strict=True):
+                update = orthogonalise(matrix[None])[0] * 0.2 * max(matrix.shape) ** 0.5
                 weight.mul_(1 - 0.5 * fraction * 0.2).sub_(0.5 * fraction * update)
         optimizer.step(torch.tensor(fraction))
     for name, p in weights.items():
@@ -169,7 +169,7 @@ def test_muon_in_bfloat16_is_nearly_the_same_step():
     moves = []
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny()
-        optimizer = Optimizer(model, 0.01, 0.02, 0.1, 0.8, 0.95, 0.9, dtype)
+        optimizer = Optimizer(model, Training(beta1=0.8), dtype)
         fill_gradients(model, torch.Generator().manual_seed(0))
         before = optimizer.weights.clone()
         optimizer.step(torch.tensor(1.0))
