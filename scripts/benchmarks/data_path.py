@@ -85,11 +85,11 @@ def snippet_seconds(code: str, *args) -> float:
 
 def encoding_rate(tokenizer, texts: list[bytes], workers: int) -> float:
     """MB/s of our encoder, text in memory to ids in memory, on so many threads. At the start it knows no word."""
-    from model.tokenization.bpe_encoder import END, WordEncoder
+    from model.tokenization.bpe_encoder import END, BPEEncoder
     from model.tokenization.character_encoder import CharacterEncoder
     from plumbing.parallel import in_input_order
 
-    words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
+    words = BPEEncoder(tokenizer) if tokenizer.kind == "bpe" else None
 
     def work(piece: list[bytes]):
         for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*piece, b""])):
@@ -141,7 +141,12 @@ def measure_data(args) -> list[dict]:
     from tokenizers import trainers
 
     from model.tokenization.bpe_trainer import train_bpe_tokenizer
-    from model.tokenization.tokenizer import byte_pairs, load_tokenizer, make_character_tokenizer, save_tokenizer
+    from model.tokenization.tokenizer import (
+        load_tokenizer,
+        make_bpe_tokenizer,
+        make_character_tokenizer,
+        save_tokenizer,
+    )
     from plumbing.parallel import cores
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -200,7 +205,7 @@ def measure_data(args) -> list[dict]:
         learn = documents[: max(1, round(len(documents) * min(1, args.train_megabytes / total)))]
         learn = [document.decode() for document in learn]
         size = sum(len(document.encode()) for document in learn) / 1e6
-        library, trainer = byte_pairs(), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
+        library, trainer = make_bpe_tokenizer(), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
         note(
             f"train BPE, 8,192 ids, {size:.0f} MB",
             ours=rate_of(lambda: train_bpe_tokenizer(learn, 8192), size),
