@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import CHAR, Settings
 from dataset import open_tokens, token_writer, withdraw
-from model.tokenization.bpe_encoder import END, WordEncoder
+from model.tokenization.bpe_encoder import END, BPEEncoder
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.display import cut_line
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -57,7 +57,7 @@ class Encode:
     def __init__(self, settings: Settings, tokenizer: Tokenizer):
         self.settings, self.tokenizer = settings, tokenizer
         # Characters are a table; what one thread has learned about words, the others use, too.
-        self.words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
+        self.words = BPEEncoder(tokenizer) if tokenizer.kind == "bpe" else None
 
     def __call__(self, piece: tuple[int, int] | dict[str, bytes]) -> Iterator[Encoded]:
         """Yield the tokens of a piece: (start, end) in the corpus, or the two parts of its only document."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from model.gpt import GPT
 from model.storage.huggingface import CHAT_TEMPLATE, qwen3_config, to_qwen3
-from model.tokenization.tokenizer import LETTERS, UNKNOWN, Tokenizer
+from model.tokenization.byte_letters import BYTE_TO_LETTER
+from model.tokenization.tokenizer import UNKNOWN, Tokenizer
 from plumbing.corpus import END_OF_TEXT
 from plumbing.errors import UserError
 from plumbing.files import whole_file
@@ -26,14 +27,14 @@ def tokens_and_merges(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     are written Ã and ©, so there is a token "Ã©" and a merge "Ã ©". One thing differs: llama.cpp drops characters
     without an id, where our own tokenizer writes <|unk|>.
     """
-    tokens = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
+    tokens = [tokenizer.token_string(token) for token in range(tokenizer.vocab_size)]
     if tokenizer.kind == "bpe":
         return tokens, [f"{left} {right}" for left, right in json.loads(tokenizer.json_text)["model"]["merges"]]
     merges: dict[str, None] = {}  # a set that keeps the order
     for i, token in enumerate(tokens):
         if token in (END_OF_TEXT, UNKNOWN):
             continue
-        tokens[i] = letters = "".join(LETTERS[byte] for byte in token.encode())
+        tokens[i] = letters = "".join(BYTE_TO_LETTER[byte] for byte in token.encode())
         for first, last in pairwise(range(1, len(letters) + 1)):
             merges[f"{letters[:first]} {letters[first:last]}"] = None
     return tokens, list(merges)

@@ -9,7 +9,6 @@ from plumbing.errors import UserError
 from plumbing.files import try_lock
 from plumbing.text import shown_path
 
-
 WRITTEN = r"(step_\d+\.pt|log\.jsonl|gpt_model\.pt)(\.\d+\.tmp)?"  # names of the files of a run, finished or not
 
 

@@ -1,14 +1,10 @@
-"""Learning byte-pair merges: the algorithm in the open, and faster than the library's because it counts first.
+"""Learns byte-pair merges, fast. Read bpe_trainer_plain.py first: it is the algorithm, and this file its fast twin.
 
-A merge depends on the distinct words of a text and how often each occurs, not on the text. So the words are counted
-once (model/words.py), and the merging is arithmetic on the distinct ones: 200 MB of Python hold less than 10 MB.
-The result is, merge for merge, what `tokenizers` learns (tests/test_words.py): it, too, takes the commonest pair of
-neighbours, and of several the one with the lowest ids.
+Two things make it fast. The merges depend only on the distinct words (pre-tokens) and how often each occurs, so words
+are counted once: 200 MB of Python have less than 10 MB of distinct ones. And a merge changes only the pairs next to
+it, so counts are updated where it happens instead of counted again.
 
-    hug 10, pug 5, hugs 5      pairs: u g 20, h u 15, p u 5, g s 5     ->  merge u g
-    h ug 10, p ug 5, h ug s 5  pairs: h ug 15, p ug 5, ug s 5          ->  merge h ug
-
-Sennrich et al. 2015, Neural Machine Translation of Rare Words with Subword Units, arXiv:1508.07909, algorithm 1.
+tests/tokenization/test_bpe_trainer.py compares the merges with those of the plain twin and of the `tokenizers` library.
 """
 
 import heapq
@@ -20,159 +16,192 @@ import tokenizers
 from tokenizers import models
 from tqdm import tqdm
 
-from model.tokenization.bpe_encoder import END, WordCounter
-from model.tokenization.tokenizer import LETTER_TO_BYTE, LETTERS, byte_pairs
+from model.tokenization.byte_letters import BYTE_TO_LETTER, LETTER_TO_BYTE
+from model.tokenization.pre_tokens import END, cut_blocks, distinct_pre_tokens, join_documents
+from model.tokenization.tokenizer import make_bpe_tokenizer
 from plumbing.corpus import END_OF_TEXT
 
-TEXT_BYTES = 1 << 22  # counted at once
-NONE = -1  # no neighbour; no token any more
+COUNTED_BYTES = 1 << 21  # of text, counted at once: large enough that most words occur more than once
+NONE = -1  # no neighbour; no longer a token
 
 
-def count_words(documents: Iterable[str], cut: Callable[[str], list[bytes]]) -> Counter:
-    """How often each word occurs in documents. `cut` cuts a text with other characters than ASCII into words."""
-    counter, waiting, size = WordCounter(), [], 0
+def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
+    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and one per merge.
+
+    Byte-level BPE as in GPT-2 (Radford et al. 2019): merges stay within words, numbers, punctuation and white space. A
+    short text has few pairs to merge, and the vocabulary stays smaller.
+    """
+    vocab = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(LETTER_TO_BYTE)])}
+    counts = count_pre_tokens(documents)
+    with tqdm(desc="merges", total=vocab_size - len(vocab), delay=2, disable=not progress) as shown:
+        merges = learn_merges(counts, vocab, vocab_size, shown.update)
+    return make_bpe_tokenizer(models.BPE(vocab, merges))
+
+
+# === counting =========================================================================================================
+
+
+def count_pre_tokens(documents: Iterable[str]) -> Counter[bytes]:
+    """How often each pre-token occurs in the documents."""
+    counts: Counter[bytes] = Counter()
+    waiting, size = [], 0
     for document in documents:
         waiting.append(document.encode())
         size += len(waiting[-1])
-        if size >= TEXT_BYTES:
-            counter.add(bytes([END]).join([*waiting, b""]))
+        if size >= COUNTED_BYTES:
+            add_counts(counts, join_documents(waiting))
             waiting, size = [], 0
-    counter.add(bytes([END]).join([*waiting, b""]))
-    counts: Counter[bytes] = Counter()
-    for word, count in zip(counter.rows, counter.counts.tolist(), strict=True):
-        if word.isascii():
-            counts[word] += count
-        elif word != bytes([END]):
-            for part in cut(word.decode()):
-                counts[part] += count
-    return counts
+    add_counts(counts, join_documents(waiting))
+    del counts[bytes([END])]
+    return split_stretches(counts)
 
 
-class Neighbours:
-    """Distinct words as one row of tokens, each of which knows the ones before and behind it in its word.
+def add_counts(counts: Counter[bytes], text: bytes) -> None:
+    for block in cut_blocks(text, COUNTED_BYTES):
+        pre_tokens, index = distinct_pre_tokens(block)
+        for pre_token, count in zip(pre_tokens, np.bincount(index).tolist(), strict=True):
+            counts[pre_token] += count
 
-    token, before, behind: (bytes of all words,) int32; weight: how often its word occurs. A merge writes the new token
-    in the place of the left one and takes the right one out.
+
+def split_stretches(counts: Counter[bytes]) -> Counter[bytes]:
+    """The same counts, with the library cutting what pre_tokens.py left whole: stretches that are not ASCII."""
+    splitter, split = make_bpe_tokenizer().pre_tokenizer, Counter()
+    for stretch, count in counts.items():
+        if stretch.isascii():
+            split[stretch] += count
+        else:
+            for letters, _ in splitter.pre_tokenize_str(stretch.decode()):
+                split[bytes(LETTER_TO_BYTE[letter] for letter in letters)] += count
+    return split
+
+
+# === merging ==========================================================================================================
+
+
+class LinkedTokens:
+    """The distinct words as one row of tokens, in arrays, each linked to its neighbours within its word.
+
+    token, previous, next: (bytes of all words,) int32; weight: how often the token's word occurs. A merge puts the
+    new token at the position of the left one and unlinks the right one.
     """
 
-    def __init__(self, counts: Counter, byte_ids: np.ndarray):
+    def __init__(self, counts: Counter[bytes], byte_ids: np.ndarray):
         text = np.frombuffer(b"".join(counts), np.uint8)
         lengths = np.fromiter(map(len, counts), np.int64, len(counts))
         ends = np.cumsum(lengths)
         self.token = byte_ids[text].astype(np.int32)
         self.weight = np.repeat(np.fromiter(counts.values(), np.int64, len(counts)), lengths)
-        self.behind = np.arange(1, len(text) + 1, dtype=np.int32)
-        self.behind[ends - 1] = NONE
-        self.before = np.arange(-1, len(text) - 1, dtype=np.int32)
-        self.before[ends - lengths] = NONE
+        self.next = np.arange(1, len(text) + 1, dtype=np.int32)
+        self.next[ends - 1] = NONE
+        self.previous = np.arange(-1, len(text) - 1, dtype=np.int32)
+        self.previous[ends - lengths] = NONE
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """All pairs of neighbours: (their keys, the places of their left tokens)."""
-        places = np.flatnonzero(self.behind != NONE)
-        return key(self.token[places], self.token[self.behind[places]]), places
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All pairs of neighbours: (their keys, their weights, the positions of their left tokens)."""
+        positions = np.flatnonzero(self.next != NONE)
+        keys = pair_key(self.token[positions], self.token[self.next[positions]])
+        return keys, self.weight[positions], positions
 
-    def merge(self, places: np.ndarray, left: int, right: int, new: int) -> tuple[tuple, tuple]:
-        """Merge a pair of tokens at these places, where it still stands there.
+    def merge(self, positions: np.ndarray, left: int, right: int, new: int) -> tuple[tuple, tuple]:
+        """Merge a pair of tokens at those of these positions where it still is.
 
-        Returns ((keys, weights) of the pairs that are gone, (keys, weights, places) of those that are new). The merged
-        pair itself is not among the first, and where one merge touches another, what stood only between them is.
+        Returns (keys, weights, positions) of the pairs that are gone, and of those that are new. The merged pair itself
+        is not among the first. Where one merge follows another, the pair between them is gone once.
         """
-        places = np.unique(places[self.token[places] == left])
-        behind = self.behind[places]
-        places = places[(behind != NONE) & (self.token[behind] == right)]
-        if left == right and len(places) > 1:  # of aaa, merge the first two: every second one of a run
-            starts = np.append(True, self.behind[places[:-1]] != places[1:])
-            index = np.arange(len(places))
-            places = places[(index - np.maximum.accumulate(np.where(starts, index, 0))) % 2 == 0]
-        gone = self.behind[places]
-        before, behind, weight = self.before[places], self.behind[gone], self.weight[places]
-        touches = np.append(behind[:-1] == places[1:], False) if len(places) else np.zeros(0, bool)
-        first = (before != NONE) & ~np.append(False, touches[:-1])[: len(places)]  # nothing was merged just before
-        last = behind != NONE
-        follower = self.token[behind]
-        a, b = before[first], places[last]
-        old = np.append(key(self.token[a], left), key(right, follower[last]))
-        weights = np.append(weight[first], weight[last])
+        positions = self.still_there(positions, left, right)
+        gone = self.next[positions]
+        previous, following, weight = self.previous[positions], self.next[gone], self.weight[positions]
+        touches = np.append(following[:-1] == positions[1:], False) if len(positions) else np.zeros(0, bool)
+        has_left = (previous != NONE) & ~np.append(False, touches[:-1])[: len(positions)]  # and was not merged just now
+        has_right = following != NONE
+        right_tokens = self.token[following]
+        a, b = previous[has_left], positions[has_right]
+        old = np.append(pair_key(self.token[a], left), pair_key(right, right_tokens[has_right]))
+        weights = np.append(weight[has_left], weight[has_right])
 
-        self.token[places], self.token[gone], self.behind[places] = new, NONE, behind
-        self.before[behind[last]] = b
-        follower = self.token[behind]  # anew: it may be a merged one now
-        fresh = np.append(key(self.token[a], new), key(new, follower[last]))
-        return (old, weights), (fresh, weights, np.append(a, b))
+        self.token[positions], self.token[gone], self.next[positions] = new, NONE, following
+        self.previous[following[has_right]] = b
+        right_tokens = self.token[following]  # again: some have been merged now
+        fresh = np.append(pair_key(self.token[a], new), pair_key(new, right_tokens[has_right]))
+        changed = np.append(a, b)
+        return (old, weights, changed), (fresh, weights, changed)
+
+    def still_there(self, positions: np.ndarray, left: int, right: int) -> np.ndarray:
+        """Those of the positions, sorted, that have the pair. Of aaa, only the first: pairs must not overlap."""
+        positions = np.unique(positions[self.token[positions] == left])
+        following = self.next[positions]
+        positions = positions[(following != NONE) & (self.token[following] == right)]
+        if left == right and len(positions) > 1:  # every second one of a run
+            starts = np.append(True, self.next[positions[:-1]] != positions[1:])
+            index = np.arange(len(positions))
+            positions = positions[(index - np.maximum.accumulate(np.where(starts, index, 0))) % 2 == 0]
+        return positions
 
 
-def key(left, right) -> np.ndarray:
+def pair_key(left, right) -> np.ndarray:
     """A pair of ids as one number that sorts as the pair does."""
     return np.asarray(left, np.int64) << 16 | np.asarray(right, np.int64)
 
 
-def grouped(keys: np.ndarray, weights: np.ndarray, places: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
-    """(key, sum of its weights, its places) for each distinct key."""
+def grouped(keys: np.ndarray, weights: np.ndarray, positions: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+    """(key, sum of its weights, its positions) for each distinct key."""
     order = np.argsort(keys, kind="stable")
-    keys, weights, places = keys[order], weights[order], places[order]
+    keys, weights, positions = keys[order], weights[order], positions[order]
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
     if not len(starts):
         return []
     sums = np.add.reduceat(weights, starts)
-    return list(zip(keys[starts].tolist(), sums.tolist(), np.split(places, starts[1:]), strict=True))
+    return list(zip(keys[starts].tolist(), sums.tolist(), np.split(positions, starts[1:]), strict=True))
+
+
+class PairCounts:
+    """How often each pair occurs, and where it was when it came up.
+
+    No token is made twice, so a pair comes up once: at the start, or after the merge that makes one of its tokens.
+    """
+
+    def __init__(self):
+        self.count: dict[int, int] = {}
+        self.positions: dict[int, np.ndarray] = {}
+        self.heap: list[tuple[int, int]] = []  # (-count, pair): the most common first; of several, the lowest ids
+
+    def add(self, keys: np.ndarray, weights: np.ndarray, positions: np.ndarray) -> None:
+        for pair, count, where in grouped(keys, weights, positions):
+            self.count[pair], self.positions[pair] = count, where
+            heapq.heappush(self.heap, (-count, pair))
+
+    def remove(self, keys: np.ndarray, weights: np.ndarray, positions: np.ndarray) -> None:
+        for pair, lost, _ in grouped(keys, weights, positions):
+            self.count[pair] -= lost  # the heap follows when the pair reaches its top
+
+    def pop_most_common(self) -> int | None:
+        """The most common pair, or None if no pair is left."""
+        while self.heap:
+            count, pair = heapq.heappop(self.heap)
+            if -count == self.count[pair]:
+                return pair
+            if self.count[pair]:
+                heapq.heappush(self.heap, (-self.count[pair], pair))
+        return None
 
 
 def learn_merges(
-    counts: Counter, vocab: dict[str, int], byte_ids: np.ndarray, vocab_size: int, tick: Callable = lambda: None
+    counts: Counter[bytes], vocab: dict[str, int], vocab_size: int, tick: Callable[[], object]
 ) -> list[tuple[str, str]]:
-    """Learn merges from counted words, until the vocabulary has vocab_size tokens or no pair is left.
+    """Learn merges from counted words until the vocabulary has vocab_size tokens or no pair is left.
 
-    `vocab` holds a token for each byte, byte_ids (256,) the ids of these; new tokens are added to it. A token that two
-    different pairs make has one id. Calls tick() at each merge. Returns the merges in order.
+    `vocab` has a token for each byte; new ones are added to it. Calls tick() after each merge. Returns the merges.
     """
-    words, tokens = Neighbours(counts, byte_ids), {i: token for token, i in vocab.items()}
-    keys, places = words.pairs()
-    groups = grouped(keys, words.weight[places], places)
-    total = {pair: weight for pair, weight, _ in groups}
-    spots = {pair: [where] for pair, _, where in groups}
-    heap = [(-weight, pair, 0) for pair, weight, _ in groups]  # the commonest first; of several, the lowest ids
-    heapq.heapify(heap)
-    merges: dict[tuple[str, str], None] = {}
-    while heap and len(vocab) < vocab_size:
-        weight, pair, entry = heapq.heappop(heap)
-        if -weight != total[pair]:  # it was commoner when it was entered
-            if total[pair] > 0:
-                heapq.heappush(heap, (-total[pair], pair, entry))
-            continue
-        left, right = pair >> 16, pair & 0xFFFF
-        token = tokens[left] + tokens[right]
-        new = vocab.setdefault(token, len(vocab))
-        tokens[new] = token
-        merges.pop((tokens[left], tokens[right]), None)
-        merges[tokens[left], tokens[right]] = None
+    words = LinkedTokens(counts, np.array([vocab[BYTE_TO_LETTER[byte]] for byte in range(256)]))
+    tokens, merges, pairs = {i: token for token, i in vocab.items()}, [], PairCounts()
+    pairs.add(*words.pairs())
+    while len(vocab) < vocab_size and (pair := pairs.pop_most_common()) is not None:
+        new, left, right = len(vocab), pair >> 16, pair & 0xFFFF
+        merges.append((tokens[left], tokens[right]))
+        tokens[new] = tokens[left] + tokens[right]
+        vocab[tokens[new]] = new
+        gone, fresh = words.merge(pairs.positions.pop(pair), left, right, new)
+        pairs.remove(*gone)
+        pairs.add(*fresh)
         tick()
-        (old, old_weights), fresh = words.merge(np.concatenate(spots[pair]), left, right, new)
-        spots[pair] = [places[:0]]
-        for other, lost, _ in grouped(old, old_weights, old):
-            total[other] -= lost
-        for other, gained, where in grouped(*fresh):
-            total[other] = total.get(other, 0) + gained
-            spots.setdefault(other, []).append(where)
-            heapq.heappush(heap, (-total[other], other, len(spots[other]) - 1))
-    return list(merges)
-
-
-def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
-    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and a merge each.
-
-    Byte-level BPE as in GPT-2 (Radford et al. 2019): a pattern first cuts the text into words, numbers, punctuation and
-    white space, and merges stay within these. A little text has few merges to offer, and the vocabulary stays smaller.
-    """
-    cutter = byte_pairs().pre_tokenizer
-
-    def cut(text: str) -> list[bytes]:
-        return [bytes(LETTER_TO_BYTE[letter] for letter in word) for word, _ in cutter.pre_tokenize_str(text)]
-
-    vocab = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(LETTER_TO_BYTE)])}
-    byte_ids = np.array([vocab[LETTERS[byte]] for byte in range(256)])
-    counts = count_words(documents, cut)
-    with tqdm(desc="merges", total=vocab_size - len(vocab), delay=2, disable=not progress) as shown:
-        merges = learn_merges(counts, vocab, byte_ids, vocab_size, shown.update)
-    library = byte_pairs(models.BPE(vocab, merges))
-    library.add_special_tokens([END_OF_TEXT])
-    return library
+    return merges

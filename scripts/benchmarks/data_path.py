@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from tokenizers import trainers
 
 from config import ROOT
-from model.tokenization.bpe_encoder import END, WordEncoder
+from model.tokenization.bpe_encoder import END, BPEEncoder
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.tokenizer import (
     Tokenizer,
-    byte_pairs,
     load_tokenizer,
+    make_bpe_tokenizer,
     make_character_tokenizer,
     save_tokenizer,
 )
@@ -161,13 +161,13 @@ def rate_of(work: Callable, megabytes: float) -> float:
 
 def encode_with_ours(tokenizer: Tokenizer, texts: list[bytes]) -> None:
     """Our encoder on all cores, from text in memory to ids in memory. It starts without any known words."""
-    words = WordEncoder(tokenizer) if tokenizer.kind == "bpe" else None
+    words = BPEEncoder(tokenizer) if tokenizer.kind == "bpe" else None
     work = functools.partial(encode_batch, tokenizer, words)
     for _, results in in_input_order(work, text_batches(texts), cores()):
         list(results)
 
 
-def encode_batch(tokenizer: Tokenizer, words: WordEncoder | None, texts: list[bytes]) -> Iterator[None]:
+def encode_batch(tokenizer: Tokenizer, words: BPEEncoder | None, texts: list[bytes]) -> Iterator[None]:
     for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*texts, b""])):
         pass
     yield None
@@ -227,7 +227,7 @@ def prepare_script(script: str, tokenizer_file: str, inputs: Inputs) -> dict[str
 
 
 def train_bpe(texts: list[str], megabytes: float) -> dict[str, float]:
-    library, trainer = byte_pairs(), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
+    library, trainer = make_bpe_tokenizer(), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
     return {
         "ours": rate_of(lambda: train_bpe_tokenizer(texts, 8192), megabytes),
         "tokenizers": rate_of(lambda: library.train_from_iterator(texts, trainer), megabytes),

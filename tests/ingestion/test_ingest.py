@@ -55,7 +55,7 @@ def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, fi
     code, out, err = finish(process)
     assert code == 130 and "stopped" in err
     assert "3 parquet files, 12.5 MB" in out and "Wanted: 2 files, 12.2 MB, of which 0 are here already." in out
-    blobs = snapshot(tmp_path).parents[2] / "blobs"
+    blobs = snapshot(tmp_path).parents[1] / "blobs"
     assert {path.name: path.stat().st_size for path in blobs.iterdir()} == {sha256(files[first]) + ".incomplete": BLOCK}
 
     # The same command again: the rest of the first file, and the second one.
@@ -74,7 +74,7 @@ def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, fi
         assert pq.read_table(path).column_names == ["content", "path"]
         assert f"{path.name}: {len(files[name]) / 1e6:.1f} MB" in out
     assert sorted(path.name for path in blobs.iterdir()) == sorted(sha256(files[name]) for name in (first, second))
-    assert (snapshot(tmp_path).parents[2] / "refs" / "main").read_text() == commit("main")
+    assert (snapshot(tmp_path).parents[1] / "refs" / "main").read_text() == commit("main")
     assert f"in {(snapshot(tmp_path) / 'data/python').relative_to(tmp_path)}\n" in out
     assert "Next: python scripts/extract_parquets_to_text.py" in out
 
@@ -103,7 +103,7 @@ def test_a_damaged_download_is_thrown_away(hub, tmp_path):
     hub.damaged = True
     code, _, err = ingest(tmp_path, hub.url, "--files", "1")
     assert code == 1 and "arrived damaged" in err
-    assert not list((snapshot(tmp_path).parents[2] / "blobs").iterdir())
+    assert not list((snapshot(tmp_path).parents[1] / "blobs").iterdir())
 
 
 # === refusals ========================================================================================================

@@ -9,7 +9,7 @@ import pytest
 
 from ingestion import ingest_dataset
 from plumbing.corpus import END_OF_TEXT, read_documents
-from plumbing.errors import UserError, run
+from plumbing.errors import UserError, run_script
 
 TEXTS = ["first\n  é 日本\n", "second\r\nline", "third"]
 EXPECTED = [text.replace("\r\n", "\n") for text in TEXTS]
@@ -99,4 +99,4 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         ingest(monkeypatch, tmp_path, tmp_path / "corpus.txt")
     monkeypatch.setattr(sys, "argv", ["ingest_dataset.py", str(tmp_path / "missing.jsonl")])
     with pytest.raises(SystemExit, match="1"):
-        run(ingest_dataset.main)
+        run_script(ingest_dataset.main)

@@ -1,4 +1,4 @@
-"""model/tokenizer.py: both kinds, trained here on a little text, against the `tokenizers` library and definitions."""
+"""model/tokenization/tokenizer.py: both kinds, against the `tokenizers` library and definitions."""
 
 import hashlib
 import inspect
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.byte_letters import LETTER_TO_BYTE, byte_letters
 from model.tokenization.tokenizer import (
-    LETTER_TO_BYTE,
     UNKNOWN,
+    BareIds,
     Tokenizer,
-    byte_letters,
     check_round_trip,
     load_tokenizer,
     make_character_tokenizer,
@@ -165,35 +165,6 @@ def test_bpe_ids_start_with_end_of_text_and_the_bytes(bpe):
     assert {bpe.token_bytes(token) for token in range(1, 257)} == {bytes([byte]) for byte in range(256)}
 
 
-def test_merges_known_answer():
-    """Words are cut before merging, a space staying with the word behind it: ab, Ġab, Ġab, Ġabc. The pairs in them:
-    a+b 4 times, Ġ+a 3 times, b+c once. So a+b is first. Then Ġ+ab 3 times, ab+c once; then Ġab+c once. No pair is left,
-    for merges do not join words, and the vocabulary ends at 257 + 3 ids.
-    """
-    library = train_bpe_tokenizer(["ab ab ab abc"], 1000)
-    assert json.loads(library.to_str())["model"]["merges"] == [["a", "b"], ["Ġ", "ab"], ["Ġab", "c"]]
-    tokenizer = Tokenizer(library.to_str())
-    assert tokenizer.vocab_size == 260
-    # " abc" was merged to the end; without the space there is no ab+c.
-    assert [tokenizer.piece(token) for token in tokenizer.encode("abc abc")] == ["ab", "c", "Ġabc"]
-    assert tokenizer.encode(" abc").tolist() == [259]
-
-
-def test_training_stops_at_the_vocabulary_asked_for():
-    library = train_bpe_tokenizer(["ab ab ab abc"], 258)
-    assert json.loads(library.to_str())["model"]["merges"] == [["a", "b"]]
-
-
-def test_training_is_repeatable():
-    documents = CODE.split("\n\n")
-    assert train_bpe_tokenizer(documents, 400).to_str() == train_bpe_tokenizer(iter(documents), 400).to_str()
-
-
-def test_no_merge_crosses_a_document():
-    """Each document is cut by itself. As one text, "ab" would be a word."""
-    assert train_bpe_tokenizer(["a", "b"] * 50, 1000).get_vocab_size() == 257
-
-
 def test_merges_stay_inside_words(bpe):
     """A token is white space, or a word, a number or punctuation with at most one space before it."""
     for token in range(257, bpe.vocab_size):
@@ -220,15 +191,7 @@ def test_a_common_word_is_one_token(bpe):
     assert len(bpe.encode(CODE)) < len(CODE.encode()) / 2
 
 
-def test_encode_batch_gives_the_ids_of_each(either):
-    texts = ["def f():\n", "", "日本", CODE, SPECIAL_LOOKING]
-    batch = either.encode_batch(texts)
-    assert [ids.tolist() for ids in batch] == [either.encode(text).tolist() for text in texts]
-    assert all(ids.dtype == np.uint16 for ids in batch)
-    assert either.encode_batch([]) == []
-
-
-# === special tokens, bytes, pieces ====================================================================================
+# === special tokens, bytes, strings ===================================================================================
 
 
 def test_special_tokens_never_come_from_text(either):
@@ -260,12 +223,12 @@ def test_half_a_character_becomes_the_replacement_sign():
     assert tokenizer.decode(ids) == "é日"  # put together before they are decoded
 
 
-def test_pieces_are_what_the_file_says(char, bpe):
-    assert char.piece(char.encode("\n")[0]) == "\n"
+def test_token_strings_are_what_the_file_says(char, bpe):
+    assert char.token_string(char.encode("\n")[0]) == "\n"
     assert char.token_bytes(char.encode("日")[0]) == "日".encode()
-    assert [bpe.piece(token) for token in bpe.encode(" self")] == ["Ġself"]
+    assert [bpe.token_string(token) for token in bpe.encode(" self")] == ["Ġself"]
     assert bpe.token_bytes(bpe.encode(" self")[0]) == b" self"
-    assert char.piece(0) == bpe.piece(0) == END_OF_TEXT
+    assert char.token_string(0) == bpe.token_string(0) == END_OF_TEXT
 
 
 def test_byte_letters_are_those_of_the_library_and_of_gpt2():
@@ -288,6 +251,18 @@ def test_check_round_trip_counts_and_compares(char):
     assert check_round_trip(char, ["ab", "日", ""]) == (3, 5)
     with pytest.raises(UserError, match="does not give back the text that begins 'a€'"):
         check_round_trip(char, ["ab", "a€"])  # the euro sign is none of the characters seen
+
+
+def test_bare_ids_answer_whatever_a_tokenizer_answers(either):
+    bare = BareIds(10)
+    own = {"library", "character_to_id"}  # of the two kinds, for the encoders
+    assert {name for name in dir(either) if not name.startswith("_")} - own <= set(dir(bare))
+    assert either.counts_bytes and not bare.counts_bytes
+    assert either.ends_document(either.end_of_text_id) and not either.ends_document(2)
+    assert not bare.ends_document(bare.end_of_text_id)
+    for tokenizer in (either, bare):
+        ids = tokenizer.encode(tokenizer.default_prompt)
+        assert len(ids) and not tokenizer.unknown(tokenizer.default_prompt, ids)
 
 
 # === files ===========================================================================================================
@@ -319,9 +294,9 @@ REFUSED = {
     "zip": (b"PK\x03\x04\xff\xfe", "is not UTF-8"),
     "Unigram": (tokenizers.Tokenizer(models.Unigram([("a", 0.0)])).to_str(), "is not a tokenizer"),
     "WordPiece": (tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0})).to_str(), "is not a tokenizer"),
-    "no end of text": (wordlevel({UNKNOWN: 0, "a": 1}), "lacks the special token"),
-    "no unknown": (wordlevel({END_OF_TEXT: 0, "a": 1}), "lacks the special token"),
-    "BPE without end of text": (tokenizers.Tokenizer(models.BPE({"a": 0}, [])).to_str(), "lacks the special token"),
+    "no end of text": (wordlevel({UNKNOWN: 0, "a": 1}), "lacks a special token"),
+    "no unknown": (wordlevel({END_OF_TEXT: 0, "a": 1}), "lacks a special token"),
+    "BPE without end of text": (tokenizers.Tokenizer(models.BPE({"a": 0}, [])).to_str(), "lacks a special token"),
 }
 
 
@@ -362,12 +337,12 @@ def test_a_vocabulary_must_fit_uint16():
     assert largest.vocab_size == 65_536
     assert largest.encode(characters[65_533]).tolist() == [65_535]
     assert largest.decode([65_535]) == characters[65_533]
-    with pytest.raises(UserError, match="the id 65,536, more than uint16"):
+    with pytest.raises(UserError, match="the id 65,536, which does not fit uint16"):
         Tokenizer(make_character_tokenizer(characters).to_str())
 
 
 def test_an_id_must_fit_uint16(char):
     broken = json.loads(char.json_text)
     broken["model"]["vocab"]["a"] = 70_000
-    with pytest.raises(UserError, match="the id 70,000, more than uint16"):
+    with pytest.raises(UserError, match="the id 70,000, which does not fit uint16"):
         Tokenizer(json.dumps(broken))
