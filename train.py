@@ -21,7 +21,7 @@ from model.training.command_line import training_flags
 from plumbing.command_line import file_flags, refuse_same
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.settings import values_of
-from plumbing.text import shown_path
+from plumbing.text import shown_path, time_left
 
 if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
@@ -40,11 +40,12 @@ from tqdm import tqdm
 from dataset import TokenFile, blocks_in_order, draw_batch, draw_starts
 from model import metrics
 from model.device import keep_memory, memory_advice, pick_device, pick_dtype, to_device, wait_for
+from model.generation.writer import sample_text
 from model.gpt import GPT
 from model.monitoring import baselines as ladder
 from model.monitoring.diagnostics import Diagnostics
 from model.monitoring.log import Log
-from model.monitoring.recorder import Recorder, sample_text
+from model.monitoring.recorder import Recorder
 from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
 from model.storage.checks import check_architecture
 from model.storage.model_file import save_model
@@ -177,7 +178,8 @@ def show_costs(
     _, scored = evaluate(model, val, stop, at_most=8192)
     a_token = (time.perf_counter() - begin) / scored
     begin = time.perf_counter()
-    sample_text(model, tokenizer, min(20, settings.sample_tokens), {}, stop.check)
+    few = replace(settings, sample_tokens=min(20, settings.sample_tokens))
+    sample_text(model, tokenizer, few, stop.check)
     a_sample = (time.perf_counter() - begin) * max(1, settings.sample_tokens / 20)
     steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
     evaluations = 1 + (steps - 1) // settings.eval_every if settings.eval_every else 0  # besides the last one
@@ -306,8 +308,7 @@ def start_or_resume(
     log.evaluations, log.recorded, log.about = distributed.of_first((log.evaluations, log.recorded, log.about))
 
     def sample() -> str:
-        knobs = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "seed")}
-        return sample_text(model, tokenizer, settings.sample_tokens, knobs, stop.check)
+        return sample_text(model, tokenizer, settings, stop.check)
 
     if settings.debug:
         print(f"Computing on {device} in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
@@ -407,16 +408,16 @@ def start_or_resume(
         minutes = settings.minutes if saved is None else 0.0
         choice = settings.compile if saved is None else "on" if compiled else "off"
 
-        def time_left() -> float:
+        def seconds_left() -> float:
             return distributed.of_first(60 * minutes - (time.perf_counter() - STARTED))
 
         def time_step(step_of: Callable) -> float:
             if choice == "off" and minutes == 0 and device.type == "cpu":
                 return math.nan  # nothing depends on it: a resumed run starts at once
-            return seconds_a_step(step_of, optimizer, batches, at_most=0.02 * time_left(), check=stop.check)
+            return seconds_a_step(step_of, optimizer, batches, at_most=0.02 * seconds_left(), check=stop.check)
 
         def planned(seconds: float) -> float:
-            return time_left() if minutes > 0 else seconds * (settings.max_steps - step)
+            return seconds_left() if minutes > 0 else seconds * (settings.max_steps - step)
 
         if settings.shard_model:
             choice = "off"
@@ -425,7 +426,7 @@ def start_or_resume(
             last = len(val) * seconds / (3 * settings.batch_size * settings.block_size)  # a third is the forward pass
             each = eval_seconds / settings.eval_every if settings.eval_every else 0.0
             last += 12 * recorder.seconds  # about so many records
-            max_steps = distributed.of_first(max(1, int((time_left() - last) / (seconds + each))))
+            max_steps = distributed.of_first(max(1, int((seconds_left() - last) / (seconds + each))))
             settings = replace(settings, max_steps=max_steps)
             print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
             progress.reset(total=max_steps)

@@ -17,38 +17,15 @@ from torch import Tensor
 
 from dataset import TokenFile
 from model import metrics
-from model.generation.one_token import OneToken
-from model.generation.sampling import generate, read
 from model.gpt import GPT
 from model.interpretation.heads import entropy
 from model.monitoring.python_tokens import KINDS, kinds_of
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer
-from model.training.distributed import is_sharded
 
 TOKENS = 512  # held-out tokens that a record looks at, in blocks; the first block is the paragraph
 
 PLACES = 4  # of the paragraph, at which the five likeliest tokens are kept
-
-
-def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, knobs: dict, check: Callable = lambda: None) -> str:
-    """Text that the model writes after <|endoftext|>, as it stands: what it has learned so far. check() is called
-    before each token. In fp32, as generate.py writes."""
-    if not tokens:
-        return ""
-    dtype = model.head.compute
-    model.eval().compute_in(torch.float32)
-    try:
-        prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-        whole = model.device.type == "cpu" and not is_sharded(model)
-        one_token = OneToken(model, cache) if whole else None
-        logits = read(model, prompt, cache)
-        for step in generate(model, prompt, logits[-1], cache, tokens, one_token=one_token, **knobs):
-            check()
-            ids.append(step.token)
-    finally:
-        model.train().compute_in(dtype)
-    return tokenizer.decode(ids)
 
 
 class Recorder:
