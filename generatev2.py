@@ -1,13 +1,13 @@
-"""Let a BPE model write. All as in generate.py, which does the work; tokens are pieces of words instead of characters.
+"""Let a BPE model write. All is as in generate.py, which does the work, but a token is often several characters.
 
     python generatev2.py --prompt "def" --readable
     python generatev2.py --prompt "class" --stop-at-newline --quiet
 
-Reads   gpt_model.pt (trainv2.py)
-Writes  the text to stdout, everything else to stderr; with --output-file the text to a file as well
+Reads   gpt_model.pt (trainv2.py), or checkpoints/bpe/gpt_model.pt if that one is a character model
+Writes  the text to stdout, everything else to stderr; --output-file writes the text to a file as well
 
-A BPE token brings its space along (" name"), so a prompt that ends with a space leaves the model where it rarely was.
-Without --readable, tokens are shown as the tokenizer's file has them, a letter for each byte: "Ġdef" is " def".
+A BPE token includes the space before a word (" name"), so a prompt that ends with a space is unlike the training text.
+Without --readable, tokens are shown as in the tokenizer's file, one letter per byte: "Ġdef" is " def".
 """
 
 from config import BPE

@@ -1,29 +1,77 @@
-"""The command line of generate.py and generatev2.py."""
+"""The command line of generate.py and generatev2.py, and what it refuses. Answers --help without importing torch."""
 
 import argparse
+import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from config import Generation, Settings
-from plumbing.command_line import add_flags, model_flag, parse_before_torch
+from plumbing.command_line import add_flags, check_seed, parse_before_torch, refuse_same
+from plumbing.corpus import decode_text
+from plumbing.errors import UsageError, UserError
+from plumbing.text import shown_path
 
 
-def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
-    """The command line of generate.py and generatev2.py. Here, so that both answer --help before they import torch."""
+def generation_flags(
+    settings: Settings, description: str, argv: Sequence[str] | None = None
+) -> tuple[Settings, Namespace]:
+    """Parse the command line. Returns the settings with the flags applied, and all arguments."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="", help="text to go on from; without one, the beginning of a document")
-    prompt.add_argument("--prompt-file", type=Path, help="take the prompt from this file, as it is")
-    prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
-    model_flag(parser)
-    parser.add_argument("--readable", action="store_true", help="show tokens as text, not as the tokenizer's pieces")
+    prompt.add_argument("--prompt", default="", help="text to continue; without one, the text starts a new document")
+    prompt.add_argument("--prompt-file", type=Path, help="use the exact text of this file as the prompt")
+    prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
+    own = shown_path(settings.checkpoint_dir / settings.model_file.name)
+    parser.add_argument("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
+    parser.add_argument("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
-    parser.add_argument("--stop-at-newline", action="store_true", help="stop before the first line end")
-    parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
-    parser.add_argument("--explain", action="store_true", help="show at each step what every setting did, in one table")
-    parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line a step")
     parser.add_argument(
-        "--off", action="append", default=[], metavar="L2H3", help="write without this part; repeatable"
+        "--stop-at-newline", dest="stop", action="append_const", const="\n", help="stop before the first line end"
+    )
+    parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
+    parser.add_argument("--explain", action="store_true", help="show in a table what each setting did at each step")
+    parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
+    parser.add_argument(
+        "--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable"
     )
     add_flags(parser, settings, Generation, "seed device debug")
     return parse_before_torch(parser, settings, argv)
+
+
+def check_generation_flags(settings: Settings, args: Namespace, models: list[Path]) -> None:
+    """Refuse flags that contradict each other, and settings that cannot be sampled with. `models` are only read."""
+    check_generation_settings(settings)
+    if "" in args.stop:
+        raise UsageError("--stop needs a text that is not empty.")
+    if args.explain and not settings.debug:
+        raise UsageError("--explain shows every step and --quiet shows none. Leave one of them out.")
+    if args.interactive and args.output_file:
+        raise UsageError("--output-file takes one text and --interactive writes many. Leave one of them out.")
+    refuse_same({"--output-file": args.output_file, "--trace": args.trace}, *models, args.prompt_file)
+
+
+def check_generation_settings(settings: Settings) -> None:
+    """Refuse values that cannot be sampled with."""
+    if not 0 <= settings.temperature < math.inf:
+        raise UsageError(f"--temperature must be 0 (the most likely token) or above, not {settings.temperature}.")
+    if settings.top_k < 0 or settings.tokens < 0 or settings.show < 0:
+        raise UsageError("--top-k, --tokens and --show must be 0 or above.")
+    if settings.samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {settings.samples}.")
+    check_seed(settings)
+    if not 0 < settings.top_p <= 1:
+        raise UsageError(f"--top-p must be above 0 and at most 1, not {settings.top_p}.")
+    if not 0 <= settings.min_p <= 1:
+        raise UsageError(f"--min-p must be from 0 to 1, not {settings.min_p}.")
+    if not 0.01 <= settings.repetition_penalty <= 100:
+        raise UsageError(f"--repetition-penalty must be from 0.01 to 100, not {settings.repetition_penalty}.")
+
+
+def prompt_of(args: Namespace) -> str:
+    """The text of --prompt, or that of --prompt-file."""
+    if args.prompt_file is None:
+        return args.prompt
+    if not args.prompt_file.is_file():
+        raise UserError(f"There is no prompt file {shown_path(args.prompt_file)}.")
+    return decode_text(args.prompt_file.read_bytes(), args.prompt_file)

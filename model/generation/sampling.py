@@ -1,57 +1,59 @@
-"""From logits to the next token, one small function an idea: penalty, filters, the draw, one token, many.
+"""From logits to the next token, one small function per idea: penalty, temperature, filters, the draw, one token, many.
 
     logits ─ repetition penalty ─ / temperature ─ softmax ─ top-k ─ top-p ─ min-p ─ draw
 
-The order is that of Hugging Face's generate, so that settings mean here what they mean elsewhere: the penalty corrects
-the model's logits, the temperature shapes the distribution, and the three filters cut the tail of what will be drawn
-from, each one renormalised before the next. Every filter keeps the likeliest, so what is left is the first few of the
-candidates, sorted once. Everything that a step used is kept in its Step: what is shown is what was sampled from.
+The order is that of Hugging Face's generate, so settings mean the same here as there: the penalty corrects the model's
+logits, the temperature shapes the distribution, and each of the three filters cuts its tail and renormalises it. Every
+filter keeps the most likely tokens, so the candidates are sorted once and a filter keeps the first few of them. A Step
+keeps everything that was computed for its token: what is shown is what was sampled from.
 
-On the CPU in numpy, wherever the model runs: one token's worth of this takes microseconds. What is drawn from is in
-double precision, the model's logits are in fp32.
+This runs in numpy on the CPU, wherever the model runs: for one token it takes microseconds. The logits are in fp32, the
+probabilities in double precision.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from config import Sampling, Settings
 from model.gpt import GPT
 from model.layers import KeyValueCache
 
 
 @dataclass(slots=True)
 class Step:
-    """One generated token and what it came from. V is the vocabulary's size.
+    """One generated token and what it was drawn from. V is the vocabulary size.
 
-    The arrays (n,) hold candidates, the likeliest after the penalty first: all that could be drawn and at least as many
-    as were to be recorded.
+    The arrays (n,) hold the candidates, sorted by their logits after the penalty, highest first: all that could be
+    drawn, and at least as many as choose() was asked to record.
     """
 
     token: int  # the chosen id
-    rank: int  # its place among the candidates, from 1
+    rank: int  # its rank among the candidates, from 1
     p: float  # the model's own probability of it
-    number: float  # the random number in [0, 1) that decided
+    random_number: float  # in [0, 1); it decided
     ids: np.ndarray
     logits: np.ndarray  # the model's
-    penalised: np.ndarray  # after the repetition penalty
-    tempered: np.ndarray  # and after the temperature; 0 for the likeliest
+    penalised: np.ndarray  # logits after the repetition penalty
+    tempered: np.ndarray  # then after the temperature, shifted so that the highest is 0
     model_p: np.ndarray  # the model's own probabilities; over all V tokens they sum to 1
-    sampled_p: np.ndarray  # after every knob; what was drawn from; they sum to 1
-    ends: np.ndarray  # where each one's stretch of [0, 1) ends; it begins where that of the one before ends
-    kept: tuple[int, int, int]  # how many candidates top-k, top-p and min-p left, in turn
+    sampled_p: np.ndarray  # what was drawn from, after all settings; sums to 1
+    ends: np.ndarray  # cumulative sums of sampled_p: candidate i owns the interval from ends[i - 1] to ends[i]
+    kept: tuple[int, int, int]  # candidates left after top-k, after top-p, and after min-p
     vocab_size: int  # V
 
 
-# === one token ========================================================================================================
+# --- one token --------------------------------------------------------------------------------------------------------
 
 
 def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Make the tokens of a text less likely to come again: (V,) -> (V,). `seen` (V,) is True for them.
+    """Make tokens that are already in the text less likely: (V,) -> (V,). `seen` (V,) is True for them.
 
-    Keskar et al. 2019, CTRL (arXiv:1909.05858), section 4.1, divides their logits by the penalty. That would make a
-    token of negative logit likelier, so those are multiplied, as Hugging Face does. A penalty of 2: 3 -> 1.5, -3 -> -6.
+    Keskar et al. 2019, CTRL (arXiv:1909.05858), section 4.1, divide their logits by the penalty. That would make a
+    token with a negative logit more likely, so negative ones are multiplied, as in Hugging Face. With a penalty of 2,
+    3 becomes 1.5 and -3 becomes -6.
     """
     if penalty == 1:
         return logits
@@ -60,11 +62,11 @@ def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
     return logits
 
 
-def likeliest(logits: np.ndarray, n: int) -> np.ndarray:
-    """The ids of the n highest of V logits, from high to low, (n,); of equal ones the lower id first.
+def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
+    """The ids of the n highest of V logits, from high to low, (n,). Of equal logits, the lower id comes first.
 
-    Sorting 50,000 numbers takes milliseconds. So they are cut into groups, each of which hands in its highest: the n-th
-    highest of these is reached by at least n of all, seldom by many more, and only those are sorted.
+    Sorting 50,000 numbers takes milliseconds. So the logits are divided into groups, and each group gives its maximum.
+    At least n logits reach the n-th highest maximum, seldom many more, and only those are sorted.
     """
     rows = len(logits) // (8 * n)
     if rows > 1:
@@ -76,25 +78,25 @@ def likeliest(logits: np.ndarray, n: int) -> np.ndarray:
     return ids[(-logits[ids]).argsort(kind="stable")[:n]]
 
 
-def temper(ordered: np.ndarray, temperature: float) -> np.ndarray:
-    """Logits from high to low, less the first (so that nothing overflows), by the temperature; at 0 only the first is
-    left (greedy), the others are minus infinity.
+def apply_temperature(ordered: np.ndarray, temperature: float) -> np.ndarray:
+    """Divide logits, sorted from high to low, by the temperature. The first is subtracted, so that exp cannot overflow.
+    Temperature 0 is greedy: all but the first become minus infinity.
     """
     if temperature == 0:
         return np.where(np.arange(len(ordered)) == 0, 0.0, -np.inf)
-    return (ordered - ordered[0]) / max(temperature, 1e-30)  # smaller ones do the same, and overflow
+    return (ordered - ordered[0]) / max(temperature, 1e-30)  # smaller ones would overflow, and are greedy as well
 
 
 def sampling_probabilities(
     tempered: np.ndarray, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The distribution to draw from, given tempered logits from high to low: (n,), sum 1, zero for what is left out;
+    """The distribution to draw from, for tempered logits from high to low: (n,), sum 1, zero for what was filtered out;
     and how many candidates are left after each filter.
 
-    top_k  keep the k likeliest (0: all). Fan et al. 2018 (arXiv:1805.04833), section 5.1
-    top_p  keep the fewest of the likeliest that together reach top_p (1: all). Holtzman et al. 2019 (arXiv:1904.09751),
-           section 3.1
-    min_p  keep what is at least min_p times as likely as the likeliest (0: all). Nguyen et al. 2024 (arXiv:2407.01082),
+    top_k  keep the k most likely (0: all). Fan et al. 2018 (arXiv:1805.04833), section 5.1
+    top_p  keep the fewest of the most likely that together reach top_p (1: all). Holtzman et al. 2019
+           (arXiv:1904.09751), section 3.1
+    min_p  keep those at least min_p times as likely as the most likely (0: all). Nguyen et al. 2024 (arXiv:2407.01082),
            section 3
     """
     p = np.exp(tempered)
@@ -103,7 +105,7 @@ def sampling_probabilities(
     p /= np.add.reduce(p)
     by_p = by_k
     if top_p < 1:
-        before = p.cumsum() - p  # what the likelier ones hold: below top_p, this one is still needed
+        before = p.cumsum() - p  # the sum of all more likely ones: while it is below top_p, this one is needed
         by_p = min(int(np.count_nonzero(before < top_p)), by_k)
         p[by_p:] = 0
         p /= p.sum()
@@ -115,52 +117,46 @@ def sampling_probabilities(
     return p, (by_k, by_p, by_min)
 
 
-def draw(p: np.ndarray, number: float) -> tuple[int, np.ndarray]:
-    """The place in which a number in [0, 1) falls when the probabilities are laid end to end, and where each one ends.
+def draw(p: np.ndarray, random_number: float) -> tuple[int, np.ndarray]:
+    """Lay the probabilities end to end on [0, 1): the index whose interval holds the number, and where each one ends.
 
-    p = (0.5, 0.3, 0.2): 0.10 falls into place 0, 0.79 into place 1, 0.80 into place 2; the ends are (0.5, 0.8, 1).
+    p = (0.5, 0.3, 0.2): 0.10 selects index 0, 0.79 index 1, 0.80 index 2; the ends are (0.5, 0.8, 1).
     """
     ends = p.cumsum()
-    ends /= ends[-1]  # the last end is 1 exactly, so no number reaches a token that was left out
-    return int(ends.searchsorted(number, side="right")), ends
+    ends /= ends[-1]  # now the last end is exactly 1, so no number selects a token that was filtered out
+    return int(ends.searchsorted(random_number, side="right")), ends
 
 
 def choose(
-    logits: np.ndarray,
-    number: float,
-    seen: np.ndarray | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    record: int = 0,
+    logits: np.ndarray, random_number: float, sampling: Sampling, seen: np.ndarray | None = None, record: int = 0
 ) -> Step:
     """Choose the next token from logits (V,) with a random number in [0, 1).
 
-    `seen` (V,) is True for the tokens of the text so far, the prompt's too; only the penalty needs it. The Step keeps
-    at least `record` candidates, to be shown.
+    `seen` (V,) is True for the tokens of the text so far, prompt included; only a penalty needs it. The Step keeps at
+    least `record` candidates, to be shown.
     """
-    penalised = penalise(logits, seen, repetition_penalty)
+    top_k = sampling.top_k
+    penalised = penalise(logits, seen, sampling.repetition_penalty)
     n = min(max(top_k, record), len(logits)) if top_k else len(logits)
-    ids = likeliest(penalised, n)
+    ids = most_likely(penalised, n)
     own, ordered = logits[ids].astype(np.float64), penalised[ids].astype(np.float64)
-    tempered = temper(ordered, temperature)
-    sampled_p, kept = sampling_probabilities(tempered, top_k, top_p, min_p)
-    place, ends = draw(sampled_p, number)
+    tempered = apply_temperature(ordered, sampling.temperature)
+    sampled_p, kept = sampling_probabilities(tempered, top_k, sampling.top_p, sampling.min_p)
+    index, ends = draw(sampled_p, random_number)
     highest = logits.max()
     model_p = np.exp(own - highest) / np.add.reduce(np.exp(logits - highest), dtype=np.float64)
     return Step(
-        int(ids[place]), place + 1, float(model_p[place]), number,
+        int(ids[index]), index + 1, float(model_p[index]), random_number,
         ids, own, ordered, tempered, model_p, sampled_p, ends, kept, len(logits),
     )  # fmt: skip
 
 
-# === many tokens ======================================================================================================
+# --- many tokens ------------------------------------------------------------------------------------------------------
 
 
 def random_numbers(seed: int) -> Iterator[float]:
-    """Numbers in [0, 1) without end, the same on every device. Drawn in groups: the same as one by one, but faster."""
+    """Endless random numbers in [0, 1), the same on every device. Groups of 100 are faster than single ones, and equal
+    to them."""
     generator = torch.Generator().manual_seed(seed % 2**64)
     while True:
         yield from torch.rand(100, generator=generator, dtype=torch.float64).tolist()
@@ -168,19 +164,20 @@ def random_numbers(seed: int) -> Iterator[float]:
 
 @torch.inference_mode()
 def feed(model: GPT, texts: list[list[int]], cache: KeyValueCache) -> torch.Tensor:
-    """Feed B texts of T ids, continuing those in the cache. Returns the fp32 logits after each token, (B, T, V)."""
+    """Feed B texts of T ids each, continuing those in the cache. Returns fp32 logits after each token, (B, T, V)."""
     return model(torch.tensor(texts, device=model.device), cache).float()
 
 
 def read(model: GPT, ids: list[int], cache: KeyValueCache) -> torch.Tensor:
-    """Feed one text to the model, continuing that in the cache. Returns the fp32 logits after each token, (T, V)."""
+    """Feed one text to the model, continuing the one in the cache. Returns fp32 logits after each token, (T, V)."""
     return feed(model, [ids], cache)[0]
 
 
 def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_token: Callable | None = None):
-    """Logits (B, V) after each of B texts of one length, all but the last token of which the cache has seen.
+    """Logits (B, V) after each of B texts of the same length, all but the last token of which are in the cache.
 
-    A full block forgets its older half: the newest block_size // 2 tokens are read again, from position 0 on.
+    When the block is full, its older half is forgotten: the newest block_size // 2 tokens are read again, from
+    position 0.
     """
     if cache.length == model.block_size:
         cache.length = 0
@@ -197,18 +194,17 @@ def generate_samples(
     ids: list[int],
     logits: torch.Tensor,
     cache: KeyValueCache,
-    tokens: int,
-    samples: int,
-    seed: int = 0,
+    settings: Settings,
     one_token: Callable | None = None,
-    **knobs,
 ) -> Iterator[list[Step]]:
-    """Yield `tokens` times a list of one step for each of so many texts, which all go on from the same prompt.
+    """Yield, settings.tokens times, one step for each of settings.samples texts, which all continue the same prompt.
 
-    As generate(), of which sample i is the text of the seed + i, but fed to the model as one batch.
+    Sample i is the text that generate() gives for the seed settings.seed + i, but all are fed to the model as one
+    batch.
     """
+    samples, show = settings.samples, settings.show
     texts = [list(ids) for _ in range(samples)]
-    numbers = [random_numbers(seed + i) for i in range(samples)]
+    numbers = [random_numbers(settings.seed + i) for i in range(samples)]
     seen = np.zeros((samples, model.vocab_size), bool)
     seen[:, ids] = True
     rows = [logits.cpu().numpy()] * samples
@@ -216,25 +212,32 @@ def generate_samples(
         one, cache = cache, model.new_cache(samples)
         cache.store.copy_(one.store)
         cache.length = one.length
-    for i in range(tokens):
+    for i in range(settings.tokens):
         if i > 0:
             rows = next_logits(model, texts, cache, one_token)
-        steps = [choose(row, next(n), s, **knobs) for row, n, s in zip(rows, numbers, seen, strict=True)]
+        steps = [choose(row, next(n), settings, s, show) for row, n, s in zip(rows, numbers, seen, strict=True)]
         for text, s, step in zip(texts, seen, steps, strict=True):
             text.append(step.token)
             s[step.token] = True
         yield steps
 
 
-def generate(model: GPT, ids: list[int], logits: torch.Tensor, cache: KeyValueCache, tokens: int, **more):
-    """Yield `tokens` steps after a prompt that was read: its ids, the logits (V,) after it, and the filled cache.
+def generate(
+    model: GPT,
+    ids: list[int],
+    logits: torch.Tensor,
+    cache: KeyValueCache,
+    settings: Settings,
+    one_token: Callable | None = None,
+) -> Iterator[Step]:
+    """Yield settings.tokens steps after a prompt: its ids, the logits (V,) after it, and the cache that it filled.
 
         cache = model.new_cache()
         logits = read(model, ids, cache)
-        for step in generate(model, ids, logits[-1], cache, tokens=100): ...
+        for step in generate(model, ids, logits[-1], cache, settings): ...
 
-    `more` are the knobs of choose(), seed, and one_token: a faster way to feed one token (one_token.py), whose cache
-    this is. Random numbers come from the seed, one a token. For a model in eval mode.
+    `one_token` is a faster way to feed one token (one_token.py), made for this cache. Each token uses one random number
+    of the seed. For a model in eval mode.
     """
-    for (step,) in generate_samples(model, ids, logits, cache, tokens, samples=1, **more):
+    for (step,) in generate_samples(model, ids, logits, cache, replace(settings, samples=1), one_token):
         yield step

@@ -1,23 +1,105 @@
-"""Temporary."""
+"""Text from a model: a Writer yields one step after another, a Completion collects the text of those steps."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from model.generation.one_token import OneToken
-from model.generation.sampling import generate, read
+from config import Settings
+from model import metrics
+from model.generation.one_token import OneToken, fast_one_token
+from model.generation.sampling import Step, generate, generate_samples, read
+from model.generation.text_stream import TextStream
+from model.gpt import GPT
+from model.tokenization.tokenizer import BareIds, Tokenizer, encode_prompt
+from plumbing.errors import UserError
 
 
-def sample_text(model, tokenizer, settings, check=lambda: None):
+class Writer:
+    """A model that writes, with its tokenizer, its KV cache, and the fastest way to feed it one token.
+
+        writer = Writer(model, tokenizer)
+        writer.read("def ")
+        for steps in writer.steps(settings): ...  # a list of settings.samples steps, settings.tokens times
+
+    `stops` are texts that end what it writes.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer | BareIds, stops: Sequence[str] = ()):
+        self.model, self.tokenizer, self.stops, self.cache = model, tokenizer, stops, model.new_cache()
+        self.one_token = fast_one_token(model, self.cache)
+        self.ids: list[int] = []  # of the prompt
+        self.logits: Tensor | None = None  # (T, V): what the model expects after each token of the prompt
+
+    def read(self, prompt: str, say: Callable[[str], None] = print) -> None:
+        """Start a new text: encode the prompt and feed it to the model. `say` is told what the user should know."""
+        self.ids = encode_prompt(self.tokenizer, prompt, self.model.block_size, say)
+        self.cache.length = 0
+        self.logits = read(self.model, self.ids, self.cache)
+
+    def steps(self, settings: Settings) -> Iterator[list[Step]]:
+        """Continue the prompt. Raises UserError for a model that computes NaN."""
+        one_token = self.one_token if settings.samples == 1 else None
+        for steps in generate_samples(self.model, self.ids, self.logits[-1], self.cache, settings, one_token):
+            if any(math.isnan(step.p) for step in steps):
+                raise UserError(
+                    "The model's logits are not numbers (NaN): its weights are too large to compute with. "
+                    "Train it again with a lower --learning-rate."
+                )
+            yield steps
+
+
+class Completion:
+    """One text while it is written: the text so far, how surprising its tokens were, and why it ended.
+
+    The prompt is not part of it. `sample` is its index among the texts of the same prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | BareIds, stops: Sequence[str], sample: int = 0):
+        self.tokenizer, self.stream, self.sample = tokenizer, TextStream(stops), sample
+        self.text, self.end = "", None
+        self.surprises, self.bytes = [], 0  # of every chosen token, also those of a stop text
+
+    def take(self, step: Step) -> str:
+        """Add the token of a step. Returns the text that is certain by now."""
+        self.surprises.append(metrics.surprise(step.p))
+        bare = self.tokenizer.kind == "none"  # then no id ends a document, and the bytes of the text are unknown
+        if step.token == self.tokenizer.end_of_text_id and not bare:
+            self.end = "the model ended the document"
+            return ""
+        data = self.tokenizer.token_bytes(step.token)
+        self.bytes += 0 if bare else len(data)
+        text = self.stream.feed(data)
+        self.text += text
+        if self.stream.stopped:
+            self.end = "a stop text came up"
+        return text
+
+    def finish(self, end: str) -> None:
+        """Add what was held back. `end` is the reason for the end if there was no other."""
+        self.text += self.stream.finish()
+        self.end = self.end or end
+
+
+def sample_text(
+    model: GPT, tokenizer: Tokenizer | BareIds, settings: Settings, check: Callable[[], None] = lambda: None
+) -> str:
+    """What training shows of a model: settings.sample_tokens tokens after <|endoftext|>, with the sampling settings and
+    the seed. In fp32, as generate.py writes. check() is called before each token.
+    """
     if not settings.sample_tokens:
         return ""
+    settings = replace(settings, tokens=settings.sample_tokens)
     dtype = model.head.compute
     model.eval().compute_in(torch.float32)
     try:
         prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-        whole = model.device.type == "cpu" and not hasattr(model, "set_requires_gradient_sync")
-        one_token = OneToken(model, cache) if whole else None
+        sharded = hasattr(model, "set_requires_gradient_sync")  # then no process has whole weights for OneToken to copy
+        one_token = OneToken(model, cache) if model.device.type == "cpu" and not sharded else None
         logits = read(model, prompt, cache)
-        knobs = {n: getattr(settings, n) for n in "temperature top_k top_p min_p repetition_penalty seed".split()}
-        for step in generate(model, prompt, logits[-1], cache, settings.sample_tokens, one_token=one_token, **knobs):
+        for step in generate(model, prompt, logits[-1], cache, settings, one_token):
             check()
             ids.append(step.token)
     finally:

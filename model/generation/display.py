@@ -1,0 +1,137 @@
+"""What a generator shows while it writes: the text on stdout, everything else on stderr."""
+
+import functools
+import math
+import os
+import statistics
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+
+from config import Settings
+from model import metrics
+from model.generation.sampling import Step
+from model.generation.step_display import explain_step, show_step
+from model.generation.trace import trace_step
+from model.generation.writer import Completion, Writer
+from model.tokenization.display import token_text
+from plumbing.corpus import END_OF_TEXT
+from plumbing.text import plural
+
+
+def say(line: str) -> None:
+    """Print to stderr: stdout is for the text alone."""
+    print(line, file=sys.stderr)
+
+
+class Display:
+    """Shows the prompt, each step, the text as it comes, and a summary, as the flags in `args` want it.
+
+    `trace` takes each step as plain data, or is None. begin(), show() for each step, and finish() show one prompt's
+    texts, then the next prompt's.
+    """
+
+    def __init__(self, args: Namespace, trace: Callable[[dict], None] | None = None):
+        self.args, self.trace = args, trace
+        self.step_text = explain_step if args.explain else show_step
+        self.output, self.completion = Output(), 0
+
+    def begin(self, prompt: str, settings: Settings, writer: Writer) -> None:
+        """Show a prompt that the writer has read."""
+        self.prompt, self.settings, self.tokenizer = prompt, settings, writer.tokenizer
+        self.token_text = functools.cache(functools.partial(token_text, self.tokenizer, as_text=self.args.readable))
+        self.completion += 1
+        if settings.debug:
+            self.show_prompt(writer)
+        # Several texts are written one after another at the end, and so is a text that would mix with the steps on one
+        # screen. `written` counts the characters that are on stdout already.
+        mixes = settings.debug and os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+        self.streams, self.written = settings.samples == 1 and not mixes, 0
+        self.write(prompt)
+        self.start = time.perf_counter()
+
+    def show_prompt(self, writer: Writer) -> None:
+        """The prompt token by token: id, text, and how surprised the model was to read it."""
+        ids = writer.ids
+        if ids == [self.tokenizer.end_of_text_id]:
+            bare = self.tokenizer.kind == "none"
+            say(f"No prompt: starting from {'id 0' if bare else '<|endoftext|>, as at the start of a document'}.")
+            return
+        say(f"The prompt has {plural(len(ids), 'token')}:")
+        p = writer.logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
+        surprises = ["(the first: nothing predicts it)"] + [f"surprise {metrics.surprise(x):6.2f} bits" for x in p]
+        for token, surprise in zip(ids, surprises, strict=True):
+            say(f"  id {token:>5}  {self.token_text(token):14} {surprise}")
+
+    def show(self, text: Completion, step: Step, new: str) -> None:
+        """Show a step, by which a text became longer by `new`."""
+        number, show, lines = len(text.surprises), self.settings.show, []
+        if self.trace:
+            entry = trace_step(text.sample, number, step, show, self.tokenizer)
+            self.trace({"completion": self.completion, **entry})
+        if self.settings.debug:
+            name = f"sample {text.sample}, step {number}" if self.settings.samples > 1 else f"step {number}"
+            lines.append(functools.partial(self.step_text, name, step, show, self.token_text))
+        self.write(new, *lines)
+
+    def write(self, text: str, *lines: Callable[[], str]) -> None:
+        """Put a text to stdout, unless it is to come at the end, and lines to stderr."""
+        if self.streams:
+            self.written += len(text)
+        self.output.add(text if self.streams else "", *lines)
+
+    def finish(self, texts: list[Completion], end: str) -> str:
+        """Show the rest of the texts and a summary. Returns all that was written to stdout, save a newline."""
+        seconds = time.perf_counter() - self.start
+        for text in texts:
+            text.finish(end)
+        whole = f"\n{END_OF_TEXT}\n".join(self.prompt + text.text for text in texts)
+        self.output.add(whole[self.written :])
+        if self.args.interactive or sys.stdout.isatty():  # else stdout is exact, for a file or a pipe
+            self.output.add("\n")
+        self.output.flush()
+        if self.settings.debug and texts[0].surprises:
+            say("")
+            for text in texts:
+                say(summary(text, seconds))
+        return whole
+
+
+def summary(text: Completion, seconds: float) -> str:
+    """The figures of a text that was written in so many seconds."""
+    count, mean = len(text.surprises), statistics.fmean(text.surprises)
+    loss = mean * metrics.LN2
+    unknown = math.nan if text.tokenizer.kind == "none" else math.inf
+    per_byte = metrics.bits_per_byte(loss, count / text.bytes) if text.bytes else unknown
+    return (
+        f"Stopped after {plural(count, 'token')}: {text.end}. Mean surprise {mean:.2f} bits, "
+        f"perplexity {metrics.perplexity(loss):.2f}, {metrics.show_bits_per_byte(per_byte)}; "
+        f"{metrics.tokens_per_second(count, seconds):,.0f} tokens/s"
+    )
+
+
+class Output:
+    """Text for stdout and lines for stderr, collected and written ten times per second.
+
+    Writing each token at once would take as long as a small model takes to choose it, and nobody reads that fast. A
+    line comes as a function that makes it: making many in a row is twice as fast as making each between two tokens,
+    when the processor's caches are full of the model's weights.
+    """
+
+    def __init__(self):
+        self.text, self.lines, self.due = [], [], 0.0
+
+    def add(self, text: str, *lines: Callable[[], str]) -> None:
+        self.text.append(text)
+        self.lines += lines
+        if time.perf_counter() >= self.due:
+            self.flush()
+
+    def flush(self) -> None:
+        lines, text = "".join(line() + "\n" for line in self.lines), "".join(self.text)
+        self.text, self.lines, self.due = [], [], time.perf_counter() + 0.1
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+        sys.stdout.buffer.write(text.encode())  # exact for a file or a pipe
+        sys.stdout.buffer.flush()
