@@ -88,14 +88,14 @@ def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
 
 
 def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
-    """Add --shard I/N: this machine's share of the work."""
+    """Add --shard I/N, which lets N machines divide the work."""
+    text = f"process only shard I of N of the {of}; the outputs get .I-of-N names"
+    parser.add_argument("--shard", type=shard_number, metavar="I/N", help=text)
 
-    def shard(text: str) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise argparse.ArgumentTypeError("give it as I/N, such as 2/8, from 1/8 to 8/8")
-        return int(found[1]), int(found[2])
 
-    parser.add_argument(
-        "--shard", type=shard, metavar="I/N", help=f"only the I-th of N shares of the {of}; outputs get .I-of-N names"
-    )
+def shard_number(text: str) -> tuple[int, int]:
+    """The value of --shard: "2/8" gives (2, 8)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError("give it as I/N, such as 2/8, from 1/8 to 8/8")
+    return int(found[1]), int(found[2])
