@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; test
 import pytest
 import torch
 from browser import chromium, open_page  # noqa: F401 (fixtures)
+from data_scripts import prepare, project, run  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
