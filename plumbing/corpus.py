@@ -1,4 +1,8 @@
-"""The corpus file: documents in, documents out, samples of them, and the split into training and validation."""
+"""The corpus file: reading and writing its documents, sampling them, and splitting them into training and validation.
+
+A corpus is UTF-8 text. A line that is exactly <|endoftext|> separates two documents, so a file without one is a single
+document, and any text file works. Empty documents are ignored.
+"""
 
 import hashlib
 import itertools
@@ -18,22 +22,25 @@ MARKER = END_OF_TEXT.encode()
 
 SEPARATOR = b"\n" + MARKER + b"\n"
 
-NO_TEXT = "It holds NUL bytes, as token files and texts in UTF-16 do: name a text in UTF-8."
+NO_TEXT = "It holds NUL bytes, as token files and UTF-16 texts do. Name a text in UTF-8."
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------------
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of a corpus file, one at a time, in order; empty ones are passed over.
+    """Yield the documents of a corpus file in order.
 
-    Memory: about one chunk and the longest document. Raises UserError for a missing file and for bytes that are not
-    UTF-8, with their offset.
+    Memory: about the longest document. Raises UserError for a missing file and for bytes that are not UTF-8, with their
+    offset.
     """
     return (document.decode() for document in read_document_bytes(path))
 
 
 def read_document_bytes(path: Path, start: int = 0, end: int | None = None, check: bool = True) -> Iterator[bytes]:
-    """Yield the documents of a corpus file, or of the bytes between two of its borders, as their bytes.
+    """read_documents() as bytes, of the whole file or of a chunk of it (see cut_into_chunks).
 
-    As read_documents() otherwise; with check=False, what is not UTF-8 is not noticed.
+    check=False skips the check for UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,65 +51,38 @@ def read_document_bytes(path: Path, start: int = 0, end: int | None = None, chec
     with open(path, "rb") as file:
         file.seek(start)
         left = (path.stat().st_size if end is None else end) - start
-        rest, offset = b"", start  # what is read but not yet cut; where it starts in the file, in bytes
+        rest, offset = b"", start  # bytes read but not yet split, and their offset in the file
         while True:
-            # The chunk grows with a long document, so that this is scanned O(1) times.
-            chunk = file.read(min(max(CHUNK, len(rest)), left))
-            left -= len(chunk)
-            *complete, rest = (rest + chunk).split(SEPARATOR)
-            if not chunk:
+            # Reading more at once in a long document keeps the number of times that it is scanned constant.
+            data = file.read(min(max(CHUNK, len(rest)), left))
+            left -= len(data)
+            *complete, rest = (rest + data).split(SEPARATOR)
+            if not data:
                 complete, rest = [*complete, rest], b""
             for document in complete:
                 if check and not document.isascii():
                     decode_text(document, path, offset)
                 offset += len(document) + len(SEPARATOR)
-                # A marker line at the very start or end of the file, or right behind another one, has no text before
-                # or after it, so the separator above does not match it.
+                # SEPARATOR does not match a marker line at the start or end of the file or right after another one.
                 document = document.removeprefix(MARKER + b"\n").removesuffix(b"\n" + MARKER)
                 if document and document != MARKER:
                     yield document
-            if not chunk:
+            if not data:
                 return
 
 
-def find_border(path: Path, position: int) -> int:
-    """The first place at or behind a position where the file can be cut between documents: behind a separator, or the
-    end of the file."""
-    if position <= 0:
-        return 0
-    with open(path, "rb") as file:
-        offset = max(0, min(position, path.stat().st_size) - len(SEPARATOR))
-        file.seek(offset)
-        rest = b""
-        while chunk := file.read(CHUNK):
-            found = (rest + chunk).find(SEPARATOR)
-            if found >= 0:
-                return offset - len(rest) + found + len(SEPARATOR)
-            offset += len(chunk)
-            rest = (rest + chunk)[-len(SEPARATOR) :]
-        return offset
-
-
-def cut_at_borders(path: Path, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut the bytes between two borders of a corpus file into pieces of about `size` bytes: (start, end) of each."""
-    while start < end:
-        border = min(end, find_border(path, start + size))
-        yield start, border
-        start = border
-
-
 def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
-    """The text of UTF-8 bytes that were read from a file, at an offset. Raises UserError naming the first bad byte."""
+    """Decode UTF-8 that was read from a file at an offset. Raises UserError with the position of the first bad byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         advice = NO_TEXT if b"\0" in data else "Convert it, for example with: iconv -f latin1 -t utf-8"
-        place = f"at byte {offset + error.start:,} (0x{data[error.start]:02x})"
-        raise UserError(f"{shown_path(path)} is not UTF-8 {place}. {advice}") from None
+        position = f"at byte {offset + error.start:,} (0x{data[error.start]:02x})"
+        raise UserError(f"{shown_path(path)} is not UTF-8 {position}. {advice}") from None
 
 
 def split_at_marker(text: str | bytes) -> list:
-    """Cut a text at lines that are exactly <|endoftext|>: "a\\n<|endoftext|>\\nb" gives ["a", "b"]."""
+    """Split a text at lines that are exactly <|endoftext|>: "a\\n<|endoftext|>\\nb" gives ["a", "b"]."""
     marker, newline = (END_OF_TEXT, "\n") if isinstance(text, str) else (MARKER, b"\n")
     if marker not in text:
         return [text]
@@ -116,20 +96,53 @@ def split_at_marker(text: str | bytes) -> list:
 
 
 def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, int]:
-    """Write documents to a corpus file. Returns (documents, bytes of the file).
+    """Write documents to a corpus file. Returns (number of documents, bytes of the file).
 
-    Empty documents are left out, and one that holds a line <|endoftext|> becomes two. Refuses to write an empty file.
+    Leaves out empty documents, and makes two of one that contains a line <|endoftext|>. Refuses to write an empty file.
     """
     count = size = 0
     with whole_file(path) as file:
-        for document in documents:
-            for part in filter(None, split_at_marker(document)):
-                data = part.encode() if isinstance(part, str) else part
+        for text in documents:
+            for document in filter(None, split_at_marker(text)):
+                data = document.encode() if isinstance(document, str) else document
                 size += file.write((SEPARATOR if count else b"") + data)
                 count += 1
         if not count:
             raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")
     return count, size
+
+
+# --- chunks, to work on several at once -------------------------------------------------------------------------------
+
+
+def find_border(path: Path, position: int) -> int:
+    """The first offset at or after a position where the file can be cut between documents: the end of a separator, or
+    of the file."""
+    if position <= 0:
+        return 0
+    with open(path, "rb") as file:
+        offset = max(0, min(position, path.stat().st_size) - len(SEPARATOR))
+        file.seek(offset)
+        rest = b""
+        while data := file.read(CHUNK):
+            found = (rest + data).find(SEPARATOR)
+            if found >= 0:
+                return offset - len(rest) + found + len(SEPARATOR)
+            offset += len(data)
+            rest = (rest + data)[-len(SEPARATOR) :]
+        return offset
+
+
+def cut_into_chunks(path: Path, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut a corpus file, from `start` to `end`, into chunks of about `size` bytes with whole documents in each. Yields
+    (start, end) of each."""
+    while start < end:
+        border = min(end, find_border(path, start + size))
+        yield start, border
+        start = border
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def sample_documents(path: Path, seed: int, **wanted) -> Iterator[str]:
@@ -138,18 +151,18 @@ def sample_documents(path: Path, seed: int, **wanted) -> Iterator[str]:
 
 
 def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[bytes]:
-    """Yield a random subset of a corpus: whole documents, in their order, the same ones for the same seed.
+    """Yield a random subset of a corpus: whole documents in their order, the same ones for the same seed.
 
-    Give one of: megabytes (of 1,000,000 bytes, at most), documents (their number), fraction (of the documents, 0 to 1).
-    Nothing comes where no document is small enough. Raises UserError where the corpus holds none.
-    Two passes, constant memory: the first counts, the second takes each document with the probability (still wanted) /
-    (still to come), which is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2,
-    algorithm S), with bytes in place of documents where a size is asked for.
+    Give one of: megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents,
+    0 to 1). Yields nothing if no document is small enough. Raises UserError if the corpus has no documents.
+    Two passes in constant memory: the first counts, the second takes each document with the probability (still wanted)
+    / (still to come). This is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2, algorithm
+    S), with bytes instead of documents if a size is asked for.
     """
     by_size = megabytes is not None
     to_come = sum(len(document) if by_size else 1 for document in read_document_bytes(path))
     if not to_come:
-        raise UserError(f"{shown_path(path)} holds no document.")
+        raise UserError(f"{shown_path(path)} holds no documents.")
     if by_size:
         wanted = int(megabytes * 1e6)
     else:
@@ -165,64 +178,80 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
         to_come -= cost
 
 
-def only_document(path: Path) -> bytes | None:
-    """The document of a corpus that has just one, and None where it has more. Raises UserError where it has none."""
-    found = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
-    if not found:
-        raise UserError(f"{shown_path(path)} holds no document.")
-    return next(read_document_bytes(path)) if found == 1 else None
+# --- training and validation ------------------------------------------------------------------------------------------
 
 
-def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
-    """{"train": its first int((1 - val_fraction) * characters) characters, "val": the rest}, as nanoGPT cuts tiny
-    Shakespeare."""
-    whole = np.frombuffer(document, np.uint8)
-    chunks = [whole[i : i + CHUNK] for i in range(0, len(whole), CHUNK)]
-    counts = [int(np.count_nonzero((chunk & 0xC0) != 0x80)) for chunk in chunks]  # bytes that begin a character
-    before = int((1 - val_fraction) * sum(counts))
-    cut = 0
-    for chunk, count in zip(chunks, counts, strict=True):
-        if before < count:
-            cut += int(np.flatnonzero((chunk & 0xC0) != 0x80)[before])
-            break
-        before, cut = before - count, cut + len(chunk)
-    return {"train": document[:cut], "val": document[cut:]}
+def has_one_document(path: Path) -> bool:
+    """Whether a corpus is a single document. Raises UserError if it has none."""
+    count = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
+    if not count:
+        raise UserError(f"{shown_path(path)} holds no documents.")
+    return count == 1
+
+
+def split_documents(path: Path, val_fraction: float, chunk: tuple = (), only: bool = False) -> Iterator[tuple]:
+    """Yield ("train" or "val", document) for each document of a corpus or a chunk (start, end) of it. The only document
+    of a corpus is cut in two."""
+    if only:
+        yield from cut_in_two(next(read_document_bytes(path)), val_fraction).items()
+    else:
+        for document in read_document_bytes(path, *chunk):
+            yield split_of(document, val_fraction), document
 
 
 def split_of(document: bytes, val_fraction: float) -> str:
-    """ "train" or "val", by the hash of a document alone: it stays when the corpus grows or is shuffled, and the same
-    text is never in both parts."""
+    """ "train" or "val", from the hash of a document: it stays the same if the corpus grows or is shuffled, and no text
+    is in both splits."""
     return "val" if hash_fraction(document) < val_fraction else "train"
 
 
 def hash_fraction(text: str | bytes) -> float:
-    """A number in [0, 1) that follows from the text alone and is evenly spread over texts."""
+    """A number in [0, 1) that depends on the text alone and is evenly distributed over texts."""
     data = text.encode() if isinstance(text, str) else text
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
 
 
+def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
+    """{"train": the first int((1 - val_fraction) * characters) characters of a document, "val": the rest}, as nanoGPT
+    cuts tiny Shakespeare."""
+    data = np.frombuffer(document, np.uint8)
+    blocks = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
+    counts = [int(np.count_nonzero((block & 0xC0) != 0x80)) for block in blocks]  # bytes that begin a character
+    before = int((1 - val_fraction) * sum(counts))
+    cut = 0
+    for block, count in zip(blocks, counts, strict=True):
+        if before < count:
+            cut += int(np.flatnonzero((block & 0xC0) != 0x80)[before])
+            break
+        before, cut = before - count, cut + len(block)
+    return {"train": document[:cut], "val": document[cut:]}
+
+
+# --- duplicates -------------------------------------------------------------------------------------------------------
+
+
 def document_hashes(documents: Iterable[bytes]) -> np.ndarray:
-    """A number of 64 bits for each document, (documents,) uint64: the same for the same bytes."""
+    """A hash of 64 bits for each document, (documents,) uint64."""
     digests = (hashlib.blake2b(document, digest_size=8).digest() for document in documents)
     return np.frombuffer(b"".join(digests), "<u8")
 
 
 class SeenDocuments:
-    """Hashes of the documents so far, 64 bits each, in sorted arrays of which each is much longer than the next: at
-    most 24 bytes a document while two of them are being joined. Two different documents are taken for one with a
-    chance of one in a million among 6 million documents."""
+    """The hashes of the documents so far, in sorted arrays, each much longer than the next: at most 24 bytes per
+    document, while two arrays are joined. The chance that two different documents are taken for one is one in a million
+    among 6 million documents."""
 
     def __init__(self):
         self.arrays: list[np.ndarray] = []
 
     def new(self, hashes: np.ndarray) -> np.ndarray:
-        """Which of these are here for the first time, (hashes,) bool; from now on they are known."""
+        """Which of these hashes are new, (hashes,) bool. From now on they are known."""
         fresh = np.zeros(len(hashes), bool)
         values, first = np.unique(hashes, return_index=True)
         known = np.zeros(len(values), bool)
         for array in self.arrays:
-            places = np.minimum(np.searchsorted(array, values), len(array) - 1)
-            known |= array[places] == values
+            positions = np.minimum(np.searchsorted(array, values), len(array) - 1)
+            known |= array[positions] == values
         fresh[first[~known]] = True
         self.arrays.append(values[~known])
         while len(self.arrays) > 1 and len(self.arrays[-1]) * 4 > len(self.arrays[-2]):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, locked, flushed, renamed."""
+"""Atomic writes: a file is written under a temporary name, locked, flushed to the disk, and then renamed."""
 
 import errno
 import glob
@@ -20,11 +20,11 @@ CHUNK = 1 << 20  # bytes read at once
 
 @contextmanager
 def whole_file(path: Path, journal=None):
-    """Open a binary file that appears under `path` only when the block ends without an error.
+    """Open a binary file that appears under `path` only if the block ends without an error.
 
-    It is written in the same folder as `path`.PROCESS.tmp, flushed to the disk, then renamed: a run that is killed, or
-    a disk that fills up, leaves the earlier file as it was. What a killed run left is removed by the next one, or, with
-    a journal (pieces.Journal), taken up: the file then opens behind the bytes that the journal vouches for.
+    It is written in the same folder as `path`.PROCESS.tmp, flushed to the disk, then renamed. If the run is killed or
+    the disk fills up, the earlier file is unchanged. The next run removes what a killed one left. With a journal
+    (plumbing.journal.Journal) it continues that file instead, after the bytes that the journal counts as finished.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
@@ -34,16 +34,16 @@ def whole_file(path: Path, journal=None):
         temporary = journal.unfinished(path)
     else:
         remove_abandoned(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # no two processes write into the same one
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share one
     try:
         with explaining_disk_errors(path):
             with open(temporary, "r+b" if temporary.exists() else "wb", buffering=1 << 20) as file:
-                try_lock(file)  # tells others that its writer lives
+                try_lock(file)  # shows other runs that its writer is alive
                 file.seek(file.truncate(journal.size(path) if journal else 0))
                 yield file
-                flush_to_disk(file)  # the bytes before the name: a rename can reach the disk first
+                flush_to_disk(file)  # or the rename could reach the disk before the bytes
             os.replace(temporary, path)
-            if os.name == "posix":  # and then the name itself; Windows cannot open a folder
+            if os.name == "posix":  # then the name itself (Windows cannot open a folder)
                 folder = os.open(path.parent, os.O_RDONLY)
                 try:
                     os.fsync(folder)
@@ -55,15 +55,15 @@ def whole_file(path: Path, journal=None):
 
 
 def flush_to_disk(file) -> None:
-    """Hand what is buffered to the system, and have the system write it."""
+    """Pass the buffer of a file to the system, and have the system write it to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def try_lock(file) -> bool:
-    """Lock an open file until it is closed or the process ends, however it ends. False where another holds it.
+    """Lock an open file until it is closed or the process ends, however it ends. False if another process holds it.
 
-    True as well on a file system that has no locks: there, nobody is warned.
+    Also True on a file system without locks, where nobody is warned.
     """
     try:
         if os.name == "posix":
@@ -78,9 +78,9 @@ def try_lock(file) -> bool:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of `path` whose writers have been killed."""
+    """Remove temporary files of `path` whose writers were killed."""
     for temporary in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError):  # gone meanwhile, or held by a system that does not let go of open files
+        with suppress(OSError):  # already gone, or Windows, which keeps open files
             with open(temporary, "ab") as file:
                 abandoned = try_lock(file)
             if abandoned:
@@ -89,13 +89,13 @@ def remove_abandoned(path: Path) -> None:
 
 @contextmanager
 def explaining_disk_errors(path: Path):
-    """Around writing a file: the error of a full or broken disk gets the file's name and the space left, which the
-    system does not say."""
+    """Wrap the writing of a file: add the file's name and the free space to the error of a full or broken disk, which
+    the system leaves out."""
     try:
         yield
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
-        reason = f"{error.strerror}, with {free:,.0f} MB free; what was written before is whole"
+        reason = f"{error.strerror}, with {free:,.0f} MB free; earlier files are unchanged"
         raise OSError(error.errno, reason, shown_path(path)) from None

@@ -1,4 +1,4 @@
-"""How far a long step has come, so that the same command resumes it."""
+"""A journal of how far a long step has come, so that the same command resumes it after a kill."""
 
 import json
 import time
@@ -9,14 +9,14 @@ from plumbing.errors import UserError
 from plumbing.files import flush_to_disk, try_lock, whole_file
 from plumbing.text import shown_path
 
-SECONDS = 5.0  # between entries in the journal: what a killed run can lose
+SECONDS = 5.0  # between journal entries: a killed run loses at most this much work
 
 
 class Journal:
-    """How far a long step has come, in a file beside its outputs, so that the same command goes on from there.
+    """A file beside the outputs of a step that says how much of them is finished.
 
-    `state` is what the last run had noted (None: begin at the beginning). It counts only where everything that the
-    result depends on is the same, and never says more than what is on the disk.
+    `state` is what the last run noted, or None if this run starts from the beginning. It is used only if everything
+    that the result depends on is unchanged, and it never counts bytes that are not on the disk.
     """
 
     def __init__(self, outputs: list[Path], depends_on: list):
@@ -29,23 +29,24 @@ class Journal:
             with suppress(OSError), open(path, "r+b") as file:
                 if not try_lock(file):
                     raise UserError(f"Another run is writing {shown_path(path)}. Wait for it, or name another output.")
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # no journal, or a damaged one
             content = json.loads(self.path.read_text("utf-8"))
             sizes = dict(zip(self.outputs, content["sizes"], strict=True))
-            whole = all(self.unfinished(path).stat().st_size >= size for path, size in sizes.items())
-            if content["depends_on"] == self.depends_on and whole:
+            complete = all(self.unfinished(path).stat().st_size >= size for path, size in sizes.items())
+            if content["depends_on"] == self.depends_on and complete:
                 self.state, self.sizes, self.saved = content["state"], sizes, True
 
     def unfinished(self, path: Path) -> Path:
-        """Under which name an output is written."""
+        """The name of an output while it is being written."""
         return path.with_name(path.name + ".unfinished.tmp")
 
     def size(self, path: Path) -> int:
-        """How many bytes of it are finished."""
+        """How many bytes of an output are finished."""
         return self.sizes.get(path, 0)
 
     def note(self, files: list, state: dict) -> None:
-        """A piece is written to the open files: every few seconds, say so on the disk, after the files themselves."""
+        """Write an entry, at most every few seconds: the open files are finished up to here, and `state` is what a
+        resumed run needs to continue. The files reach the disk before the entry does."""
         if time.monotonic() - self.last < SECONDS:
             return
         for file in files:
@@ -58,15 +59,15 @@ class Journal:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, error, traceback):
-        """At the end, and at an error that running again would meet again, nothing is left. A run that was stopped, or
-        found the disk full, leaves what it has finished."""
-        if kind is None or issubclass(kind, UserError):
+    def __exit__(self, error_type, error, traceback):
+        """Remove the journal and unfinished outputs at the end, and after a UserError, which the next run would meet
+        again. A run that was stopped or found the disk full leaves them, to be resumed."""
+        if error_type is None or issubclass(error_type, UserError):
             for path in (self.path, *map(self.unfinished, self.outputs)):
                 path.unlink(missing_ok=True)
 
 
 def identity(path: Path) -> list:
-    """What tells that an input file is still the same: its path, size and time of change."""
+    """What identifies an unchanged input file: its path, size and time of modification."""
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]

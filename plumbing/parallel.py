@@ -1,28 +1,17 @@
-"""Long work in pieces: on all cores, in order, in bounded memory, and picked up where it was stopped.
+"""Work on several items at once, on all cores, with the results in input order and in bounded memory.
 
-A step cuts its input into pieces, works on several of them at once, and writes the results in their order, so that the
-output does not depend on the number of workers. Workers are threads: pyarrow, numpy, hashing, files and the tokenizers
-library leave Python's lock alone while they work, so threads keep all cores busy and share what they read. They start
-at once and work alike on Linux, macOS and Windows.
-
-While a long step runs, a journal beside its output says how far it has come. What a killed run has finished stays, and
-the same command goes on behind it.
+Workers are threads: pyarrow, numpy, hashing, files and the tokenizers library release Python's lock while they work, so
+threads keep all cores busy and share what they have read. The results do not depend on the number of workers.
 """
 
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 
 from plumbing.errors import UsageError
-
-AHEAD = 4  # results of a piece that wait to be written, if nothing else is said: all that it may hold in memory
-
-
-# --- several at once, in order ----------------------------------------------------------------------------------------
 
 
 def cores() -> int:
@@ -31,81 +20,61 @@ def cores() -> int:
 
 
 def pick_workers(workers: int) -> int:
-    """How many pieces to work on at once: so many as asked for, or one for each core."""
+    """The number of threads for --workers: as many as asked for, or with 0 one per core."""
     if workers < 0:
         raise UsageError(f"--workers must be 0 or more, and is {workers}.")
     return workers or cores()
 
 
-class Stopped(Exception):
-    """The results of a piece are no longer wanted."""
+def in_input_order(work: Callable, items: Iterable, workers: int, at_once: int = 4) -> Iterator[tuple]:
+    """Yield (item, results) for each item, in order. work(item) is a generator, and `results` iterates over what it
+    yields. An error of work(item) is raised by `results`, after the results before it.
 
-
-def in_input_order(work: Callable, items: Iterable, workers: int, ahead: int = AHEAD) -> Iterator[tuple]:
-    """Yield (item, results) for each item, in order. work(item) is a generator of results; `workers` of them run at a
-    time, each at most `ahead` results ahead of what is taken here. An error of work(item) is raised by its results.
-
-    While the results of one item are taken, the work on the next ones stands still where it is that far ahead: to keep
-    all workers busy, `ahead` must be about the number of results of an item. With one worker, nothing runs at the same
-    time as the caller.
+    A thread computes up to `at_once` results of an item, and the next `at_once` while those are being used. So memory
+    holds a few results per worker, however many an item has. An item with fewer than `at_once` results, the usual case,
+    is finished without waiting for the caller. With one worker, nothing runs at the same time as the caller.
     """
     if workers == 1:
         yield from ((item, work(item)) for item in items)
         return
-    stop = threading.Event()
+    items, started = iter(items), deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            items, waiting = iter(items), []
             while True:
-                while len(waiting) < workers + 1:
-                    for item in items:
-                        waiting.append((item, queue.Queue(ahead)))
-                        pool.submit(fill, waiting[-1][1], work, item, stop)
-                        break
-                    else:
-                        break
-                if not waiting:
+                for item in islice(items, workers + 1 - len(started)):  # one more: no thread waits for the caller
+                    results = work(item)
+                    started.append((item, results, pool.submit(next_results, results, at_once)))
+                if not started:
                     return
-                item, results = waiting.pop(0)
-                yield item, taken_from(results)
+                item, results, future = started.popleft()
+                yield item, finished_results(pool, results, future, at_once)
         finally:
-            stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-def fill(results: queue.Queue, work: Callable, item, stop: threading.Event) -> None:
-    """Put the results of a piece into a queue as ("result", result), and at its end ("end", error or None)."""
-
-    def put(kind: str, value) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                return results.put((kind, value), timeout=0.1)
-        raise Stopped
-
-    with suppress(Stopped):
-        try:
-            for result in work(item):
-                put("result", result)
-        except Stopped:
-            raise
-        except BaseException as error:
-            put("end", error)
-        else:
-            put("end", None)
+def next_results(results: Iterator, number: int) -> tuple[list, BaseException | None]:
+    """The next results of a generator, at most `number`, and its error if it raised one."""
+    computed = []
+    try:
+        for result in islice(results, number):
+            computed.append(result)
+    except BaseException as error:
+        return computed, error
+    return computed, None
 
 
-def taken_from(results: queue.Queue) -> Iterator:
-    while True:
-        with suppress(queue.Empty):
-            kind, value = results.get(timeout=0.5)  # with a timeout, Ctrl-C gets through on Windows, too
-            if kind == "result":
-                yield value
-            elif value is not None:
-                raise value
-            else:
-                return
+def finished_results(pool: ThreadPoolExecutor, results: Iterator, future: Future, at_once: int) -> Iterator:
+    """Yield the results of one item. `future` computes the first of them in the pool."""
+    while future:
+        while not wait([future], timeout=0.5).done:  # with a timeout, because on Windows Ctrl-C has to wait for its end
+            pass
+        computed, error = future.result()
+        future = pool.submit(next_results, results, at_once) if len(computed) == at_once else None
+        yield from computed
+        if error:
+            raise error
 
 
 def shard_path(path: Path, shard: tuple[int | str, int] | None) -> Path:
-    """The name of a shard's output: corpus.txt becomes corpus.2-of-8.txt; or of all of them, with "*" for a number."""
+    """The output of a shard: corpus.txt becomes corpus.2-of-8.txt. ("*", 8) gives a pattern for all of them."""
     return path if shard is None else path.with_name(f"{path.stem}.{shard[0]}-of-{shard[1]}{path.suffix}")

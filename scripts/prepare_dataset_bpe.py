@@ -1,4 +1,4 @@
-"""Step 5, for byte pairs: all as in prepare_dataset.py, which does the work: only the settings (config.BPE) differ.
+"""Step 5, for byte pairs: prepare_dataset.py with the settings of config.BPE.
 
     python scripts/prepare_dataset_bpe.py
     python scripts/prepare_dataset_bpe.py --corpus data/corpus_sample.txt
@@ -8,6 +8,8 @@ Writes  data/train_bpe.bin and data/val_bpe.bin: uint16 ids, <|endoftext|> after
 Next    python trainv2.py
 """
 
+import functools
+
 import _root
 
 from config import BPE
@@ -15,4 +17,4 @@ from plumbing.errors import run_script
 from scripts.prepare_dataset import main
 
 if __name__ == "__main__":
-    run_script(lambda: main(BPE, __doc__, kind="bpe"))
+    run_script(functools.partial(main, BPE, __doc__, kind="bpe"))

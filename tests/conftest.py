@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; test
 import pytest
 import torch
 from browser import chromium, open_page  # noqa: F401 (fixtures)
+from data_scripts import prepare, project, run  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)
 from stored_runs import finished_run, interrupted_run  # noqa: F401 (fixtures)
 
@@ -24,7 +25,7 @@ from model.storage.checkpoint import newest_checkpoint
 from model.storage.safe_load import save
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
-from plumbing.corpus import cut_in_two, only_document, read_document_bytes, split_of, write_documents
+from plumbing.corpus import split_documents, write_documents
 
 DOCUMENT = '''"""Module {i}."""
 
@@ -56,15 +57,6 @@ SMALL = {
 }
 
 
-def split_documents(path, val_fraction):
-    """Yield ("train" or "val", text) for each document of a corpus; one that is alone is cut in two."""
-    if (only := only_document(path)) is not None:
-        yield from ((part, half.decode()) for part, half in cut_in_two(only, val_fraction).items())
-        return
-    for document in read_document_bytes(path):
-        yield split_of(document, val_fraction), document.decode()
-
-
 def make_pipeline(folder, settings, kind):
     """Write corpus, tokenizer and token files of a kind below `folder`. Returns the settings that name them."""
     settings = replace(
@@ -88,8 +80,8 @@ def make_pipeline(folder, settings, kind):
         "end_of_text_id": tokenizer.end_of_text_id,
     }
     with token_writer(settings.train_file, facts) as train, token_writer(settings.val_file, facts) as val:
-        for part, text in split_documents(settings.corpus, 0.2):
-            {"train": train, "val": val}[part].add(tokenizer.encode(text), len(text.encode()))
+        for split, document in split_documents(settings.corpus, 0.2):
+            {"train": train, "val": val}[split].add(tokenizer.encode(document.decode()), len(document))
     return settings
 
 

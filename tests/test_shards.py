@@ -24,11 +24,11 @@ def write(path, ids, facts=FACTS):
 @pytest.fixture
 def both(tmp_path):
     """The same tokens as a folder, whose files were not written in the order of their names, and as one file."""
-    rng, pieces = np.random.default_rng(0), {}
+    rng, shards = np.random.default_rng(0), {}
     for name, size in (("c", 40), ("a", 7), ("d", 1), ("b", 90), ("e", 3)):
-        pieces[name] = rng.integers(1, 500, size)
-        write(tmp_path / "shards" / f"{name}.bin", pieces[name])
-    ids = np.concatenate([np.append(pieces[name], 0) for name in "abcde"])[:-1]
+        shards[name] = rng.integers(1, 500, size)
+        write(tmp_path / "shards" / f"{name}.bin", shards[name])
+    ids = np.concatenate([np.append(shards[name], 0) for name in "abcde"])[:-1]
     write(tmp_path / "merged.bin", ids)
     return open_tokens(tmp_path / "shards"), open_tokens(tmp_path / "merged.bin")
 
@@ -50,7 +50,7 @@ def test_a_folder_gives_the_batches_of_the_merged_file(both):
     assert folder.facts["utf8_bytes"] == 2 * 141
 
 
-def test_processes_share_the_blocks_of_a_file_out(both):
+def test_processes_divide_the_blocks_of_a_file(both):
     _, merged = both
     for every in (1, 2):
         alone = [(i.tolist(), t.tolist()) for i, t in blocks_in_order(merged, 8, 3, every)]
@@ -90,8 +90,8 @@ def test_another_order_is_another_data_set(both, tmp_path):
 def test_a_training_on_a_folder_is_the_training_on_the_file(char, tmp_path, capsys):
     facts = json.loads(sidecar(char.train_file).read_text())
     tokens, cuts = open_tokens(char.train_file).tokens, [100, 1000]
-    for number, part in enumerate(np.split(tokens, cuts)):
-        write(tmp_path / "folder" / f"{number}.bin", part[:-1], {name: facts[name] for name in FACTS})
+    for number, ids in enumerate(np.split(tokens, cuts)):
+        write(tmp_path / "folder" / f"{number}.bin", ids[:-1], {name: facts[name] for name in FACTS})
     # The writer ends each file with an end-of-text id, so the file to compare with has it at the cuts as well.
     expected = np.array(tokens)
     expected[[cut - 1 for cut in cuts]] = facts["end_of_text_id"]

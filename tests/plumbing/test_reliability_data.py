@@ -17,9 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_data_scripts
-from faults import Faults, end_of, left_over, runs, start
-from test_data_scripts import (
+from data_scripts import (
     EXTRACT,
     INGEST,
     PREPARE_BPE,
@@ -28,10 +26,12 @@ from test_data_scripts import (
     SAMPLE,
     TRAIN_BPE,
     TRAIN_CHAR,
+    M,
     refused,
     snapshot,
     write_corpus,
 )
+from faults import Faults, end_of, left_over, runs, start
 
 import dataset
 from dataset import open_tokens
@@ -41,9 +41,7 @@ from plumbing.corpus import read_documents
 from plumbing.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
-project, run = test_data_scripts.project, test_data_scripts.run  # fixtures: every default path in a temporary folder
 
-M = "<|endoftext|>"
 STEPS = {
     INGEST: ["source", "--output", "data/parquet/folder.parquet"],
     EXTRACT: [],
@@ -184,8 +182,8 @@ def test_without_the_protection_killed_steps_are_noticed(whole, project, monkeyp
         patch.setattr(dataset, "whole_file", lambda path: getattr(files, "open", open)(path, "wb"))
         assert killed_steps(project, SAMPLE, 15, random.Random(1))[0] != []
     with monkeypatch.context() as patch:
-        real = dataset.withdraw
-        patch.setattr(dataset, "withdraw", lambda *paths: real(*paths) if len(paths) == 1 else None)
+        real = dataset.remove_sidecars
+        patch.setattr(dataset, "remove_sidecars", lambda *paths: real(*paths) if len(paths) == 1 else None)
         wrong, _ = killed_steps(project, PREPARE_CHAR, 40, random.Random(1))
         assert wrong != []
 
@@ -296,10 +294,25 @@ def test_without_checksums_text_would_change_without_a_word(tmp_path):
 def test_hostile_text_is_used_or_named(run, project, number):
     """Corpora of random bytes and characters: every step takes what is text, byte for byte, and names what is not."""
     rng = random.Random(number)
-    pieces = ["\0", "\ufeff", "\r", "\r\n", "\n", M, f"\n{M}\n", "é", "日", "🐍", "x" * 5000, "\u2028", "a b\n", "\x85"]
+    fragments = [
+        "\0",
+        "\ufeff",
+        "\r",
+        "\r\n",
+        "\n",
+        M,
+        f"\n{M}\n",
+        "é",
+        "日",
+        "🐍",
+        "x" * 5000,
+        "\u2028",
+        "a b\n",
+        "\x85",
+    ]
     broken = [b"\xff", b"\xed\xa0\x80", b"\xc3", b"\xf4\x90\x80\x80", b"\xc0\x80"]
     for i in range(number):
-        data = "".join(rng.choices(pieces, k=rng.randrange(12))).encode()
+        data = "".join(rng.choices(fragments, k=rng.randrange(12))).encode()
         bad = i % 4 == 0
         if bad:
             at = len(data[: rng.randrange(len(data) + 1)].decode(errors="ignore").encode())
@@ -330,7 +343,7 @@ def test_hostile_text_is_used_or_named(run, project, number):
                     total = sum(part.facts["utf8_bytes"] for part in parts)
                     assert total == sum(len(text.encode()) for text in documents)
                 else:
-                    refused(result, "No document of c.txt fell to")
+                    refused(result, "No document of c.txt is in the")
 
 
 def test_text_that_is_repaired_without_a_word_is_noticed(project, monkeypatch):
@@ -352,8 +365,8 @@ def test_one_very_long_line(run, project, megabytes):
     for script, *more in ((TRAIN_CHAR,), (TRAIN_BPE, "--vocab-size", "300"), (PREPARE_CHAR,), (PREPARE_BPE,)):
         split = ["--val-fraction", "0.5"] if "prepare" in script else []
         result = run(script, "--corpus", "c.txt", "--quiet", *more, *split)
-        if result.code:  # both documents may fall to one part
-            refused(result, "fell to")
+        if result.code:  # both documents may be in one split
+            refused(result, "No document of c.txt is in the")
 
 
 def test_the_counts_of_ingestion_add_up(run, project):
@@ -384,5 +397,5 @@ def test_the_counts_of_ingestion_add_up(run, project):
     assert len(rows) == taken
     assert rows["bom.py"] == "x = 2\n" and rows["latin.py"].endswith("x = 'é'\n")
     result = run(EXTRACT, "p.parquet", "--corpus", "c.txt")
-    assert "a line <|endoftext|>, which cuts them in parts: 1" in result.out
+    assert "a line <|endoftext|>, which splits them: 1" in result.out
     assert len(list(read_documents(Path("c.txt")))) == taken + 1
