@@ -1,39 +1,55 @@
-"""Pages for a browser: one file that holds its data and its program, and asks no other address for anything.
+"""Pages for a browser: each is one file that contains its data and its program, and loads nothing else.
 
-A page is an HTML template beside the script that fills it in. What begins with %% in it is replaced; %%style and
-%%program stand for page.css and page.js in the same folder, which the pages share.
+A page is made from an HTML template in scripts/pages. In a template, %%name is replaced: %%style and %%program by
+page.css and page.js, which all pages share, %%facts and %%data by what every page has, the rest by `parts` of fill().
 """
 
 import base64
+import html
 import json
 import string
 from pathlib import Path
 
 import numpy as np
 
+from config import ROOT
+from plumbing.files import whole_file
+from plumbing.text import shown_path
+
+PAGES = ROOT / "scripts" / "pages"
+ARRAYS = {"float32": "Float32Array", "uint16": "Uint16Array", "uint32": "Uint32Array"}  # numpy's name -> JavaScript's
+
 
 class Page(string.Template):
-    delimiter = "%%"  # the usual one, $, has a meaning in the page's own script
+    delimiter = "%%"  # $ has a meaning in the page's own program
 
 
-def fill(template: Path, **parts: str) -> str:
-    """The text of a page from its template. The parts must be HTML already."""
-    shared = {name: (template.parent / file).read_text("utf-8") for name, file in SHARED.items()}
-    return Page(template.read_text("utf-8")).substitute(**shared, **parts)
+def fill(template: str, facts: list[str], data, **parts: str) -> str:
+    """The text of a page. `facts` are lines of text below its title, `data` is what its program reads, and `parts`
+    must be HTML already."""
+    return Page((PAGES / template).read_text("utf-8")).substitute(
+        style=(PAGES / "page.css").read_text("utf-8"),
+        program=(PAGES / "page.js").read_text("utf-8"),
+        facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),
+        data=json_in_html(data),
+        **parts,
+    )
 
 
-SHARED = {"style": "page.css", "program": "page.js"}
+def write_page(path: Path, page: str, contents: str) -> None:
+    """Write a page, and say what it contains and how to open it."""
+    with whole_file(path) as file:
+        size = file.write(page.encode(errors="backslashreplace"))  # a file name can contain bytes that are not text
+    print(f"{shown_path(path)}: {contents}, {size / 1e6:.2f} MB")
+    print(f"Next: open {shown_path(path)} in a browser; it needs no network.")
 
 
 def json_in_html(value) -> str:
-    """JSON that can stand in a <script> element, whatever the texts in it say: "<" becomes \\u003c, so none ends it."""
+    """JSON for a <script> element. "<" becomes \\u003c, so no text in it can end the element."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
-ARRAYS = {"float32": "Float32Array", "uint16": "Uint16Array", "uint32": "Uint32Array"}
-
-
-def packed(array) -> dict:
+def packed(array: np.ndarray) -> dict:
     """An array as page.js unpacks it: its bytes (little-endian) in base64, four letters for three bytes."""
     array = np.ascontiguousarray(array)
     data = array.astype(array.dtype.newbyteorder("<")).tobytes()

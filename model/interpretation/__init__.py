@@ -1,1 +1,1 @@
-"""Looking inside: the forward pass taken apart, heads, parts switched off."""
+"""Looking inside a model: one forward pass, its attention heads, components ablated, and the surprise of a text."""

@@ -1,8 +1,10 @@
-"""One forward pass taken apart, and parts of a model switched off. Shapes use the notation of layers.py.
+"""One forward pass, taken apart. Shapes use the notation of model/layers.py.
 
-The residual stream is a sum: the token's embedding, and what every head and every MLP adds to it. So what the model
-says can be followed back to its parts, and a part can be taken out to see what it was good for. Parts are called as the
-literature calls them, counted from 0: L2H3 is head 3 of layer 2, L2MLP the MLP of layer 2, L2 all of that layer.
+The residual stream is a sum: the token's embedding plus the output of every head and every MLP. So a logit can be
+attributed to the components that produced it, and a component can be ablated to see what it was good for (ablation.py).
+Components have the names that the literature uses, counted from 0: L2H3 is head 3 of layer 2, L2MLP the MLP of layer 2.
+
+trace_forward() computes the same as GPT.forward(); tests/interpretation/test_forward_pass.py holds the two together.
 """
 
 from dataclasses import dataclass
@@ -11,64 +13,67 @@ import torch
 from torch import Tensor
 
 from model.gpt import GPT
+from model.layers import Attention
 
 
 @dataclass(frozen=True)
-class Look:
-    """All that one forward pass over T tokens went through. P parts, L layers."""
+class ForwardPass:
+    """Everything one forward pass over T tokens computed, for P components and L layers."""
 
-    parts: list[str]  # (P) embedding, L0H0, L0H1, ..., L0MLP, L1H0, ...
-    added: Tensor  # (P, T, C) what each part added to the residual stream; their sum is the last stream
-    streams: Tensor  # (L + 1, T, C) the residual stream before the first layer and after each one
-    attention: Tensor  # (L, H, T, T) what share each token (row) took from which (column)
+    components: list[str]  # (P) embedding, L0H0, L0H1, ..., L0MLP, L1H0, ...
+    outputs: Tensor  # (P, T, C) what each component adds to the residual stream; the sum is residual[-1]
+    residual: Tensor  # (L + 1, T, C) the residual stream before the first layer and after each layer
+    attention: Tensor  # (L, H, T, T) attention weights: row i says where token i looks, and sums to 1
     logits: Tensor  # (T, V) as GPT.forward gives them
 
 
 @torch.inference_mode()
-def look(model: GPT, ids: list[int]) -> Look:
-    """Run a model in eval mode over T tokens by the explicit path of attention, and keep every part's share."""
+def trace_forward(model: GPT, ids: list[int]) -> ForwardPass:
+    """Run a model in eval mode over T tokens and keep every intermediate result."""
     x = model.embedding(torch.tensor(ids, device=model.device))  # (T, C)
-    T, (cos, sin) = len(ids), (model.cos[: len(ids)], model.sin[: len(ids)])
-    parts, added, streams, attention = ["embedding"], [x], [x], []
+    T = len(ids)
+    cos, sin = model.cos[:T], model.sin[:T]
+    components, outputs, residual, attention = ["embedding"], [x], [x], []
     for layer, block in enumerate(model.blocks):
         a, normed, weights = block.attention, block.attention_norm(x), []
         x = x + a(normed[None], cos, sin, weights=weights)[0]
         value = a.qkv(normed).chunk(3, dim=-1)[2].view(T, a.n_head, -1).transpose(0, 1)  # (H, T, D)
-        y = weights[0][0] @ value  # (H, T, D): what each head gathered
-        for head in range(a.n_head):  # the output matrix takes the heads side by side, so each has columns of its own
-            parts.append(f"L{layer}H{head}")
-            added.append(y[head] @ a.output.weight[:, columns(a, head)].T)  # (T, C)
+        y = weights[0][0] @ value  # (H, T, D)
+        for head in range(a.n_head):
+            components.append(f"L{layer}H{head}")
+            outputs.append(y[head] @ a.output.weight[:, head_columns(a, head)].T)  # (T, C)
         mlp = block.mlp(block.mlp_norm(x))
         x = x + mlp
-        parts.append(f"L{layer}MLP")
-        added.append(mlp)
-        streams.append(x)
+        components.append(f"L{layer}MLP")
+        outputs.append(mlp)
+        residual.append(x)
         attention.append(weights[0][0])
-    return Look(parts, torch.stack(added), torch.stack(streams), torch.stack(attention), model.head(model.norm(x)))
+    logits = model.head(model.norm(x))
+    return ForwardPass(components, torch.stack(outputs), torch.stack(residual), torch.stack(attention), logits)
 
 
-def columns(attention, head: int) -> slice:
-    """The columns of an attention's output matrix (C, C) that a head feeds."""
+def head_columns(attention: Attention, head: int) -> slice:
+    """The columns of the output matrix (C, C) that multiply one head's result: heads are concatenated before it."""
     size = attention.output.weight.size(1) // attention.n_head
     return slice(head * size, (head + 1) * size)
 
 
 @torch.inference_mode()
-def lens(model: GPT, stream: Tensor) -> Tensor:
-    """The logits (..., V) if the model ended here: its last norm and head applied to a residual stream (..., C).
+def logit_lens(model: GPT, residual: Tensor) -> Tensor:
+    """The logits (..., V) if the model ended here: its final norm and head applied to a residual stream (..., C).
 
     nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    return model.head(model.norm(stream))
+    return model.head(model.norm(residual))
 
 
 @torch.inference_mode()
-def credit(model: GPT, look: Look, part: int) -> Tensor:
-    """What one part, given by its place, adds to each logit, (T, V): over all parts it sums to the logits, exactly.
+def attribution(model: GPT, forward: ForwardPass, component: int) -> Tensor:
+    """What one component (an index) adds to every logit, (T, V). Over all components this sums to the logits exactly.
 
-    The last norm divides all of a position by one number, and the head is linear, so each part can be sent through both
-    by itself. Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", on direct paths.
+    The final norm divides each position by one number and the head is linear, so each component can go through both on
+    its own. Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", on direct paths.
     """
-    x = look.streams[-1]
+    x = forward.residual[-1]
     scale = (x.square().mean(-1, keepdim=True) + model.norm.eps).rsqrt()  # (T, 1)
-    return model.head(look.added[part] * scale * model.norm.weight)
+    return model.head(forward.outputs[component] * scale * model.norm.weight)

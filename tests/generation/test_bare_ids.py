@@ -76,7 +76,7 @@ def test_prompt_and_text_are_ids(bare, capfdbinary, monkeypatch):
     with pytest.raises(UserError, match="no tokenizer, so it cannot be exported"):
         export_huggingface.main(["--model", str(settings.model_file), "--output", "nowhere"])
     with pytest.raises(UserError, match="cannot read a text"):
-        surprise_map.main(*surprise_map.command_line([__file__, "--model", str(settings.model_file)]))
+        surprise_map.main([__file__, "--model", str(settings.model_file)])
 
 
 def test_looking_inside(bare, tmp_path, capsys):
@@ -84,15 +84,15 @@ def test_looking_inside(bare, tmp_path, capsys):
     train.main(settings, fresh=False, ids=ids)
     model, page = ["--model", str(settings.model_file), "--device", "cpu"], tmp_path / "page.html"
     for prompt in ("5 7 0", " "):
-        inspect_model.main(*inspect_model.command_line([*model, "--prompt", prompt, "--text", "--html", str(page)]))
+        inspect_model.main([*model, "--prompt", prompt, "--text", "--html", str(page)])
     assert "a model of bare ids, trained for 10 steps, validation bits per byte unknown." in page.read_text("utf-8")
-    ablate_model.main(*ablate_model.command_line([*model, "--val-file", str(settings.val_file)]))
-    plot_training.main(*plot_training.command_line([str(settings.checkpoint_dir), "--text", "--html", str(page)]))
+    ablate_model.main([*model, "--val-file", str(settings.val_file)])
+    plot_training.main([str(settings.checkpoint_dir), "--text", "--html", str(page)])
     assert "char: 10 steps, best validation bits per byte unknown." in page.read_text("utf-8")
     out = capsys.readouterr().out
     assert "a model of bare ids: trained for 10 steps" in out and "--prompt 0 --quiet --off" in out and "nan" not in out
     with pytest.raises(UsageError, match="trained on bare ids: name some with --val-file"):
-        ablate_model.main(*ablate_model.command_line(model))
+        ablate_model.main(model)
 
 
 def test_id_0_ends_no_text():

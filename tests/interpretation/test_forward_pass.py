@@ -1,4 +1,4 @@
-"""A forward pass taken apart: against plain PyTorch, one head and one token at a time, and parts switched off."""
+"""A forward pass taken apart, against plain PyTorch one head at a time, and components ablated."""
 
 import math
 
@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from model.generation.one_token import OneToken
 from model.generation.sampling import read
 from model.gpt import GPT
-from model.interpretation import forward_pass as microscope
+from model.interpretation.ablation import ablated, switch_off
+from model.interpretation.forward_pass import attribution, logit_lens, trace_forward
+from model.interpretation.heads import attention_pattern, entropy
 from model.layers import rotate
 
 V, BLOCK, LAYERS, HEADS, C = 31, 20, 3, 4, 24
@@ -31,8 +33,8 @@ IDS = torch.randint(V, (15,), generator=torch.Generator().manual_seed(2)).tolist
 
 @torch.no_grad()
 def plain(model: GPT, off: tuple = ()):
-    """The same pass in plain PyTorch, head by head; `off` names parts that add nothing. Returns (what each part adds,
-    the attention of each head, the streams, the logits)."""
+    """The same pass in plain PyTorch, head by head; `off` names components that add nothing. Returns (what each
+    component adds, the attention of each head, the residual streams, the logits)."""
 
     def norm(x, module):
         return F.rms_norm(x, (x.size(-1),), module.weight, module.eps)
@@ -70,72 +72,72 @@ def close(a, b):
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_number_is_that_of_plain_pytorch(tied):
     model = random_model(tie_embeddings=tied)
-    seen = microscope.look(model, IDS)
+    forward = trace_forward(model, IDS)
     added, shares, streams, logits = plain(model)
-    assert seen.parts == list(added)
-    for part, name in enumerate(seen.parts):
-        close(seen.added[part], added[name])
-    close(seen.attention.flatten(0, 1), shares)
-    close(seen.streams, streams)
-    close(seen.logits, logits)
-    close(seen.logits, model(torch.tensor([IDS]))[0].detach())  # and by the path that training takes
-    close(seen.added.sum(0), streams[-1])
+    assert forward.components == list(added)
+    for i, name in enumerate(forward.components):
+        close(forward.outputs[i], added[name])
+    close(forward.attention.flatten(0, 1), shares)
+    close(forward.residual, streams)
+    close(forward.logits, logits)
+    close(forward.logits, model(torch.tensor([IDS]))[0].detach())  # and by the path that training takes
+    close(forward.outputs.sum(0), streams[-1])
     for layer in range(LAYERS + 1):
-        close(microscope.lens(model, seen.streams[layer]), F.linear(
+        close(logit_lens(model, forward.residual[layer]), F.linear(
             F.rms_norm(streams[layer], (C,), model.norm.weight, model.norm.eps), model.head.weight
         ).detach())  # fmt: skip
-    close(microscope.lens(model, seen.streams[-1]), logits)
+    close(logit_lens(model, forward.residual[-1]), logits)
 
 
 @torch.no_grad()
-def test_credits_add_up_to_the_logits():
+def test_attributions_add_up_to_the_logits():
     model = random_model()
-    seen = microscope.look(model, IDS)
-    credits = torch.stack([microscope.credit(model, seen, part) for part in range(len(seen.parts))])
-    close(credits.sum(0), seen.logits)
-    scale = seen.streams[-1].square().mean(-1).add(model.norm.eps).rsqrt()
-    by_hand = (seen.added[3, 7] * model.norm.weight * scale[7]) @ model.head.weight[11]
-    assert credits[3, 7, 11].item() == pytest.approx(by_hand.item(), abs=1e-5)
+    forward = trace_forward(model, IDS)
+    added = torch.stack([attribution(model, forward, i) for i in range(len(forward.components))])
+    close(added.sum(0), forward.logits)
+    scale = forward.residual[-1].square().mean(-1).add(model.norm.eps).rsqrt()
+    by_hand = (forward.outputs[3, 7] * model.norm.weight * scale[7]) @ model.head.weight[11]
+    assert added[3, 7, 11].item() == pytest.approx(by_hand.item(), abs=1e-5)
 
 
-def test_habits_and_entropy_by_hand():
+def test_patterns_and_entropy_by_hand():
     shares = torch.tensor([[1.0, 0, 0], [0.25, 0.75, 0], [0.5, 0.25, 0.25]])
-    close(microscope.habits(shares), torch.tensor([(0.25 + 0.25) / 2, (0.75 + 0.25) / 2, (0.25 + 0.5) / 2]))
-    assert microscope.habits(torch.ones(2, 4, 1, 1)).tolist() == [[[0.0] * 3] * 4] * 2
+    close(attention_pattern(shares), torch.tensor([(0.25 + 0.25) / 2, (0.75 + 0.25) / 2, (0.25 + 0.5) / 2]))
+    assert attention_pattern(torch.ones(2, 4, 1, 1)).tolist() == [[[0.0] * 3] * 4] * 2
     bits = [0.0, -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)), 1.5]
-    assert microscope.entropy(shares).item() == pytest.approx(sum(bits) / 3, abs=1e-6)
+    assert entropy(shares).item() == pytest.approx(sum(bits) / 3, abs=1e-6)
 
 
-# --- switched off -----------------------------------------------------------------------------------------------------
+# --- ablated -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("off", ["L0H0", "L2H3", "L1MLP", "l1h2"])
-def test_a_part_that_is_switched_off_adds_nothing(off):
+def test_an_ablated_component_adds_nothing(off):
     model = random_model()
     *_, expected = plain(model, (off.upper(),))
     before = model(torch.tensor([IDS])).detach()
-    with microscope.without(model, off):
+    with ablated(model, off):
         close(model(torch.tensor([IDS]))[0].detach(), expected)
         cache = model.new_cache()
         one_token = OneToken(model, cache)  # and so by the way that generating takes
         close(torch.stack([torch.from_numpy(one_token(token).copy()) for token in IDS]), expected)
         assert not torch.allclose(before[0], expected, atol=1e-3)
     assert torch.equal(model(torch.tensor([IDS])).detach(), before)
-    microscope.switch_off(model, off)
+    switch_off(model, off)
     close(read(model, IDS, model.new_cache()), expected)
 
 
-def test_a_layer_is_all_its_parts():
+def test_a_layer_is_all_its_components():
     model = random_model()
     *_, expected = plain(model, (*(f"L1H{head}" for head in range(HEADS)), "L1MLP"))
-    with microscope.without(model, "L1"):
+    with ablated(model, "L1"):
         close(model(torch.tensor([IDS]))[0].detach(), expected)
 
 
-def test_parts_come_back_after_an_error():
+def test_components_come_back_after_an_error():
     model = random_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(RuntimeError), microscope.without(model, "L0"):
+    with pytest.raises(RuntimeError), ablated(model, "L0"):
         raise RuntimeError
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
@@ -143,10 +145,10 @@ def test_parts_come_back_after_an_error():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("H2", "no part"), ("L1X2", "no part"), ("", "no part"), ("L3", "layer 3"), ("L0H4", "head 4"),
-        ("L9MLP", "layer 9"),
+        ("H2", "not a component"), ("L1X2", "not a component"), ("", "not a component"),
+        ("L3", "layer 3"), ("L0H4", "head 4"), ("L9MLP", "layer 9"),
     ],
 )  # fmt: skip
-def test_parts_that_are_not_there(name, reason):
+def test_components_that_do_not_exist(name, reason):
     with pytest.raises(ValueError, match=reason):
-        microscope.switch_off(random_model(), name)
+        switch_off(random_model(), name)

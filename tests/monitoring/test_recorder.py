@@ -16,7 +16,7 @@ import train
 from config import CHAR
 from dataset import open_tokens, token_writer
 from model.gpt import GPT
-from model.interpretation import forward_pass as microscope
+from model.interpretation.forward_pass import trace_forward
 from model.interpretation.heads import entropy
 from model.monitoring import baselines, recorder
 from model.monitoring.log import Log
@@ -125,9 +125,9 @@ def test_a_look_against_plain_pytorch(parts):
         assert [p for _, p in row] == pytest.approx(top.values.tolist(), abs=1e-4)
         assert row[0][0] == token_text(tokenizer, int(top.indices[0]))
     assert model.training
-    # entropy of each head, over all blocks; from the same attention that the microscope shows
+    # entropy of each head, over all blocks; from the same attention that a traced forward pass has
     blocks = torch.from_numpy(made.inputs)
-    whole = torch.stack([entropy(microscope.look(model.eval(), row.tolist()).attention) for row in blocks])
+    whole = torch.stack([entropy(trace_forward(model.eval(), row.tolist()).attention) for row in blocks])
     assert np.array(record["entropy_bits"]) == pytest.approx(whole.mean(0).numpy(), abs=1e-3)
     # loss by kind: means over all targets of a kind
     assert set(record["kind_bits"]) >= {"indentation", "keyword", "name", "operator", "line end"}

@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import re
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,13 +13,12 @@ import torch.nn.functional as F
 from config import ROOT
 from model.generation.sampling import sampling_probabilities, temper
 from model.gpt import GPT
-from model.interpretation.forward_pass import look
+from model.interpretation.forward_pass import trace_forward
 from model.storage.model_file import save_model
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
 from plumbing.errors import UsageError, UserError
-from plumbing.text import visible
 from scripts import inspect_model
 
 TEXT = "def add(a, b):\n\treturn a + b  # naïve 日本 & </script><b>\n"
@@ -60,7 +58,7 @@ def inspect(tmp_path, monkeypatch, capsys):
         if not model_file.exists():
             save_model(model_file, make_model(kind), TOKENIZERS[kind], {"steps": 3, "val_bits_per_byte": 1.5})
         argv = ["--prompt", prompt, "--model", str(model_file), "--device", "cpu", *map(str, flags)]
-        inspect_model.main(*inspect_model.command_line(argv))
+        inspect_model.main(argv)
         return capsys.readouterr().out
 
     return run
@@ -93,18 +91,18 @@ def test_every_figure_of_the_page_is_the_models(inspect, kind, tmp_path):
     triangle = torch.zeros(2, 2, T, T, dtype=torch.float64)
     triangle[..., *np.tril_indices(T)] = unpack(data["attention"]) / 65535
     close(triangle, torch.stack([w[0] for w in weights]))
-    # the lens: its last row is the model's own prediction
+    # the logit lens: its last row is the model's own prediction
     close(unpack(data["lens_p"])[-1], log_p.exp().topk(5).values)
     assert torch.equal(unpack(data["lens_ids"])[-1].long(), log_p.topk(5).indices)
     own = log_p[:-1].gather(1, torch.tensor(ids[1:])[:, None])
-    close(unpack(data["came_p"])[-1], own[:, 0].exp())
-    assert torch.equal(unpack(data["came_rank"])[-1].long(), 1 + (log_p[:-1] > own).sum(-1))
+    close(unpack(data["next_p"])[-1], own[:, 0].exp())
+    assert torch.equal(unpack(data["next_rank"])[-1].long(), 1 + (log_p[:-1] > own).sum(-1))
     first = F.linear(F.rms_norm(model.embedding.weight[ids], (16,), model.norm.weight, 1e-6), model.head.weight)
     close(unpack(data["lens_p"])[0], first.softmax(-1).topk(5).values)
-    # credits of each followed token add up to its logit
-    followed, credit = unpack(data["followed"]).long(), unpack(data["credit"])
-    close(credit.sum(0), logits.gather(1, followed))
-    assert followed[:-1, -1].tolist() == ids[1:].tolist()
+    # the attributions of a token add up to its logit
+    attributed, added = unpack(data["attributed_ids"]).long(), unpack(data["attribution"])
+    close(added.sum(0), logits.gather(1, attributed))
+    assert attributed[:-1, -1].tolist() == ids[1:].tolist()
     # candidates and surprise
     order = unpack(data["order"]).long()
     close(unpack(data["logits"]), logits[-1][order])
@@ -116,29 +114,8 @@ def test_every_figure_of_the_page_is_the_models(inspect, kind, tmp_path):
         cosines = table @ table[int(token)]
         assert [c for _, c in row] == pytest.approx(cosines.sort(descending=True).values[1:9].tolist(), abs=1e-4)
         assert all(c == pytest.approx(cosines[other].item(), abs=1e-4) for other, c in row)
-    words = set(map(int, data["words"]))
-    assert words >= {*ids.tolist(), *followed.flatten().tolist(), *unpack(data["pushed"]).long().flatten().tolist()}
-
-
-def test_merges_end_where_the_tokenizer_does():
-    tokenizer = TOKENIZERS["bpe"]
-    for prompt in (TEXT, "returned", "日本", "addaddadd  \n\n x", ""):
-        words = inspect_model.replay_merges(tokenizer, prompt)
-        ends = [piece for rows in words for piece in rows[-1]]
-        assert ends == [token_text(tokenizer, token) for token in tokenizer.encode(prompt)]
-        for rows in words:
-            assert all(len(visible(piece)) >= 1 for piece in rows[0])
-            for before, after in pairwise(rows):
-                assert len(after) < len(before)
-    assert inspect_model.replay_merges(TOKENIZERS["char"], "def") == []
-
-
-def test_the_merge_that_was_learned_first_comes_first():
-    tokenizer = Tokenizer(train_bpe_tokenizer(["ab ab ab bc bc abc"] * 3, vocab_size=259).to_str())
-    merges = json.loads(tokenizer.json_text)["model"]["merges"]
-    (rows,) = inspect_model.replay_merges(tokenizer, "abcabc")
-    assert merges[0] == ["a", "b"]
-    assert rows[0] == list("abcabc") and rows[1][:1] == ["ab"] and rows[1].count("ab") == 2  # both places at once
+    named = set(map(int, data["texts"]))
+    assert named >= {*ids.tolist(), *attributed.flatten().tolist(), *unpack(data["promoted"]).long().flatten().tolist()}
 
 
 def test_a_long_prompt_counts_by_its_end_as_in_generating(inspect, tmp_path):
@@ -158,29 +135,6 @@ def test_the_page_is_one_file_without_addresses_and_its_data_cannot_end_its_scri
     assert "%%" not in source
     template = (ROOT / "scripts" / "pages" / "inspect_model.html").read_text("utf-8")
     assert "default-src 'none'" in template
-
-
-def test_the_page_stays_small():
-    """128 tokens, 6 layers of 8 heads, and the largest default vocabulary: below 3 MB."""
-    torch.manual_seed(0)
-    tokenizer = TOKENIZERS["bpe"]
-    model = GPT(4096, block_size=128, n_layer=6, n_head=8, n_embd=64).eval()
-    ids = torch.randint(tokenizer.vocab_size, (128,)).tolist()
-    model_data = inspect_model.page_data(model, Names(tokenizer), look(model, ids), ids, "")
-    shared = sum(
-        (ROOT / "scripts" / "pages" / name).stat().st_size for name in ("page.css", "page.js", "inspect_model.html")
-    )
-    assert 1e6 < len(inspect_model.json_in_html(model_data)) + shared < 3e6
-
-
-class Names:
-    """A tokenizer that has a text for ids beyond its vocabulary."""
-
-    def __init__(self, tokenizer):
-        self.kind, self.library, self.json_text = tokenizer.kind, tokenizer.library, tokenizer.json_text
-
-    def token_bytes(self, token):
-        return f"token{token}".encode()
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------
@@ -249,7 +203,7 @@ def test_heads_enlarge_on_click_and_show_the_row_under_the_pointer(page, kind):
     heads.nth(3).click()
     assert heads.nth(3).get_attribute("aria-pressed") == "true"
     assert page.inner_text("#row-title").startswith("L1H1:")
-    seen = look(make_model(kind), ids_of(kind))
+    seen = trace_forward(make_model(kind), ids_of(kind))
     T = len(ids_of(kind))
     box = page.locator("#large").bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + box["height"] * 6.5 / T)
@@ -268,21 +222,21 @@ def test_heads_enlarge_on_click_and_show_the_row_under_the_pointer(page, kind):
     assert page.evaluate("[byId('large').width, byId('large').height]") == [T, T]
 
 
-def test_parts_add_up_on_the_page(page, kind):
+def test_components_add_up_on_the_page(page, kind):
     page.locator("#tokens .token").nth(5).click()
-    logits = look(make_model(kind), ids_of(kind)).logits[5]
+    logits = trace_forward(make_model(kind), ids_of(kind)).logits[5]
     top = logits.topk(2)
     assert float(page.inner_text("#sum")) == pytest.approx(top.values[0].item(), abs=0.0051)
     page.select_option("#towards", index=1)
     assert float(page.inner_text("#sum")) == pytest.approx(top.values[1].item(), abs=0.0051)
-    assert page.locator("#parts tbody tr").count() == 1 + 2 * 3 + 1
+    assert page.locator("#components tbody tr").count() == 1 + 2 * 3 + 1
 
 
 def test_the_lens_tells_ranks_on_hover(page, kind):
     ids = ids_of(kind)
     cell = page.locator("#lens tbody tr").nth(4).locator("td").nth(3)
     cell.hover()
-    logits = look(make_model(kind), ids).logits[4]
+    logits = trace_forward(make_model(kind), ids).logits[4]
     rank = 1 + int((logits > logits[ids[5]]).sum())
     assert f"has rank {rank}," in page.inner_text("#lens-detail")
     assert "After layer 1" in page.inner_text("#lens-detail")
@@ -295,7 +249,7 @@ def test_the_lens_tells_ranks_on_hover(page, kind):
 def test_the_sliders_do_what_generating_does(page, kind, temperature, k, p):
     for name, value in (("temperature", temperature), ("top_k", k), ("top_p", p)):
         page.locator(f"#{name}").fill(str(value))
-    logits = look(make_model(kind), ids_of(kind)).logits[-1].double().sort(descending=True).values.numpy()
+    logits = trace_forward(make_model(kind), ids_of(kind)).logits[-1].double().sort(descending=True).values.numpy()
     tempered = temper(logits, temperature)
     expected, _ = sampling_probabilities(tempered, k, p)
     drawn = [float(x) for x in page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => td.dataset.p)")]

@@ -1,4 +1,4 @@
-"""Stretches of a text that stand in a corpus: planted ones, against a plain search, and where they are."""
+"""Passages of a text that are in a corpus: planted ones, against a plain search, and where they are."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def look_up(tmp_path, monkeypatch, capsys):
     def run(text, documents, *flags):
         (tmp_path / "written.py").write_bytes(text.encode())
         write_documents(tmp_path / "corpus.txt", documents)
-        novelty.main(*novelty.command_line(["written.py", "--corpus", "corpus.txt", *map(str, flags)]))
+        novelty.main(["written.py", "--corpus", "corpus.txt", *map(str, flags)])
         return capsys.readouterr().out
 
     return run
@@ -46,12 +46,12 @@ def test_a_planted_passage_is_found_with_its_source(look_up):
 
 def test_what_is_new_is_new(look_up):
     out = look_up(words(1, 300), [words(2, 300)])
-    assert "No stretch of 40 bytes or more" in out
+    assert "No passage of 40 bytes or more" in out
     assert "0 of" in out
 
 
 def brute_force(text, corpus, shortest):
-    """The longest common stretch at each place of the text, by trying, where it cannot be made longer to the left."""
+    """By trying: the longest match at each position of the text where it cannot be made longer to the left."""
     best = {}
     for i in range(len(text)):
         for j in range(len(corpus)):
@@ -71,7 +71,7 @@ def test_against_trying_everything(seed, size, offset):
     rng = np.random.default_rng(seed)
     corpus = rng.integers(97, 100, 300).astype(np.uint8).tobytes()
     text = rng.integers(97, 100, 60).astype(np.uint8).tobytes() + corpus[offset : offset + size]
-    found, covered = novelty.stretches(text, as_array(corpus), 32, 100)
+    found, covered = novelty.find_matches(text, as_array(corpus), 32, 100)
     best = brute_force(text, corpus, 32)
     assert all(best[place] >= length for place, _, length in found)
     assert max(length for *_, length in found) == max(best.values())
@@ -87,17 +87,17 @@ def test_borders_of_chunks_hide_nothing(monkeypatch, chunk, at):
     passage = words(5, 9)[:40].encode()
     before = words(6, 200)[:at].encode()
     corpus = before + passage + words(7, 40).encode()
-    found, _ = novelty.stretches(b"\0" * 50 + passage + b"\1" * 50, as_array(corpus), 32, 5)
+    found, _ = novelty.find_matches(b"\0" * 50 + passage + b"\1" * 50, as_array(corpus), 32, 5)
     assert found == [(50, at, 40)]
 
 
 def test_of_two_that_overlap_the_longer_one_is_shown():
     one, two, three = (words(i, 40).encode()[:100] for i in range(3))
     corpus = one + two + b"\0" + two[80:] + three  # the last 20 bytes of `two` stand in both
-    found, covered = novelty.stretches(one + two + three[:60], as_array(corpus), 32, 9)
+    found, covered = novelty.find_matches(one + two + three[:60], as_array(corpus), 32, 9)
     assert [(place, length) for place, _, length in found] == [(0, 200), (180, 80)]
     assert covered == 260
-    found, _ = novelty.stretches(one + two + three[:15], as_array(corpus), 32, 9)
+    found, _ = novelty.find_matches(one + two + three[:15], as_array(corpus), 32, 9)
     assert [(place, length) for place, _, length in found] == [(0, 200)]  # more than half of the other is in it
 
 
@@ -112,8 +112,8 @@ def test_what_repeats_itself_costs_no_time():
     """Each of 6,000 places of the text fits to 50,000 of the corpus."""
     text, corpus = b"0, " * 2_000, b"x" + b"0, " * 400_000
     t, c = novelty.find_seeds(as_array(text), as_array(corpus))
-    assert 0 < len(t) == len(c) <= 3 * novelty.PLACES**2
-    found, covered = novelty.stretches(text, as_array(corpus), 32, 5)
+    assert 0 < len(t) == len(c) <= 3 * novelty.MAX_HITS**2
+    found, covered = novelty.find_matches(text, as_array(corpus), 32, 5)
     assert found == [(0, 1, 6_000)] and covered == 6_000
 
 
@@ -137,4 +137,4 @@ def test_what_it_refuses(look_up, tmp_path):
     with pytest.raises(UserError, match="empty"):
         look_up("", ["b"])
     with pytest.raises(UserError, match="no text"):
-        novelty.main(*novelty.command_line(["nowhere.py", "--corpus", str(tmp_path / "corpus.txt")]))
+        novelty.main(["nowhere.py", "--corpus", str(tmp_path / "corpus.txt")])

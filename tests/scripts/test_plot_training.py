@@ -34,7 +34,7 @@ def plot(tmp_path, monkeypatch, capsys):
 
     def run(*argv):
         capsys.readouterr()
-        plot_training.main(*plot_training.command_line([str(arg) for arg in argv]))
+        plot_training.main([str(arg) for arg in argv])
         return capsys.readouterr().out
 
     return run
@@ -47,7 +47,7 @@ def log_of(folder):
 # --- reading a log ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_what_stands_in_its_log(runs, monkeypatch):
+def test_a_run_is_what_its_log_says(runs, monkeypatch):
     run = plot_training.read_run(runs[0])
     entries = log_of(runs[0])
     assert [e["step"] for e in run["lines"]] == [e["step"] for e in entries if "loss" in e]
@@ -83,7 +83,7 @@ def test_logs_that_cannot_be_read(tmp_path, runs, plot):
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
-def test_the_drawing(runs, plot):
+def test_the_plot(runs, plot):
     out = plot(runs[0], "--text")
     rows = [line.partition("│")[2] for line in out.splitlines() if "│" in line]
     assert len(rows) == 16
@@ -92,12 +92,12 @@ def test_the_drawing(runs, plot):
     assert "validation at step 20" in out
 
 
-def test_the_drawing_by_hand():
+def test_the_plot_by_hand():
     lines = [{"step": step, "loss": loss} for step, loss in ((0, 4.0), (5, 2.0), (10, 1.0), (7, None))]
-    rows = plot_training.draw({"lines": lines, "evaluations": []}, width=11, height=3).splitlines()
+    rows = plot_training.plot_loss({"lines": lines, "evaluations": []}, width=11, height=3).splitlines()
     assert [row.partition("│")[2] for row in rows[:3]] == ["·", "     ·", "          ·"]
     assert rows[0].startswith("     4.000")
-    assert "no finite loss" in plot_training.draw({"lines": [{"step": 1, "loss": None}], "evaluations": []})
+    assert "no finite loss" in plot_training.plot_loss({"lines": [{"step": 1, "loss": None}], "evaluations": []})
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def test_the_loss_chart_is_read_by_pointer_and_by_keyboard(page, runs):
     assert float(said[1]) == pytest.approx(last["loss"], abs=0.006)
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#loss-chart .readout").startswith("step 18:")
-    rungs = page.locator("#loss-chart .rung-name").all_text_contents()
-    assert sorted(rungs) == sorted(["uniform", "unigram", "bigram", "trigram", "gzip", "xz"])
+    baselines = page.locator("#loss-chart .baseline-name").all_text_contents()
+    assert sorted(baselines) == sorted(["uniform", "unigram", "bigram", "trigram", "gzip", "xz"])
 
 
 def test_switches_change_unit_and_axes(page, runs):
@@ -204,7 +204,7 @@ def test_switches_change_unit_and_axes(page, runs):
 
 def test_runs_over_each_other(plot, open_page, runs, tmp_path):
     out = plot(runs[0], "--compare", runs[1], "--html", "page.html")
-    assert "18 recorded moments" in out
+    assert "18 recorded steps" in out
     page = open_page(tmp_path / "page.html", dark=True)
     legend = page.locator("#loss-chart .legend li").all_inner_texts()
     assert legend == ["char, training", "char, validation", "wider, training", "wider, validation"]
@@ -212,7 +212,7 @@ def test_runs_over_each_other(plot, open_page, runs, tmp_path):
     page.select_option("#which", "1")
     assert page.inner_text("#moment-shown") == "step 12"
     assert "wider" in page.inner_text("#entropy figcaption")
-    assert page.locator("#machinery svg").count() == 7
+    assert page.locator("#internals svg").count() == 7
     narrow = open_page(tmp_path / "page.html", width=420)
     assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -244,5 +244,5 @@ def test_a_run_without_records_or_with_infinite_losses(plot, open_page, tmp_path
     plot("bare", "--html", "page.html")
     page = open_page(tmp_path / "page.html")
     assert page.locator("#records").is_hidden()
-    assert "recorded nothing" in page.inner_text("#no-records")
-    assert page.locator("#machinery svg").count() == 3
+    assert "has no records" in page.inner_text("#no-records")
+    assert page.locator("#internals svg").count() == 3

@@ -1,0 +1,72 @@
+"""The surprise map in a terminal: a text coloured by surprise, or with the surprise below it."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+
+from model.interpretation.token_layout import Line, cell_width
+
+# Surprise has six levels. These are their borders in bits: probability 1/2, 1/4, 1/16, 1/256, 1/4096.
+BORDERS = [1, 2, 4, 8, 12]
+RANGES = ["below 1", *(f"{a} to {b}" for a, b in pairwise(BORDERS)), f"{BORDERS[-1]} and more"]
+# How a terminal shows each level (SGR parameters, ECMA-48, and xterm's 256 colours), from plain to loud on dark and
+# light backgrounds: first coloured letters, whose violet has the same contrast with black and with white, then
+# backgrounds with their own letters. Violet, orange and dark red differ for colour-blind eyes too, and underline and
+# bold tell the levels apart without any colour.
+STYLES = ["", "38;5;98", "38;5;98;4", "38;5;16;48;5;147", "38;5;16;48;5;214;1", "38;5;231;48;5;124;1;4"]
+
+
+def surprise_level(bits: float) -> int:
+    """The level of a surprise, 0 to 5: the number of borders that it reaches."""
+    return bisect_right(BORDERS, bits)
+
+
+def painted(text: str, bits: float) -> str:
+    """A text in the style of a surprise."""
+    style = STYLES[surprise_level(bits)]
+    return f"\x1b[{style}m{text}\x1b[0m" if style else text
+
+
+def surprise_mark(bits: float) -> str:
+    """A surprise as one character, where there are no colours: whole bits, "+" from 10, nothing below 1."""
+    return " " if bits < 1 else "+" if bits >= 10 else str(int(bits))
+
+
+def wrapped(line: Line, width: int) -> Iterator[Line]:
+    """Break a line into rows of at most `width` cells, inside spans where necessary."""
+    row, used = [], 0
+    for span, text in line:
+        start = 0
+        for i, character in enumerate(text):
+            if used + cell_width(character) > width:
+                if start < i:
+                    row.append((span, text[start:i]))
+                yield row
+                row, used, start = [], 0, i
+            used += cell_width(character)
+        row.append((span, text[start:]))
+    yield row
+
+
+def print_map(lines: list[Line], span_bits: list[float], line_bits: list[float], colours: bool, width: int) -> None:
+    """Print each line with its number and its bits: coloured, or with a mark below the start of each span."""
+    print(" line     bits  text: · space, ↵ line end, → tab")
+    last = -1
+    for number, (line, bits) in enumerate(zip(lines, line_bits, strict=True), 1):
+        gutter = f"{number:>5} {bits:>8.1f}  "
+        for row in wrapped(line, width - len(gutter)):
+            if colours:
+                print(gutter + "".join(painted(text, span_bits[span]) for span, text in row))
+            else:
+                print(gutter + "".join(text for _, text in row))
+                marks = ""
+                for span, text in row:
+                    marks += (surprise_mark(span_bits[span]) if span != last else "").ljust(cell_width(text))
+                    last = span
+                if marks.strip():
+                    print(" " * len(gutter) + marks.rstrip())
+            gutter = " " * len(gutter)
+    if colours:
+        print("surprise in bits: " + "  ".join(map(painted, RANGES, [0, *BORDERS])))
+    else:
+        print("Below the start of each token: its surprise in whole bits. Nothing: below 1 bit. +: 10 or more.")
