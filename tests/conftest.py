@@ -56,6 +56,9 @@ SMALL = {
 }
 
 
+ORDER = {"training": 0, "storage": 0, "readme": 1}  # folders of tests, before all others
+
+
 def split_documents(path, val_fraction):
     """Yield ("train" or "val", text) for each document of a corpus; one that is alone is cut in two."""
     if (only := only_document(path)) is not None:
@@ -123,5 +126,8 @@ def signal_handlers():
 
 
 def pytest_collection_modifyitems(items):
-    """The README's commands take longest: begin with them, and other workers do the rest meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """The longest first, so that no worker has much left when the others are done.
+
+    The commands of the pages take longest, and all of them wait for the quickstart: other tests run in between.
+    """
+    items.sort(key=lambda item: (item.path.name != "test_quickstart.py", ORDER.get(item.path.parent.name, 2)))
