@@ -57,6 +57,9 @@ SMALL = {
 }
 
 
+ORDER = {"training": 0, "storage": 0, "readme": 1}  # folders of tests, before all others
+
+
 def make_pipeline(folder, settings, kind):
     """Write corpus, tokenizer and token files of a kind below `folder`. Returns the settings that name them."""
     settings = replace(
@@ -115,5 +118,8 @@ def signal_handlers():
 
 
 def pytest_collection_modifyitems(items):
-    """The README's commands take longest: begin with them, and other workers do the rest meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """The longest first, so that no worker has much left when the others are done.
+
+    The commands of the pages take longest, and all of them wait for the quickstart: other tests run in between.
+    """
+    items.sort(key=lambda item: (item.path.name != "test_quickstart.py", ORDER.get(item.path.parent.name, 2)))

@@ -1,0 +1,91 @@
+"""Python processes that start with torch imported: forked from one that imported it once, to save two seconds each.
+
+Each command is a process of its own, with its own folder, environment and output, as `python script.py` is. Only what
+happens before and during the import of torch is not as it would be, so a test must also run each script by itself once.
+Where there is no safe fork (Windows, macOS), every command is an ordinary subprocess.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+SERVER = """
+import json, multiprocessing.process, os, runpy, sys
+import torch
+for line in sys.stdin:
+    request = json.loads(line)
+    if not (child := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.environ.clear()
+os.environ.update(request["env"])
+os.chdir(request["cwd"])
+multiprocessing.process.ORIGINAL_DIR = request["cwd"]
+for number, (path, flags) in enumerate(request["streams"]):
+    opened = os.open(path, flags)
+    os.dup2(opened, number)
+    os.close(opened)
+sys.stdin = open(0, encoding="utf-8", closefd=False)
+sys.argv, sys.path[0] = request["arguments"], os.path.dirname(os.path.abspath(request["arguments"][0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_python(arguments: list[str], cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS` as an ordinary subprocess, without input."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+    )
+
+
+class ForkServer:
+    """run() is run_python() for a script whose process starts with torch imported. Needs a folder for the output."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.process = folder, None
+
+    def run(self, arguments: list[str], cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
+        if sys.platform != "linux":
+            return run_python(arguments, cwd, env, timeout)
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+        out, err = self.folder / "stdout", self.folder / "stderr"
+        write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        streams = [(os.devnull, os.O_RDONLY), (str(out), write), (str(err), write)]
+        request = {"arguments": arguments, "cwd": str(cwd), "env": env, "streams": streams}
+        too_late = threading.Timer(timeout, self.kill)
+        too_late.start()
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        too_late.cancel()
+        if not answer:
+            raise subprocess.TimeoutExpired(arguments, timeout, out.read_bytes(), err.read_bytes())
+        return subprocess.CompletedProcess(arguments, int(answer), out.read_text("utf-8"), err.read_text("utf-8"))
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # the running command too: they are one session
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.communicate()  # the end of its input ends it
+            self.process = None

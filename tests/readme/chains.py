@@ -1,0 +1,205 @@
+"""The commands of README.md and docs/*.md, run as written, in chains that do not depend on each other.
+
+Every section of a page that has commands is in one chain. The quickstart is the first: it is run once, and every other
+chain starts from a copy of what it leaves behind, as a reader would. One test file per chain lets pytest-xdist run them
+side by side.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from fork_server import ForkServer, run_python
+
+from config import ROOT
+
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+}
+
+# chain -> its sections, in the order in which they are run. Each chain has a test file, test_CHAIN.py.
+CHAINS = {
+    "quickstart": ["README.md#Quick start"],
+    "data": [
+        "README.md#1. Ingest",
+        "README.md#2. Extract",
+        "README.md#3. Sample",
+        "README.md#4. Train tokenizers",
+        "README.md#5. Create binary datasets",
+        "README.md#What is in it",
+        "README.md#Much of it",
+    ],
+    "training": [
+        "README.md#Setup",
+        "README.md#Training",
+        "README.md#Before you start",
+        "README.md#Watch it learn",
+        "README.md#How fast is it?",
+        "README.md#With BPE tokens",
+        "README.md#More GPUs, more machines",
+    ],
+    "generating": [
+        "README.md#Generating text",
+        "README.md#How fast",
+        "README.md#Looking inside",
+        "README.md#One forward pass, opened",
+        "README.md#Which part does what",
+        "README.md#Memorised or invented?",
+    ],
+    "tools": ["README.md#Into other tools", "README.md#Using your own code"],
+}
+
+# What installs, or needs a network, is not run; and `uv run` and `python` are the Python that runs this test.
+NOT_RUN = ("pip install uv", "uv venv", "uv pip install ", "source .venv/bin/activate", "uv run pytest")
+SAME_PYTHON = ("uv run --no-sync ", "uv run ", "python ")
+TIMEOUT = 300  # seconds for a command
+
+# The quickstart's main(), except that nothing is generated once more.
+QUICKSTART_AGAIN = """
+import sys
+sys.path.insert(0, "scripts")
+import quickstart
+from plumbing.errors import run_script
+run = quickstart.run_command
+quickstart.run_command = lambda command: 0 if command.startswith("generate") else run(command)
+run_script(quickstart.main)
+"""
+
+# The copy's files, edited as a user would: a model and runs that take seconds.
+SHORTER = {
+    "config.py": {
+        r"max_steps: int = \d+": "max_steps: int = 30",
+        r"block_size: int = \d+": "block_size: int = 32",
+        r"n_layer: int = \d+": "n_layer: int = 1",
+        r"n_embd: int = \d+": "n_embd: int = 32",
+        r"vocab_size: int = \d+": "vocab_size: int = 1000",
+    },
+    "scripts/quickstart.py": {r"type=float, default=[\d.]+": "type=float, default=1.0", r"max\(0\.1,": "max(0.02,"},
+}
+
+
+def sections() -> dict[str, list[str]]:
+    """The commands of each section that has any: every line of its ```sh blocks, split at &&, except NOT_RUN."""
+    found = {}
+    for page, text in PAGES.items():
+        headings = re.split(r"^#+ (.+)$", "# \n" + text, flags=re.MULTILINE)[1:]  # title, text, title, text, ...
+        for title, body in zip(headings[::2], headings[1::2], strict=True):
+            blocks = re.findall(r"^```sh\n(.*?)^```", body, re.MULTILINE | re.DOTALL)
+            lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
+            commands = [line for line in lines if line and not line.startswith(("#", *NOT_RUN))]
+            if commands:
+                found.setdefault(f"{page}#{title}", []).extend(commands)
+    return found
+
+
+def arguments_of(command: str) -> list[str]:
+    """The arguments of a command to Python: "uv run train.py" gives ["train.py"]."""
+    command = re.sub("^torchrun ", "python -m torch.distributed.run ", command)  # which is what torchrun is
+    prefix = next((prefix for prefix in SAME_PYTHON if command.startswith(prefix)), None)
+    assert prefix, f"the test does not know how to run {command!r}"
+    return shlex.split(command.removeprefix(prefix))
+
+
+def script_of(command: str) -> str:
+    return next(argument for argument in arguments_of(command) if argument.endswith(".py"))
+
+
+def copy_project(folder: Path) -> Path:
+    """The files that git would clone, with the edits above."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file() and not name.startswith("tests/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for name, edits in SHORTER.items():
+        text = (folder / name).read_text("utf-8")
+        for pattern, replacement in edits.items():
+            text, count = re.subn(pattern, replacement, text)
+            assert count == 1, f"{pattern} is {count} times in {name}"
+        (folder / name).write_text(text, "utf-8")
+    return folder
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | variables
+
+
+def check(done: subprocess.CompletedProcess, command: str) -> subprocess.CompletedProcess:
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def quickstart(folder: Path) -> Path:
+    """A project in which the quickstart has been run, and run again after a file was lost."""
+    project = copy_project(folder)
+    (command,) = sections()["README.md#Quick start"]
+    first = check(run_python(arguments_of(command), project, environment(), TIMEOUT), command).stdout
+    assert "skipped" not in first
+    assert first.count("bits per byte of validation text") == 2
+    (project / "data" / "val_bpe.bin").unlink()
+    again = check(run_python(["-c", QUICKSTART_AGAIN], project, environment(), TIMEOUT), command).stdout
+    assert again.count("skipped:") == 6
+    assert not re.search("skipped: .*val_bpe.bin", again)
+    assert again.count("This run is finished") == 2
+    return project
+
+
+def after_quickstart(tmp_path_factory) -> Path:
+    """The folder that quickstart() made for all workers: by the first to ask, while the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "readme"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        if not (shared / "result").exists():
+            try:
+                quickstart(shared / "project")
+                (shared / "result").write_text("", "utf-8")
+            except BaseException:
+                (shared / "result").write_text(traceback.format_exc(), "utf-8")
+    if error := (shared / "result").read_text("utf-8"):
+        pytest.fail(f"The quickstart, with which each chain starts, failed:\n{error}", pytrace=False)
+    return shared / "project"
+
+
+def first_runs() -> set[str]:
+    """For each script, its first command. These run as ordinary subprocesses, the others from the fork server."""
+    found = {}
+    for chain in CHAINS.values():
+        for section in chain:
+            for command in sections()[section]:
+                found.setdefault(script_of(command), command)
+    return set(found.values())
+
+
+def run_chain(name: str, tmp_path_factory, request) -> None:
+    """Run the commands of a chain in a copy of what the quickstart left."""
+    folder = tmp_path_factory.mktemp(name)
+    project = folder / "project"
+    shutil.copytree(after_quickstart(tmp_path_factory), project)
+    commands = [command for section in CHAINS[name] for command in sections()[section]]
+    variables = {}
+    if any("ingestion/ingest.py" in command for command in commands):
+        hub = request.getfixturevalue("hub")
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    server, true_process = ForkServer(folder), first_runs()
+    try:
+        for command in commands:
+            arguments, start = arguments_of(command), time.perf_counter()
+            run = run_python if command in true_process or arguments[0] == "-m" else server.run
+            check(run(arguments, project, environment(**variables), TIMEOUT), command)
+            print(f"{time.perf_counter() - start:5.1f} s  {command}")
+    finally:
+        server.close()
