@@ -106,30 +106,11 @@ def parameter_layout(model: nn.Module) -> tuple[dict[tuple[int, int], list[Tenso
     """The weights in the order in which they are laid: Muon's in stacks by (m, n), fused weights counting as the
     matrices they hold; others; the head, unless it is the embedding."""
     stacks: dict[tuple[int, int], list[Tensor]] = {}
-    for weight, parts in matrices(model):
+    for weight, parts in model.hidden_matrices():
         stacks.setdefault((weight.size(0) // parts, weight.size(1)), []).append(weight)
     heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
     taken = {id(weight) for weight in (*heads, *(weight for stack in stacks.values() for weight in stack))}
     return stacks, [weight for weight in model.parameters() if id(weight) not in taken], heads
-
-
-def matrices(model: nn.Module) -> list[tuple[Tensor, int]]:
-    """The weights that Muon moves, and how many matrices lie fused in each."""
-    return [
-        (weight, parts)
-        for block in model.blocks
-        for weight, parts in (
-            (block.attention.qkv.weight, 3), (block.attention.output.weight, 1),
-            (block.mlp.gate_up.weight, 2), (block.mlp.down.weight, 1),
-        )
-    ]  # fmt: skip
-
-
-def state_shapes(model: nn.Module) -> dict[str, Tensor]:
-    """What state_dict() holds for this model, as shapes without numbers, to compare a file's with."""
-    total, hidden = (sum(w.numel() for w in ws) for ws in (model.parameters(), [w for w, _ in matrices(model)]))
-    sizes = {"mean": (total,), "square": (total - hidden,), "steps": ()}
-    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
 
 
 def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
