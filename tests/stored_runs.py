@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 from faults import end_of, start
 
-import train
 from config import CHAR, Settings
 from model.storage import safe_load
 from model.storage.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -33,6 +32,8 @@ class FinishedRun(NamedTuple):
 def finished_run(tmp_path_factory) -> FinishedRun:
     from conftest import make_pipeline  # which imports this module
 
+    import train  # conftest.py imports this module for all tests; few of them train
+
     settings = make_pipeline(tmp_path_factory.mktemp("finished"), CHAR, "char")
     settings = replace(settings, debug=False, sample_tokens=0)
     train.main(settings, fresh=False)
@@ -42,7 +43,7 @@ def finished_run(tmp_path_factory) -> FinishedRun:
 
 @pytest.fixture
 def interrupted_run(finished_run, tmp_path) -> Settings:
-    """The settings of the same run in another folder, where only the checkpoint of step 5 is."""
+    """The settings of the same run in another folder, with only the checkpoint of step 5."""
     folder = tmp_path / "run"
     save_checkpoint(folder, 5, finished_run.first, keep=2)
     return replace(finished_run.settings, checkpoint_dir=folder, model_file=tmp_path / "model.pt")
@@ -50,6 +51,8 @@ def interrupted_run(finished_run, tmp_path) -> Settings:
 
 def script(settings: Settings) -> Callable[[], None]:
     """What `python train.py` does with these settings."""
+    import train
+
     return lambda: run_script(lambda: train.main(settings, fresh=False))
 
 
@@ -66,7 +69,7 @@ def write_in_place(patch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(path: Path) -> str | None:
-    """What load_model() says of a file that it refuses, None where it takes it."""
+    """What load_model() says about a file that it refuses; None if it accepts the file."""
     try:
         load_model(path)
     except UserError as error:
@@ -76,6 +79,7 @@ def refusal(path: Path) -> str | None:
 
 
 def refused_checkpoint(path: Path) -> str | None:
+    """The same for load_checkpoint()."""
     try:
         load_checkpoint(path)
     except ValueError as error:
@@ -85,7 +89,7 @@ def refused_checkpoint(path: Path) -> str | None:
 
 
 def peak_growth(function) -> float:
-    """By how many MB the memory of this process rises at most while a function runs."""
+    """By how many MB the memory of this process peaks above its present size while a function runs."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
 
     def read(name):

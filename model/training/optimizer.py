@@ -96,31 +96,11 @@ def parameter_layout(model: nn.Module) -> tuple[dict[tuple[int, int], list[Tenso
     """The parameters in the order of the long vector: hidden matrices grouped by their shape (m, n), all others, the
     head. A fused weight is grouped by the shape of the matrices inside it; a head tied to the embedding is left out."""
     groups: dict[tuple[int, int], list[Tensor]] = {}
-    for weight, fused in hidden_matrices(model):
+    for weight, fused in model.hidden_matrices():
         groups.setdefault((weight.size(0) // fused, weight.size(1)), []).append(weight)
     heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
     placed = {id(weight) for weight in (*heads, *(weight for group in groups.values() for weight in group))}
     return groups, [weight for weight in model.parameters() if id(weight) not in placed], heads
-
-
-def hidden_matrices(model: nn.Module) -> list[tuple[Tensor, int]]:
-    """The weights that Muon updates, each with the number of matrices fused in it."""
-    return [
-        (weight, fused)
-        for block in model.blocks
-        for weight, fused in (
-            (block.attention.qkv.weight, 3), (block.attention.output.weight, 1),
-            (block.mlp.gate_up.weight, 2), (block.mlp.down.weight, 1),
-        )
-    ]  # fmt: skip
-
-
-def state_shapes(model: nn.Module) -> dict[str, Tensor]:
-    """What state_dict() contains for this model, as tensors without data, to compare a file with."""
-    total = sum(weight.numel() for weight in model.parameters())
-    hidden = sum(weight.numel() for weight, _ in hidden_matrices(model))
-    sizes = {"mean": (total,), "square": (total - hidden,), "steps": ()}
-    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
 
 
 def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from model.storage.safe_load import save
 
 
 def accepted_damage(number: int, folder: Path, good: Path, other: Path, refuse) -> list[int]:
-    """Damage a file so many times. Returns the numbers of those that were accepted."""
+    """Damage a file `number` times. Returns which of the damaged files were accepted."""
     data, others, accepted = good.read_bytes(), other.read_bytes(), []
     rng = random.Random(number)
     for i in range(number):
@@ -39,7 +39,7 @@ def test_no_damaged_checkpoint_or_model_is_accepted(finished_run, tmp_path, numb
 
 
 def test_torch_alone_would_accept_damage(finished_run, tmp_path):
-    """The control, and one without the checksum at the end, but with those of the archive."""
+    """The control: what torch.load checks by itself is not enough."""
     old, new = sorted(finished_run.settings.checkpoint_dir.glob("*.pt"))
 
     def torch_refuses(path):
@@ -61,7 +61,7 @@ def test_a_changed_bit_anywhere_is_noticed(finished_run, tmp_path):
         assert refusal(tmp_path / "m.pt"), at
 
 
-def test_files_that_are_whole_but_not_what_they_should_be(finished_run, tmp_path):
+def test_intact_files_in_the_wrong_place_are_refused(finished_run, tmp_path):
     old, new = sorted(finished_run.settings.checkpoint_dir.glob("*.pt"))
     shutil.copy(old, tmp_path / new.name)
     assert refused_checkpoint(tmp_path / new.name) == "it is the checkpoint of step 5"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from config import Training
 from model.gpt import GPT
+from model.storage.checkpoint import optimizer_shapes
 from model.training.muon import muon_update, orthogonalise, update_scale
-from model.training.optimizer import Optimizer, state_shapes
+from model.training.optimizer import Optimizer
 from model.training.schedule import learning_rate_at
 
 in_any_time = settings(deadline=None)  # a busy machine is no failure
@@ -162,7 +163,7 @@ def test_a_saved_optimizer_goes_on_as_if_nothing_had_happened():
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_the_shapes_of_its_memory_are_known_without_it(tied):
     shapes = {name: (memory.shape, memory.dtype) for name, memory in make(tiny(tied)).state_dict().items()}
-    assert shapes == {name: (memory.shape, memory.dtype) for name, memory in state_shapes(tiny(tied)).items()}
+    assert shapes == {name: (memory.shape, memory.dtype) for name, memory in optimizer_shapes(tiny(tied)).items()}
 
 
 def test_muon_in_bfloat16_is_nearly_the_same_step():
