@@ -1,13 +1,13 @@
-"""Several processes that train one model together, as torchrun starts them: who does what, and how they agree.
+"""Training one model with several processes, as torchrun starts them.
 
     torchrun --standalone --nproc_per_node=4 train.py
 
-Each process runs train.py from its first line to its last and has a device of its own. Of every batch it computes the
-rows of its rank; then the gradients are averaged over all processes, so that all of them take the same step. Only the
-first one prints and writes. What depends on a clock, a file or a signal, the first decides for all, or all decide
-together: processes that do not do the same things in the same order wait for each other for ever.
+Each process runs all of train.py on its own device. It computes its own rows of every batch, then the gradients are
+averaged over all processes, so all of them take the same step. Only the first process prints and writes. Whatever
+depends on a clock, a file or a signal is decided by the first process, or by all of them together: processes that do
+not make the same calls in the same order wait for each other forever.
 
-Without torchrun there is one process, which is the first, and every function here says or does the obvious.
+Without torchrun there is one process, the first, and every function here does the obvious thing.
 """
 
 import os
@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from model.gpt import GPT
 from model.training.muon import orthogonalise
 from plumbing.errors import UsageError, UserError
 
-# === who ==============================================================================================================
+# === which process is this? ===========================================================================================
 
 
 def size() -> int:
@@ -45,115 +46,117 @@ def first() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process among those of its machine, which is the number of its GPU, too."""
+    """Number of this process among those of its machine, which is also the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
 
 
 def restarts() -> int:
-    """How often torchrun has started this process again after one had died (--max-restarts)."""
+    """How often torchrun has restarted this run after a process died (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def own_device(name: str) -> str:
-    """The name of this process's device: with several processes, the GPU of its number, or the CPU for all."""
+    """The name of this process's device. Of several processes, each has its own GPU, or all use the CPU."""
     if size() == 1 or name == "cpu":
         return name
     if name not in ("auto", "cuda"):
-        raise UsageError(f"With several processes, --device is auto, cpu or cuda (each its own GPU), not {name!r}.")
+        raise UsageError(f"With several processes, --device is auto, cpu or cuda (one GPU for each), not {name!r}.")
     return f"cuda:{local_rank()}" if name == "cuda" or torch.cuda.is_available() else "cpu"
 
 
-# === beginning and end ================================================================================================
+# === start and end ====================================================================================================
 
 STARTED_BY_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @contextmanager
 def together(device: str) -> Iterator[None]:
-    """Around a training: join the processes that torchrun has started. NCCL carries what is on GPUs, gloo the rest.
+    """Around a training: connect the processes that torchrun started.
 
-    All but the first are silent. An error that all of them run into, the first one tells. An error of one process ends
-    it, and so the run, because torchrun ends the others; where the first outlives another, it says what has happened.
+    Only the first process prints. If all processes run into the same error, the first one reports it. An error in one
+    process ends that process, and torchrun ends the others; if the first survives another one, it says so.
     """
     if not os.environ.keys() >= STARTED_BY_TORCHRUN:
         yield
         return
-    on_gpus = device != "cpu" and torch.cuda.is_available()
-    store, number, processes = next(rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-        # After a restart, torchrun's store still says where the processes of before could be reached
-        # (pytorch/pytorch#135712). Machines do not count restarts alike: for several, the README names a variable.
-        store = dist.PrefixStore(f"start {restarts()}", store)
-    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=processes)
-    if on_gpus and local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
+    connect(on_gpus=device != "cpu" and torch.cuda.is_available())
     try:
         with nullcontext() if first() else silence():
-            # None begins before all are connected: one that ended at once would leave others waiting for its address.
+            # Wait until all are connected: a process that ended at once would leave others waiting for its address.
             dist.all_reduce(torch.zeros(1))
             yield
     except Exception as error:
         if not first():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(2)  # if the first one has failed as well, torchrun ends this process here
+            time.sleep(2)  # if the first process failed as well, torchrun ends this one now
         if isinstance(error, UserError) and not first():
             raise type(error)(f"Process {rank()}: {error}") from None
         if of_a_lost_process(error):
             raise UserError(
-                "Another process of this run has ended, and without it there is no going on. Announced checkpoints are "
-                "safe: the same command goes on from the newest; torchrun --max-restarts=3 ... does so by itself."
+                "Another process of this run has ended, so the training cannot continue. Announced checkpoints are "
+                "safe: the same command resumes from the newest. torchrun --max-restarts=3 ... does so by itself."
             ) from None
         raise
     dist.destroy_process_group()
 
 
+def connect(on_gpus: bool) -> None:
+    """Join the process group. NCCL carries what is on GPUs, gloo everything else."""
+    store, own_rank, processes = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # After a restart, torchrun's store still has the old processes' addresses (pytorch/pytorch#135712), so each
+        # start gets its own prefix. Machines may count restarts differently: for several, the README names a variable.
+        store = dist.PrefixStore(f"start {restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=processes)
+    if on_gpus and local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
+
+
 @contextmanager
 def silence() -> Iterator[None]:
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as discard, redirect_stdout(discard), redirect_stderr(discard):
         yield
 
 
 def of_a_lost_process(error: Exception) -> bool:
-    """Whether an error is what waiting for a process gives that is there no more."""
+    """Whether this is an error of communicating with a process that no longer exists."""
     signs = ("gloo/transport", "Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
 
 
-# === agreeing =========================================================================================================
+# === agreement ========================================================================================================
 
 
 def of_first(value):
-    """What the first process has for this, on all of them: any plain value."""
+    """The first process's value, in all processes. Any plain value."""
     if size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, 0)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def checkpoint_of_first(content: dict | None) -> dict | None:
-    """of_first() for the content of a checkpoint, whose tensors are sent one by one."""
+    """of_first() for the content of a checkpoint. Its tensors are sent one by one."""
     if size() == 1:
         return content
-    shapes = content and {
-        key: {name: t.to("meta") for name, t in part.items()} if key in ("model", "optimizer") else part
-        for key, part in content.items()
-    }
-    shapes = of_first(shapes)
-    if shapes is None:
+    received = None
+    if content is not None:
+        received = dict(content)
+        for key in ("model", "optimizer"):
+            received[key] = {name: tensor.to("meta") for name, tensor in content[key].items()}
+    received = of_first(received)
+    if received is None:
         return None
-    if not first():
-        content = shapes | {
-            key: {name: torch.empty_like(t, device="cpu") for name, t in shapes[key].items()}
-            for key in ("model", "optimizer")
-        }
     for key in ("model", "optimizer"):
-        for tensor in content[key].values():
+        for name, shape in received[key].items():
+            tensor = content[key][name] if first() else torch.empty_like(shape, device="cpu")
             dist.broadcast(tensor, 0)
-    return content
+            received[key][name] = tensor
+    return received
 
 
 def any_of(flag: bool) -> bool:
@@ -166,12 +169,12 @@ def any_of(flag: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Return when all processes have come to this line."""
+    """Return when all processes have reached this line."""
     any_of(False)
 
 
 def total(*numbers: float) -> list[float]:
-    """The sum over all processes of each number."""
+    """The sum of each number over all processes."""
     sums = torch.tensor(numbers, dtype=torch.float64)
     if size() > 1:
         dist.all_reduce(sums)
@@ -179,80 +182,82 @@ def total(*numbers: float) -> list[float]:
 
 
 def mean(number: Tensor) -> Tensor:
-    """The mean over all processes of a 0-dim tensor."""
+    """The mean of a 0-dim tensor over all processes."""
     if size() > 1:
         number = number.clone()
         dist.all_reduce(number)
     return number / size()
 
 
-# === sharing the work =================================================================================================
+# === dividing the work ================================================================================================
 
 
 def rows(batch_size: int) -> slice:
-    """The rows of a batch that this process computes: as many as any other's, in the order of the ranks."""
-    each = batch_size // size()
-    return slice(rank() * each, (rank() + 1) * each)
+    """The rows of a batch that this process computes: the same number for each process, in the order of their ranks."""
+    count = batch_size // size()
+    return slice(rank() * count, (rank() + 1) * count)
 
 
 def seed_random_numbers(seed: int, step: int) -> None:
-    """Before a step of several processes: the random numbers that dropout draws follow from (seed, step, rank), so
-    that no two processes drop the same, and a resumed run goes on as it would have gone."""
+    """With several processes, seed dropout before each step from (seed, step, rank): each process drops different
+    activations, and a resumed run drops the same ones as if it had never stopped."""
     if size() > 1:
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)[0]))
 
 
 def orthogonalise_together(matrices: Tensor) -> Tensor:
-    """muon.orthogonalise() of a stack (k, m, n) that all processes hold: each does its share, and gets the others'."""
+    """muon.orthogonalise() of a stack (k, m, n) that all processes have. Each computes some matrices and receives the
+    others."""
     if size() == 1:
         return orthogonalise(matrices)
-    each = -(-len(matrices) // size())
-    mine = matrices[rank() * each : (rank() + 1) * each]
-    share = matrices.new_zeros(each, *matrices.shape[1:])  # the last processes' may be filled in part, or not at all
-    if len(mine):
-        share[: len(mine)] = orthogonalise(mine)
-    stack = matrices.new_empty(each * size(), *matrices.shape[1:])
-    dist.all_gather_into_tensor(stack, share)
-    return stack[: len(matrices)]
+    count = -(-len(matrices) // size())
+    own = matrices[rank() * count : (rank() + 1) * count]
+    padded = matrices.new_zeros(count, *matrices.shape[1:])  # the last processes may have fewer matrices, or none
+    if len(own):
+        padded[: len(own)] = orthogonalise(own)
+    result = matrices.new_empty(count * size(), *matrices.shape[1:])
+    dist.all_gather_into_tensor(result, padded)
+    return result[: len(matrices)]
 
 
 def averaged(loss_of: Callable, model: GPT) -> tuple[Callable, Callable]:
-    """(A loss like loss_of(idx, targets) whose backward() averages the gradients over all processes, a context in which
-    it does not and only adds up). The second one is for all but the last piece of a step.
+    """A loss like loss_of(idx, targets) whose backward() averages the gradients over all processes; and a context in
+    which it only adds them up, for all but the last micro-batch of a step.
 
-    DistributedDataParallel sends gradients while backward() is still computing others, and puts the means into the
-    .grad that is there, which are views of the optimizer's long vector and stay so.
+    DistributedDataParallel sends gradients while backward() computes others, and writes the means into the existing
+    .grad, which remain views of the optimizer's long vector.
     """
     if size() == 1:
         return loss_of, nullcontext
-    if is_sharded(model):  # which averages by itself
-
-        @contextmanager
-        def adding_up():
-            model.set_requires_gradient_sync(False)
-            yield
-            model.set_requires_gradient_sync(True)
-
-        return loss_of, adding_up
-    where = {"device_ids": [local_rank()]} if model.device.type == "cuda" else {}
-    parallel = DistributedDataParallel(Loss(loss_of, model), **where)
+    if is_sharded(model):  # fully_shard averages by itself
+        return loss_of, partial(no_gradient_sync, model)
+    devices = {"device_ids": [local_rank()]} if model.device.type == "cuda" else {}
+    parallel = DistributedDataParallel(Loss(loss_of, model), **devices)
     return parallel, parallel.no_sync
 
 
+@contextmanager
+def no_gradient_sync(model: GPT) -> Iterator[None]:
+    """DistributedDataParallel's no_sync(), for a sharded model."""
+    model.set_requires_gradient_sync(False)
+    yield
+    model.set_requires_gradient_sync(True)
+
+
 class Loss(nn.Module):
-    """A loss as the module that DistributedDataParallel wants: the weights, and as forward what is to be computed."""
+    """A loss function as the module that DistributedDataParallel needs: it has the weights and a forward()."""
 
     def __init__(self, loss_of: Callable, model: GPT):
         super().__init__()
         self.weights, self.forward = nn.ParameterList(model.parameters()), loss_of
 
 
-# === a part of the weights each =======================================================================================
+# === a shard of the weights in each process ===========================================================================
 
 
 def shard(model: GPT, device: torch.device) -> None:
-    """Leave each process its part of every weight (a slice of its rows), on the device: fully_shard, once for each
-    block and once for the rest. Before a block computes, its weights are gathered, and let go after it.
+    """Leave each process its shard of every weight (a slice of its rows), on the device. A block's weights are gathered
+    before it computes and freed afterwards: fully_shard, once for each block and once for the rest.
 
     Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277); Rajbhandari et al. 2019, ZeRO (arXiv:1910.02054), stage 3.
     """
@@ -262,11 +267,11 @@ def shard(model: GPT, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (size(),))
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
-        if device.type == "cpu":  # gloo can add, and cannot take the mean
+        if device.type == "cpu":  # gloo can sum but not average
             module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "loss")
-    # The tensors to gather into are made at the first time. In evaluation, under inference_mode(), training could not
-    # use them.
+    # The first unshard() allocates buffers. If that happened during an evaluation, under inference_mode(), training
+    # could not use them.
     for module in (*model.blocks, model):
         module.unshard()
         module.reshard()
@@ -277,8 +282,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_weights(model: GPT) -> dict[str, Tensor]:
-    """The state_dict of a model. Of one in parts, the first process gets all of it in the CPU's memory, the others get
-    nothing, and all must call."""
+    """The model's state_dict. If the model is sharded, all processes must call this; the first gets everything, in CPU
+    memory, and the others get nothing."""
     if not is_sharded(model):
         return model.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

@@ -108,6 +108,15 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def short(alone, tmp_path_factory):
+    """The same over 10 steps, of a batch that 2 and 3 processes divide evenly."""
+    settings = anew(alone, tmp_path_factory.mktemp("short"))
+    settings = replace(settings, batch_size=12, max_steps=10, checkpoint_every=5, eval_every=5)
+    assert end_of(start(training(settings))) == 0
+    return settings
+
+
+@pytest.fixture(scope="module")
 def four(alone, tmp_path_factory):
     """The same in four processes."""
     return trained(4, anew(alone, tmp_path_factory.mktemp("four")))
@@ -149,30 +158,28 @@ def test_a_resumed_run_of_two_is_the_same_run(alone, tmp_path):
     assert same(whole["model"], newest_checkpoint(settings.checkpoint_dir)[1]["model"])
 
 
-def test_a_model_in_parts_gives_the_same_losses(alone, tmp_path):
+def test_a_sharded_model_gives_the_same_losses(short, tmp_path):
     """--shard-model in three processes, among which no weight divides evenly; then on without it, and with it again."""
-    alone = replace(alone, batch_size=12, max_steps=30, checkpoint_every=15, eval_every=15)
-    assert end_of(start(training(plain := anew(alone, tmp_path / "plain")))) == 0
-    sharded = trained(3, anew(alone, tmp_path / "sharded"), shard_model=True)
-    assert difference(losses(plain), losses(sharded)) < 1e-5
+    sharded = trained(3, anew(short, tmp_path / "sharded"), shard_model=True)
+    assert difference(losses(short), losses(sharded)) < 1e-5
     model, _, summary = load_model(sharded.model_file)
     val = open_tokens(sharded.val_file)
     assert train.evaluate(model, val, train.StopFlag())[0] == pytest.approx(summary["val_loss"], rel=1e-5)
     for changes in ({"shard_model": False}, {"accumulate": 2}):
-        interrupt_after(sharded, 15)
+        interrupt_after(sharded, 5)
         trained(2, sharded, **changes)
-        assert difference(losses(plain), losses(sharded)) < 1e-5
+        assert difference(losses(short), losses(sharded)) < 1e-5
 
 
-def test_pieces_of_a_batch_add_up_to_the_batch(alone, tmp_path):
+def test_micro_batches_add_up_to_the_batch(short, tmp_path):
     """Of one process and of two."""
-    for number, pieces in ((1, 4), (2, 2)):
-        settings = trained(number, anew(alone, tmp_path / str(number)), accumulate=pieces)
-        assert difference(losses(alone), losses(settings)) < 1e-5
+    for number, micro_batches in ((1, 4), (2, 2)):
+        settings = trained(number, anew(short, tmp_path / str(number)), accumulate=micro_batches)
+        assert difference(losses(short), losses(settings)) < 1e-5
 
 
 def test_tied_embeddings(alone, tmp_path):
-    """A weight that stands in two places, in processes that hold it whole and in parts."""
+    """A weight that stands in two places, in processes that hold it whole and sharded."""
     tied = replace(alone, tie_embeddings=True, max_steps=5, eval_every=0)
     assert end_of(start(training(one := anew(tied, tmp_path / "one")))) == 0
     for name, shard_model in (("two", False), ("sharded", True)):
@@ -366,8 +373,8 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
     assert content["compiled"] is False
 
 
-def test_minutes_in_parts(alone, tmp_path, monkeypatch):
-    """Timed steps of a model in parts leave no trace in it, either."""
+def test_minutes_with_a_sharded_model(alone, tmp_path, monkeypatch):
+    """Timed steps of a sharded model leave no trace in it, either."""
     monkeypatch.setattr(train, "seconds_a_step", lambda *rest, **more: (speed.seconds_a_step(*rest, **more), 0.2)[1])
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
     settings = trained(2, anew(alone, tmp_path), shard_model=True, minutes=0.05, eval_every=0)
@@ -390,7 +397,7 @@ def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_real_compiler_gives_the_same_losses_in_two_processes(alone, tmp_path):
-    """In pieces, too: the plain step was tried before, and its hooks on the gradients must not disturb."""
+    """With micro-batches, too: the plain step was tried before, and its hooks on the gradients must not disturb."""
     settings = trained(2, anew(alone, tmp_path), max_steps=10, compile="on", accumulate=2)
     assert newest_checkpoint(settings.checkpoint_dir)[1]["compiled"] is True
     plain = trained(1, anew(alone, tmp_path / "plain"), max_steps=10, compile="off")
@@ -420,9 +427,9 @@ def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
 
 @pytest.fixture(scope="module")
 def long(alone, tmp_path_factory):
-    """A run of two processes that takes a second or two."""
+    """A run of two processes that lasts long enough to be killed after its first checkpoint."""
     folder = tmp_path_factory.mktemp("long")
-    settings = replace(alone, max_steps=200, checkpoint_every=20, keep_checkpoints=100, eval_every=0, log_every=20)
+    settings = replace(alone, max_steps=100, checkpoint_every=10, keep_checkpoints=100, eval_every=0, log_every=10)
     return trained(2, anew(settings, folder))
 
 
@@ -455,7 +462,7 @@ def test_torchrun_hands_sigterm_on_and_the_same_command_goes_on(long, tmp_path):
 
 def goes_on_as(long, settings):
     step = newest_checkpoint(settings.checkpoint_dir)[1]["step"]
-    assert 20 <= step < 200
+    assert 10 <= step < 100
     trained(2, settings)
     now = newest_checkpoint(settings.checkpoint_dir)[1]
     assert same(newest_checkpoint(long.checkpoint_dir)[1]["model"], now["model"])
@@ -464,7 +471,7 @@ def goes_on_as(long, settings):
 def test_a_signal_to_one_process_stops_all_at_the_same_step(long, tmp_path):
     settings = anew(long, tmp_path)
     pids = begin(2, training(settings), tmp_path / "said")
-    while not (settings.checkpoint_dir / "step_00000020.pt").exists():
+    while not (settings.checkpoint_dir / "step_00000010.pt").exists():
         time.sleep(0.01)
     os.kill(pids[1], signal.SIGTERM)
     assert [end_of(pid) for pid in pids] == [143, 143]
