@@ -193,7 +193,7 @@ def test_a_step_names_the_next_one_for_the_files_that_it_was_given(run, project)
     steps = [
         ([INGEST, "in", "--output", "p.parquet"], f"{EXTRACT} p.parquet"),
         ([EXTRACT, "p.parquet", "--corpus", "c.txt"], f"{SAMPLE} --megabytes 20 --corpus c.txt"),
-        (["ingestion/ingest_dataset.py", "c.txt", "--corpus", "d.txt"], f"{SAMPLE} --megabytes 20 --corpus d.txt"),
+        (["ingestion/ingest_dataset.py", "c.txt", "--output", "d.parquet"], f"{EXTRACT} d.parquet"),
         ([TRAIN_CHAR, "--corpus", "c.txt", *char], f"{PREPARE_CHAR} --corpus c.txt --tokenizer-file 'c t.json'"),
         ([TRAIN_BPE, "--corpus", "c.txt", *bpe], f"{PREPARE_BPE} --corpus c.txt {' '.join(bpe)}"),
         ([PREPARE_CHAR, "--corpus", "c.txt", *char, *files], f"train.py {' '.join(files)} --tokenizer-file 'c t.json'"),
@@ -217,7 +217,7 @@ def test_no_step_replaces_what_it_reads(run, project):
         [EXTRACT, "p.parquet", "--corpus", "p.parquet"],
         [TRAIN_CHAR, "--corpus", "c.txt", "--tokenizer-file", "c.txt"],
         [TRAIN_BPE, "--corpus", "c.txt", "--tokenizer-file", "c.txt"],
-        ["ingestion/ingest_dataset.py", "c.txt", "--corpus", "c.txt"],
+        ["ingestion/ingest_dataset.py", "c.txt", "--output", "c.txt"],
     ):
         refused(run(*command), f"{command[-2]} would replace {command[-1]}, which is read here", code=2)
     assert snapshot(project) == before
@@ -411,19 +411,15 @@ def test_sources_are_gathered_and_the_rest_is_counted(run, project):
     assert len(taken) + sum(REASONS.values()) == sum(len(list((project / "src" / f).glob("*.py"))) for f in folders)
 
 
-def test_the_schema_is_that_of_the_public_datasets(run, project):
-    make_sources(project / "src")
-    run(INGEST, "src", "--output", "f.parquet")
+def test_the_schema_is_that_of_ingestion(run, project):
+    taken = make_sources(project / "src")
+    run(INGEST, "src", "--output", "f.parquet", "--max-bytes", "3000")
     table = pq.read_table("f.parquet")
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("content", "string"),
         ("path", "string"),
-        ("size", "int64"),
-        ("license", "string"),
     ]
-    for row in table.to_pylist():
-        assert row["size"] == len(row["content"].encode())
-        assert row["license"] == "unknown"
+    assert {row["path"]: row["content"] for row in table.to_pylist()} == taken
 
 
 def test_the_same_folder_gives_the_same_file(run, project):
@@ -494,11 +490,12 @@ def test_without_folders_the_standard_library_is_gathered(run, project, monkeypa
 
 def test_text_is_written_in_row_groups(project, monkeypatch):
     from ingestion import ingest_folder
+    from plumbing import parquet
 
     (project / "src").mkdir()
     for i in range(10):
         (project / "src" / f"{i}.py").write_text(f"x = {i}\n")
-    monkeypatch.setattr(ingest_folder, "ROW_GROUP_BYTES", 15)
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 15)
     monkeypatch.setattr(sys, "argv", ["ingest_folder.py", "src", "--output", "f.parquet"])
     ingest_folder.main()
     assert pq.ParquetFile("f.parquet").metadata.num_row_groups == 4  # 3, 3, 3 and 1 files of 6 bytes
