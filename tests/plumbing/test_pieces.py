@@ -31,6 +31,7 @@ from test_dataset import folder, plain_documents, texts  # noqa: F401 (a fixture
 
 import config
 import dataset
+from model.tokenization.tokenizer import load_tokenizer
 from plumbing import corpus as corpus_file
 from plumbing import files, journal, parallel
 from plumbing.corpus import (
@@ -448,11 +449,11 @@ def test_the_doctor_of_a_corpus_counts_right(run, project):
     result = run(INSPECT, "c.txt")
     assert (result.code, result.err) == (0, "")
     size = sum(len(d.encode()) for d in documents)
-    assert f"c.txt is a corpus: {len(documents)} documents, {size:,} bytes of text" in result.out
+    assert f"c.txt is a corpus: {len(documents)} documents, {size:,} bytes in " in result.out
     assert "Exact duplicates: 1 documents (0.5%)" in result.out
     white = sum(d.count(c) for d in documents for c in " \t\n\r\v\f")
     assert f"White space: {white / size:.1%} of the bytes" in result.out
-    assert "1 carriage returns, 1 NUL" in result.out
+    assert "1 carriage returns, 1 NUL characters" in result.out
     assert "  500 bytes in document 202: xxx" in result.out
     lengths = sorted(len(d.encode()) for d in documents)
     assert (
@@ -473,17 +474,17 @@ def test_the_doctor_of_a_token_file_counts_right(run, project, prepare):
     assert (result.code, result.err) == (0, "")
     ids = np.fromfile(settings.train_file, "<u2")
     facts = json.loads(Path(f"{settings.train_file}.json").read_text())
-    assert f"holds {len(ids):,} tokens of {facts['documents']} documents" in result.out
-    assert f"Its tokenizer is {Path('data') / settings.tokenizer_file.name}: the hash fits." in result.out
-    assert f"Ids never used: {facts['vocab_size'] - len(set(ids.tolist()))} of {facts['vocab_size']}" in result.out
+    assert f"has {len(ids):,} tokens of {facts['documents']} documents" in result.out
+    assert f"Its tokenizer is {Path('data') / settings.tokenizer_file.name}: the hash matches." in result.out
+    assert f"Unused ids: {facts['vocab_size'] - len(set(ids.tolist()))} of {facts['vocab_size']}" in result.out
     documents = [part.tobytes() for part in np.split(ids, np.flatnonzero(ids == 0))[:-1]]
     duplicates = len(documents) - len({part.lstrip(b"\0") for part in documents})
     assert f"Exact duplicates: {duplicates} documents ({duplicates / len(documents):.1%})" in result.out
     _, count = Counter(ids.tolist()).most_common(1)[0]
-    at = result.out.splitlines().index("The commonest tokens:")
+    at = result.out.splitlines().index("The most common tokens:")
     assert f"{count:,}" in result.out.splitlines()[at + 1]
     border = int(np.flatnonzero(ids == 0)[0])
-    tokenizer = test_data_scripts.model.tokenizer.load_tokenizer(settings.tokenizer_file)
+    tokenizer = load_tokenizer(settings.tokenizer_file)
     shown = tokenizer.decode(ids[border + 1 : border + 5]).replace("\n", "↵").replace(" ", "·")
     assert f" | {shown[:4]}" in result.out
     # Another tokenizer than the one that made it.
@@ -519,4 +520,4 @@ def test_numbers_are_not_taken_for_text(run, project, prepare):
     Path("t.bin").write_bytes(settings.train_file.read_bytes())
     refused(run(INSPECT, "t.bin"), "t.bin is no", "It holds NUL bytes, as token files")
     np.arange(1, 100, dtype="<u2").tofile("ascii.bin")  # which is UTF-8
-    refused(run(INSPECT, "ascii.bin"), "ascii.bin is no text. It holds NUL bytes")
+    refused(run(INSPECT, "ascii.bin"), "ascii.bin is not text. It holds NUL bytes")
