@@ -101,13 +101,12 @@ def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
     statistics = read_statistics(path)
     sizes = np.frombuffer(statistics.sizes, np.int64)
     documents, total, duplicates = len(sizes), int(sizes.sum()), statistics.duplicates
-    print(
-        f"{shown_path(path)} is a corpus: {documents:,} documents, {total:,} bytes of text, {statistics.lines:,} lines"
-    )
+    lines = statistics.lines
+    print(f"{shown_path(path)} is a corpus: {documents:,} documents, {total:,} bytes of text in {lines:,} lines")
     show_sizes(sizes, "bytes")
     fraction = statistics.duplicate_bytes / total
     print(f"Exact duplicates: {duplicates:,} documents ({duplicates / documents:.1%}), {fraction:.1%} of the text")
-    print(f"White space: {statistics.white / total:.1%} of the bytes; {total / statistics.lines:.1f} bytes per line")
+    print(f"White space: {statistics.white / total:.1%} of the bytes; {total / lines:.1f} bytes per line")
     if statistics.carriage_returns or statistics.zeros:
         print(f"Unusual in code: {statistics.carriage_returns:,} carriage returns, {statistics.zeros:,} NUL characters")
     print("The longest lines:")

@@ -449,7 +449,7 @@ def test_the_doctor_of_a_corpus_counts_right(run, project):
     result = run(INSPECT, "c.txt")
     assert (result.code, result.err) == (0, "")
     size = sum(len(d.encode()) for d in documents)
-    assert f"c.txt is a corpus: {len(documents)} documents, {size:,} bytes in " in result.out
+    assert f"c.txt is a corpus: {len(documents)} documents, {size:,} bytes of text" in result.out
     assert "Exact duplicates: 1 documents (0.5%)" in result.out
     white = sum(d.count(c) for d in documents for c in " \t\n\r\v\f")
     assert f"White space: {white / size:.1%} of the bytes" in result.out

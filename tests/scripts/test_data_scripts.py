@@ -491,8 +491,6 @@ def test_without_folders_the_standard_library_is_gathered(run, project, monkeypa
 def test_text_is_written_in_row_groups(project, monkeypatch):
     from ingestion import ingest_folder
     from plumbing import parquet
-    from plumbing import parquet
-    from plumbing import parquet
 
     (project / "src").mkdir()
     for i in range(10):
@@ -870,9 +868,7 @@ def test_the_character_tokenizer_shows_its_work(run, project):
     assert [vocab[shown.get(token, token)] for token in tokens] == list(map(int, ids))
     assert "A character that it has not seen, such as \u03b1, becomes id 1 (<|unk|>)." in result.out
     size = len(text.encode())
-    assert (
-        f"Reloaded and checked: {size:,} bytes came back unchanged, {size / total:.3f} bytes per token" in result.out
-    )
+    assert f"Reloaded and checked: {size:,} bytes came back unchanged, {size / total:.3f} bytes per token" in result.out
     assert f"{len(counts) + 2} ids, two of them special, in {Path('data') / 'tokenizer_char.json'}" in result.out
 
 
