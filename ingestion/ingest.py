@@ -1,16 +1,16 @@
-"""Step 1, the large way: download Python source code that is published as a dataset on the Hugging Face hub.
+"""Step 1, from the Hugging Face hub: download Python source code that is published as a dataset.
 
     python ingestion/ingest.py                          (5 of the 206 files of bigcode/the-stack, about 1.5 GB)
     python ingestion/ingest.py --files 20
     python ingestion/ingest.py --dataset codeparrot/codeparrot-clean --revision refs/convert/parquet
 
-Reads   parquet files of a dataset on huggingface.co. bigcode/the-stack wants an account there, its terms accepted and
-        a token; codeparrot/codeparrot-clean (third line) wants none of these
+Reads   Parquet files of a dataset on huggingface.co. bigcode/the-stack needs an account there, its terms accepted, and
+        a token; codeparrot/codeparrot-clean (third line) needs none of these
 Writes  the hub's cache, where `datasets` finds them too: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub
 Next    python scripts/extract_parquets_to_text.py
 
-Stop it with Ctrl-C and run the same command again: it goes on inside the file where it stopped, and what is in the
-cache already is not downloaded again. Without an account or a network, ingestion/ingest_folder.py does as well.
+Stop it with Ctrl-C and run the same command again: it resumes inside the file where it stopped, and downloads nothing
+twice. No account or no network? Use ingestion/ingest_folder.py.
 """
 
 import argparse
@@ -20,94 +20,142 @@ import os
 import shlex
 import shutil
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import _root
+import huggingface_hub  # imports its modules when they are used, so --help answers at once
+from huggingface_hub import constants
+from tqdm import tqdm
 
-from config import CHAR, Settings
-from plumbing.command_line import add_flags, parse
+from config import CHAR
+from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.text import shown_path
 
 STACK, STACK_PYTHON = "bigcode/the-stack", "data/python"
-CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps its parquet copy of a dataset in another format
-BLOCK = 8_000_000  # bytes asked for at once, and the most that an interruption costs
+CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps its Parquet copy of a dataset in another format
+BLOCK = 8_000_000  # bytes per request, and the most that an interruption costs
 
 
-def file_count(text: str) -> int | None:
-    """The value of --files: "5" gives 5, "all" gives None."""
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of files nor all")
-    return None if text == "all" else int(text)
+def shown_size(size: int) -> str:
+    """A number of bytes as text: "61.25 GB", or "12.3 MB" below one GB."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def command_line() -> tuple[Settings, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=file_count, default="5", metavar="N", help="how many, or all [%(default)s]")
-    parser.add_argument("--dataset", default=STACK, metavar="OWNER/NAME", help="name on the hub [%(default)s]")
-    parser.add_argument(
-        "--data-dir", metavar="FOLDER", help=f"folder in it [{STACK_PYTHON} for {STACK}, else the whole]"
-    )
-    parser.add_argument("--revision", default="main", help="branch, tag or commit of it [%(default)s]")
-    add_flags(parser, CHAR, "debug")
-    settings, args = parse(parser, CHAR)
-    if args.dataset.count("/") != 1:
-        parser.error(f"--dataset wants OWNER/NAME, as in {STACK}")
-    if args.data_dir is None:
-        args.data_dir = STACK_PYTHON if args.dataset == STACK else ""
-    args.data_dir = args.data_dir.strip("/")
-    return settings, args
+@dataclass
+class CachedFile:
+    """A file of the dataset, and its paths in the hub's cache."""
+
+    url: str  # hf://datasets/OWNER/NAME@COMMIT/PATH
+    path: Path  # in the folder of the commit, a link to
+    blob: Path  # the content, named by its hash
+    size: int
+    sha256: str | None
+
+    def unfinished(self) -> Path:
+        return self.blob.with_name(self.blob.name + ".incomplete")
+
+    def bytes_here(self) -> int:
+        """How much of it the cache has: all of it, what came before an interruption, or nothing."""
+        return next((p.stat().st_size for p in (self.path, self.blob, self.unfinished()) if p.exists()), 0)
 
 
-if __name__ == "__main__":
-    settings, args = command_line()  # before the hub's library, which takes a second to import
-
-from huggingface_hub import HfApi, HfFileSystem, constants, errors, get_hf_file_metadata, get_token, hf_hub_url
-from tqdm import tqdm
+# === what to download =================================================================================================
 
 
-def shown_size(*sizes: int) -> str:
-    """The sum of some sizes in bytes, as a text: "61.25 GB", or "12.3 MB" below one GB."""
-    return f"{sum(sizes) / 1e9:,.2f} GB" if sum(sizes) >= 1e9 else f"{sum(sizes) / 1e6:,.1f} MB"
+def list_parquets(args: argparse.Namespace) -> tuple[str, list]:
+    """(the commit of the revision, the Parquet files in its folder, sorted). Raises UserError if there are none."""
+    api = huggingface_hub.HfApi()
+    commit = api.dataset_info(args.dataset, revision=args.revision).sha
+    tree = api.list_repo_tree(args.dataset, args.data_dir, recursive=True, revision=commit, repo_type="dataset")
+    found = sorted((entry for entry in tree if hasattr(entry, "size")), key=lambda file: file.path)  # no folders
+    parquets = [file for file in found if file.path.endswith(".parquet")]
+    if not parquets:
+        endings = Counter("".join(PurePosixPath(file.path).suffixes) or "without an ending" for file in found)
+        raise UserError(
+            f"{source_of(args)}: none of the {len(found)} files is Parquet ("
+            + ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
+            + "). The hub keeps a Parquet copy of many datasets. Try:\n  python ingestion/ingest.py "
+            + shlex.join(["--dataset", args.dataset, "--revision", CONVERTED])
+        )
+    return commit, parquets
 
 
-# === one file ========================================================================================================
+def source_of(args: argparse.Namespace) -> str:
+    return f"{args.dataset}{args.data_dir and ', folder ' + args.data_dir}, revision {args.revision}"
 
 
-def unfinished(blob: Path) -> Path:
-    return blob.with_name(blob.name + ".incomplete")
+def snapshot_folder(dataset: str, commit: str) -> Path:
+    """The folder of a commit in the hub's cache: links to blobs, named as the files of the dataset."""
+    store = Path(constants.HF_HUB_CACHE).absolute() / f"datasets--{dataset.replace('/', '--')}"
+    return store / "snapshots" / commit
 
 
-def bytes_here(path: Path, blob: Path) -> int:
-    """How much of a file the cache holds: all of it, or what came before an interruption, or nothing."""
-    return next((p.stat().st_size for p in (path, blob, unfinished(blob)) if p.exists()), 0)
+def in_cache(file, dataset: str, commit: str) -> CachedFile:
+    """A file of the hub's list, with its paths in the cache."""
+    snapshot = snapshot_folder(dataset, commit)
+    sha256 = file.lfs.sha256 if file.lfs else None
+    blob = snapshot.parents[1] / "blobs" / (sha256 or file.blob_id)
+    return CachedFile(f"hf://datasets/{dataset}@{commit}/{file.path}", snapshot / file.path, blob, file.size, sha256)
 
 
-def fetch(hub: HfFileSystem, url: str, blob: Path, size: int, sha256: str | None, progress: tqdm) -> None:
-    """Download the file at hf://... to `blob`, going on where an earlier start was interrupted.
+def check_access(args: argparse.Namespace, commit: str, path: str) -> None:
+    """Ask for one file: the list of files is open to everybody, the files may not be. Raises an error of the hub."""
+    url = huggingface_hub.hf_hub_url(args.dataset, path, repo_type="dataset", revision=commit)
+    huggingface_hub.get_hf_file_metadata(url)
 
-    The hub's own download begins such a file anew: https://github.com/huggingface/huggingface_hub/issues/4196
+
+def check_space(cache: Path, missing: int) -> None:
+    """Raises UserError if the disk of the cache is too full for the download."""
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if missing > free:
+        raise UserError(
+            f"The download of {shown_size(missing)} does not fit on the disk of {shown_path(cache)}, which has "
+            f"{shown_size(free)} free. Take fewer with --files, or set HF_HUB_CACHE to a folder on another disk."
+        )
+    print(f"Into {shown_path(cache)}, {shown_size(free)} free. Ctrl-C stops it; the same command resumes.")
+
+
+# === the download =====================================================================================================
+
+
+def fetch(file: CachedFile, progress: tqdm) -> None:
+    """Download a file to its blob, from where an earlier run was interrupted.
+
+    The hub's own download starts such a file again: https://github.com/huggingface/huggingface_hub/issues/4196
     """
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    with hub.open(url, block_size=BLOCK, cache_type="none") as source, open(unfinished(blob), "ab") as target:
+    file.blob.parent.mkdir(parents=True, exist_ok=True)
+    hub, unfinished = huggingface_hub.HfFileSystem(), file.unfinished()
+    with hub.open(file.url, block_size=BLOCK, cache_type="none") as source, open(unfinished, "ab") as target:
         source.seek(target.tell())
-        while target.tell() < size and (block := source.read(min(BLOCK, size - target.tell()))):  # a request a block
+        while block := source.read(min(BLOCK, max(0, file.size - target.tell()))):  # one request
             target.write(block)
             progress.update(len(block))
         target.flush()
         os.fsync(target.fileno())
-    with open(unfinished(blob), "rb") as file:
-        sound = sha256 is None or hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    if not sound or unfinished(blob).stat().st_size != size:
-        unfinished(blob).unlink()
-        raise UserError(f"{url} arrived damaged and was thrown away. Run this command again.")
-    os.replace(unfinished(blob), blob)
+    with open(unfinished, "rb") as content:
+        sound = file.sha256 in (None, hashlib.file_digest(content, "sha256").hexdigest())
+    if not sound or unfinished.stat().st_size != file.size:
+        unfinished.unlink()
+        raise UserError(f"{file.url} arrived damaged and was deleted. Run this command again.")
+    os.replace(unfinished, file.blob)
 
 
-def check(path: Path, debug: bool) -> None:
-    """Open a downloaded file, and show what it holds."""
-    import pyarrow as pa  # here, and `datasets` below: what the hub refuses, it refuses at once
+def link(file: CachedFile, args: argparse.Namespace, commit: str) -> None:
+    """Have the hub's library link the blob into the folder of the commit, and note which commit the revision is."""
+    from datasets import DownloadManager  # takes seconds to import
+
+    revision = quote(args.revision, safe="")
+    DownloadManager().download(file.url.replace(f"@{commit}/", f"@{revision}/", 1))  # it finds the blob
+    if not file.path.is_symlink():
+        file.blob.unlink(missing_ok=True)  # this system has no links, and the cache has made a copy
+
+
+def check_parquet(path: Path, debug: bool) -> None:
+    """Open a downloaded file, and show what it contains."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -124,91 +172,50 @@ def check(path: Path, debug: bool) -> None:
         tqdm.write(f"  {path.name} has no column content: name the one with the text to extraction, with --column")
 
 
-# === all of them =====================================================================================================
-
-
-def download(settings: Settings, args: argparse.Namespace) -> None:
-    # --- what there is -----------------------------------------------------------------------------------------------
-    api, hub = HfApi(), HfFileSystem()
-    commit = api.dataset_info(args.dataset, revision=args.revision).sha
-    tree = api.list_repo_tree(args.dataset, args.data_dir, recursive=True, revision=commit, repo_type="dataset")
-    found = sorted((entry for entry in tree if hasattr(entry, "size")), key=lambda file: file.path)  # no folders
-    parquets = [file for file in found if file.path.endswith(".parquet")]
-    where = f"{args.dataset}{args.data_dir and ', folder ' + args.data_dir}, revision {args.revision}"
-    if not parquets:
-        kinds = Counter("".join(PurePosixPath(file.path).suffixes) or "without an ending" for file in found)
-        raise UserError(
-            f"{where}: none of the {len(found)} files is parquet ("
-            + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
-            + "). The hub keeps a parquet copy of many datasets. Try:\n  python ingestion/ingest.py "
-            + shlex.join(["--dataset", args.dataset, "--revision", CONVERTED])
-        )
-
-    # --- what is wanted, and how much of it is here ------------------------------------------------------------------
-    chosen = parquets[: args.files]
-    cache = Path(constants.HF_HUB_CACHE).absolute()
-    store = cache / f"datasets--{args.dataset.replace('/', '--')}"  # the hub's layout: blobs, named by their hash,
-    snapshot = store / "snapshots" / commit  # and for each commit a folder of links to them, named as in the dataset
-    blobs = {file.path: store / "blobs" / (file.lfs.sha256 if file.lfs else file.blob_id) for file in chosen}
-    here = {file.path: bytes_here(snapshot / file.path, blobs[file.path]) for file in chosen}
-    size = sum(file.size for file in chosen)
-    missing = sum(max(0, file.size - here[file.path]) for file in chosen)
-    whole = sum(here[file.path] >= file.size for file in chosen)
-    print(f"{where}: {len(parquets)} parquet files, {shown_size(*(file.size for file in parquets))}")
+def download(args: argparse.Namespace) -> None:
+    commit, parquets = list_parquets(args)
+    files = [in_cache(file, args.dataset, commit) for file in parquets[: args.files]]
+    size = sum(file.size for file in files)
+    missing = sum(max(0, file.size - file.bytes_here()) for file in files)
+    whole = sum(file.bytes_here() >= file.size for file in files)
+    print(f"{source_of(args)}: {len(parquets)} Parquet files, {shown_size(sum(file.size for file in parquets))}")
     print(
-        f"Wanted: {len(chosen)} files, {shown_size(size)}, of which {whole} are here already. "
+        f"Wanted: {len(files)} files, {shown_size(size)}, of which {whole} are here already. "
         f"To download: {shown_size(missing)}."
     )
-
-    # --- whether it can be had ---------------------------------------------------------------------------------------
-    if missing:  # the list is open to everybody, the files may not be
-        get_hf_file_metadata(hf_hub_url(args.dataset, chosen[0].path, repo_type="dataset", revision=commit))
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
-    if missing > free:
-        raise UserError(
-            f"The disk of {shown_path(cache)} has {shown_size(free)} free, {shown_size(missing)} are to be downloaded. "
-            "Take fewer with --files, or set HF_HUB_CACHE to a folder on another disk."
-        )
-
-    # --- the download ------------------------------------------------------------------------------------------------
     if missing:
-        print(f"Into {shown_path(cache)}, {shown_size(free)} free. Ctrl-C stops it; the same command goes on.")
+        check_access(args, commit, parquets[0].path)
+        check_space(Path(constants.HF_HUB_CACHE).absolute(), missing)
     with tqdm(total=size, initial=size - missing, unit="B", unit_scale=True, delay=2, disable=not missing) as progress:
-        for file in chosen:
-            path, blob = snapshot / file.path, blobs[file.path]
-            if not path.exists():
-                url = f"hf://datasets/{args.dataset}@{{}}/{file.path}"
-                if not blob.exists():
-                    progress.set_description(path.name, refresh=False)
-                    fetch(hub, url.format(commit), blob, file.size, file.lfs and file.lfs.sha256, progress)
-                from datasets import DownloadManager
+        for file in files:
+            if not (file.path.exists() or file.blob.exists()):
+                progress.set_description(file.path.name, refresh=False)
+                fetch(file, progress)
+            if not file.path.exists():
+                link(file, args, commit)
+            check_parquet(file.path, args.debug)
 
-                # It finds the blob there and files it: it adds the link, and notes the revision's commit.
-                DownloadManager().download(url.format(quote(args.revision, safe="")))
-                if not path.is_symlink():
-                    blob.unlink(missing_ok=True)  # this system has no links, and the cache has made a copy
-            check(path, settings.debug)
-
-    # --- what comes next ---------------------------------------------------------------------------------------------
-    folder = snapshot / args.data_dir
-    print(f"{len(chosen)} files, {shown_size(size)}, in {shown_path(folder)}")
+    folder = snapshot_folder(args.dataset, commit) / args.data_dir
+    print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")
-    by_itself = usual and not any(settings.parquet_dir.rglob("*.parquet"))  # extraction would take those first
+    by_itself = usual and not any(CHAR.parquet_dir.rglob("*.parquet"))  # extraction would take those first
     print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {shlex.quote(str(folder))}"))
 
 
-# === what can go wrong between here and the hub ======================================================================
+# === errors ===========================================================================================================
 
 
 def explain(error: BaseException | None, args: argparse.Namespace) -> str | None:
     """What to do about an error of the hub or of the network; None for any other error.
 
-    Never the library's own text: it is long, and it can hold a signed address.
+    Never the library's own text: it is long, and it can contain a signed URL.
     """
+    from huggingface_hub import errors
+
     page = f"https://huggingface.co/datasets/{args.dataset}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or status == 403:
-        refusal = "does not accept your token for it" if get_token() else "got no token from you"
+        refusal = "does not accept your token for it" if huggingface_hub.get_token() else "got no token from you"
         return (
             f"{args.dataset} is open only to those who accepted its terms, and the hub {refusal} ({status}).\n"
             "  1. Create an account: https://huggingface.co/join\n"
@@ -217,33 +224,58 @@ def explain(error: BaseException | None, args: argparse.Namespace) -> str | None
             "  4. Log in with it: hf auth login (or set HF_TOKEN). Then run this command again.\n"
             f"Without an account: --dataset codeparrot/codeparrot-clean --revision {CONVERTED}"
         )
-    stranger = status == 401 and not get_token()  # the answer to one, where a dataset is private or is not there
+    # To those without a token, the hub answers 401 for a dataset that is private or missing.
+    stranger = status == 401 and not huggingface_hub.get_token()
     if stranger or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return (
             f"The hub shows no dataset {args.dataset}. Check the spelling; if it is private, log in first: "
             "hf auth login (or set HF_TOKEN)."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{args.dataset} has no revision {args.revision}. {page}/tree/main lists those it has."
+        return f"{args.dataset} has no revision {args.revision}. {page}/tree/main lists those that exist."
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
-        return f"{args.dataset} has no folder {args.data_dir}. {page}/tree/{args.revision} lists those it has."
-    if status == 401 or isinstance(error, UnicodeEncodeError):  # a header, and so a token, is ASCII
+        return f"{args.dataset} has no folder {args.data_dir}. {page}/tree/{args.revision} lists those that exist."
+    if status == 401 or isinstance(error, UnicodeEncodeError):  # a token goes into a header, which is ASCII
         return "The hub does not know your token. Log in again: hf auth login (or correct HF_TOKEN, or unset it)."
     if status is not None:
-        return f"The hub answered with status {status}. Try again later: what is downloaded stays."
-    library = type(error).__module__.partition(".")[0]  # which one speaks HTTP depends on the version of the hub's
-    offline = isinstance(error, errors.OfflineModeIsEnabled | json.JSONDecodeError)  # or a login page instead of a hub
-    if offline or library in ("httpx2", "httpx", "requests"):
+        return f"The hub answered with status {status}. Try again later; what was downloaded stays."
+    library = type(error).__module__.partition(".")[0]  # the one for HTTP, which depends on the version of the hub's
+    no_hub = isinstance(error, errors.OfflineModeIsEnabled | json.JSONDecodeError)  # or a login page in its place
+    if no_hub or library in ("httpx2", "httpx", "requests"):
         return (
             f"No connection to {constants.ENDPOINT} ({type(error).__name__}). Check the network and the proxy, and "
-            "that HF_HUB_OFFLINE is not set. Then run this command again: what is downloaded stays."
+            "that HF_HUB_OFFLINE is not set. Then run this command again; what was downloaded stays."
         )
     return explain(error.__cause__, args) if error else None
 
 
-def main(settings: Settings, args: argparse.Namespace) -> None:
+# === the command line =================================================================================================
+
+
+def file_count(text: str) -> int | None:
+    """The value of --files: "5" gives 5, "all" gives None."""
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of files nor all")
+    return None if text == "all" else int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=file_count, default="5", metavar="N", help="how many, or all [%(default)s]")
+    parser.add_argument("--dataset", default=STACK, metavar="OWNER/NAME", help="name on the hub [%(default)s]")
+    parser.add_argument(
+        "--data-dir", metavar="FOLDER", help=f"folder in it [{STACK_PYTHON} for {STACK}, else the whole]"
+    )
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of it [%(default)s]")
+    add_flags(parser, CHAR, "debug")
+    args = parser.parse_args()
+    if args.dataset.count("/") != 1:
+        parser.error(f"--dataset must be OWNER/NAME, as in {STACK}")
+    if args.data_dir is None:
+        args.data_dir = STACK_PYTHON if args.dataset == STACK else ""
+    args.data_dir = args.data_dir.strip("/")
     try:
-        download(settings, args)
+        download(args)
     except Exception as error:
         text = explain(error, args)
         if text is None:
@@ -252,4 +284,4 @@ def main(settings: Settings, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(settings, args))
+    run_script(main)

@@ -1,12 +1,12 @@
-"""A data doctor: what is in a corpus or a token file, and is anything wrong with it?
+"""What is in a corpus or a token file, and is anything wrong with it?
 
     python scripts/inspect_data.py data/corpus.txt
     python scripts/inspect_data.py data/train_bpe.bin
 
-Reads   a text file, or a token file with its description, or a folder of them (and the tokenizer that made them, to
-        show tokens as text)
-Writes  nothing: how large documents are, what stands twice, white space, long lines; for tokens, bytes a token, ids
-        that are never used, the longest and the commonest tokens, and what stands around the borders of documents
+Reads   a text file, or a token file with its sidecar, or a folder of them (and the tokenizer that made them, to show
+        tokens as text)
+Writes  nothing. For text it prints document sizes, duplicates, white space and long lines; for tokens, bytes per token,
+        unused ids, the longest and the most common tokens, and the text around the borders of documents
 Next    for a corpus: python scripts/train_tokenizer_bpe.py; for tokens: python trainv2.py
 """
 
@@ -14,7 +14,8 @@ import argparse
 import array
 import heapq
 import itertools
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import _root
@@ -23,159 +24,206 @@ from tqdm import tqdm
 
 from config import BPE, CHAR
 from dataset import TokenFile, open_tokens, sidecar
+from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from plumbing.command_line import file_flags
 from plumbing.corpus import NO_TEXT, SeenDocuments, document_hashes, read_document_bytes
 from plumbing.errors import UserError, run_script
-from plumbing.text import bar, readable, shown_path, visible
+from plumbing.text import bar, shown_path, visible
 
 WHITE = b" \t\n\r\v\f"
-SAMPLE_DOCUMENTS = 200  # encoded to tell the bytes a token of a corpus
-AT_ONCE = 1 << 22  # tokens looked at at once
+SAMPLE_DOCUMENTS = 200  # encoded to estimate the bytes per token of a corpus
+SAMPLE_BYTES = 1 << 20  # longest document that is encoded for it
+DOCUMENTS_AT_ONCE = 256
+TOKENS_AT_ONCE = 1 << 22
 
 
 def show_sizes(sizes: np.ndarray, unit: str) -> None:
-    """Print how the documents' sizes are spread: a few of them in order, and how many lie between powers of two."""
+    """Print the distribution of document sizes: some percentiles, and a histogram over powers of two."""
     ordered = np.sort(sizes)
-    named = {"smallest": 0, "a tenth below": 0.1, "half below": 0.5, "a tenth above": 0.9, "largest": 1}
-    places = [f"{name} {ordered[round(q * (len(ordered) - 1))]:,}" for name, q in named.items()]
-    print(f"Sizes of documents, in {unit}: {', '.join(places)}; mean {sizes.mean():,.0f}")
+    names = {"smallest": 0, "10th percentile": 0.1, "median": 0.5, "90th percentile": 0.9, "largest": 1}
+    percentiles = [f"{name} {ordered[round(q * (len(ordered) - 1))]:,}" for name, q in names.items()]
+    print(f"Document sizes in {unit}: {', '.join(percentiles)}; mean {sizes.mean():,.0f}")
     powers = np.frexp(np.maximum(sizes, 1))[1] - 1  # 2**power <= size
     counts = np.bincount(powers)
     for power in range(int(powers.min()), len(counts)):
-        share = counts[power] / len(sizes)
-        print(f"  from {2**power:>13,} {bar(share / (counts.max() / len(sizes)))} {counts[power]:>11,} {share:6.1%}")
+        length = counts[power] / counts.max()
+        print(f"  from {2**power:>13,} {bar(length)} {counts[power]:>11,} {counts[power] / len(sizes):6.1%}")
 
 
 # === a corpus =========================================================================================================
 
 
-def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
-    """One pass over the documents; memory: about 50 bytes a document, and the longest one a few times over."""
-    sizes, seen = array.array("q"), SeenDocuments()
-    duplicates = duplicate_bytes = white = lines = carriage_returns = zeros = 0
-    longest: list[tuple[int, int, bytes]] = []  # (bytes, document, beginning) of the longest line of some documents
-    documents = read_document_bytes(path)
+@dataclass
+class TextStatistics:
+    """What one pass over the documents counts: about 50 bytes of memory per document."""
+
+    sizes: array.array = field(default_factory=lambda: array.array("q"))  # of every document, in bytes
+    duplicates: int = 0
+    duplicate_bytes: int = 0
+    white: int = 0
+    lines: int = 0
+    carriage_returns: int = 0
+    zeros: int = 0
+    longest: list[tuple[int, int, bytes]] = field(default_factory=list)  # (bytes, document, start) of three long lines
+
+    def add(self, document: bytes, new: bool) -> None:
+        if not new:
+            self.duplicates += 1
+            self.duplicate_bytes += len(document)
+        self.white += len(document) - len(document.translate(None, WHITE))
+        self.lines += document.count(b"\n") + (not document.endswith(b"\n"))
+        self.carriage_returns += document.count(b"\r")
+        self.zeros += document.count(b"\0")
+        line = max(document.split(b"\n"), key=len)
+        heapq.heappush(self.longest, (len(line), len(self.sizes), line[:60]))
+        if len(self.longest) > 3:
+            heapq.heappop(self.longest)
+        self.sizes.append(len(document))
+
+
+def read_statistics(path: Path) -> TextStatistics:
+    """One pass over the documents of a corpus. Raises UserError for a file without documents, or without text."""
+    statistics, seen, documents = TextStatistics(), SeenDocuments(), read_document_bytes(path)
     with tqdm(total=path.stat().st_size if path.exists() else 0, unit="B", unit_scale=True, delay=2) as progress:
-        while some := list(itertools.islice(documents, 256)):
-            fresh = seen.new(document_hashes(some))
-            duplicates += int((~fresh).sum())
-            for document, new in zip(some, fresh.tolist(), strict=True):
-                duplicate_bytes += 0 if new else len(document)
-                white += len(document) - len(document.translate(None, WHITE))
-                lines += document.count(b"\n") + (not document.endswith(b"\n"))
-                carriage_returns += document.count(b"\r")
-                zeros += document.count(b"\0")
-                line = max(document.split(b"\n"), key=len)
-                entry = (len(line), len(sizes), line[:60])
-                (heapq.heappush if len(longest) < 3 else heapq.heappushpop)(longest, entry)
-                sizes.append(len(document))
+        while batch := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
+            for document, new in zip(batch, seen.new(document_hashes(batch)).tolist(), strict=True):
+                statistics.add(document, new)
                 progress.update(len(document))
-    if not sizes:
+    if not statistics.sizes:
         raise UserError(f"{shown_path(path)} holds no document.")
-    sizes = np.frombuffer(sizes, np.int64)
-    total = int(sizes.sum())
-    if zeros * 4 > total:
-        raise UserError(f"{shown_path(path)} is no text. {NO_TEXT}")
-    print(f"{shown_path(path)} is a corpus: {len(sizes):,} documents, {total:,} bytes of text in {lines:,} lines")
+    if statistics.zeros * 4 > sum(statistics.sizes):
+        raise UserError(f"{shown_path(path)} is not text. {NO_TEXT}")
+    return statistics
+
+
+def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
+    statistics = read_statistics(path)
+    sizes = np.frombuffer(statistics.sizes, np.int64)
+    documents, total, duplicates = len(sizes), int(sizes.sum()), statistics.duplicates
+    lines = statistics.lines
+    print(f"{shown_path(path)} is a corpus: {documents:,} documents, {total:,} bytes of text in {lines:,} lines")
     show_sizes(sizes, "bytes")
-    share = duplicate_bytes / total
-    print(f"Exact duplicates: {duplicates:,} documents ({duplicates / len(sizes):.1%}), {share:.1%} of the text")
-    print(f"White space: {white / total:.1%} of the bytes; lines have {total / lines:.1f} bytes on average")
-    if carriage_returns or zeros:
-        print(f"Characters that code seldom holds: {carriage_returns:,} carriage returns, {zeros:,} NUL")
+    fraction = statistics.duplicate_bytes / total
+    print(f"Exact duplicates: {duplicates:,} documents ({duplicates / documents:.1%}), {fraction:.1%} of the text")
+    print(f"White space: {statistics.white / total:.1%} of the bytes; {total / lines:.1f} bytes per line")
+    if statistics.carriage_returns or statistics.zeros:
+        print(f"Unusual in code: {statistics.carriage_returns:,} carriage returns, {statistics.zeros:,} NUL characters")
     print("The longest lines:")
-    for length, number, beginning in sorted(longest, reverse=True):
-        print(f"  {length:,} bytes in document {number + 1:,}: {visible(beginning.decode(errors='ignore'))}")
+    for length, document, start in sorted(statistics.longest, reverse=True):
+        print(f"  {length:,} bytes in document {document + 1:,}: {visible(start.decode(errors='ignore'))}")
     for file in filter(Path.exists, tokenizers):
-        tokenizer = load_tokenizer(file)
-        texts = list(itertools.islice(read_document_bytes(path), SAMPLE_DOCUMENTS))
-        tokens = sum(len(tokenizer.encode(text.decode())) for text in texts if len(text) < 1 << 20)
-        if tokens:
-            share = sum(len(text) for text in texts if len(text) < 1 << 20) / tokens
-            print(f"{shown_path(file)}: {share:.3f} bytes a token, in the first {len(texts)} documents")
+        show_bytes_per_token(path, file)
     if duplicates:
         print("Leave duplicates out with: python scripts/extract_parquets_to_text.py --deduplicate")
+
+
+def show_bytes_per_token(corpus: Path, tokenizer_file: Path) -> None:
+    """Encode some documents of a corpus, and print the bytes per token."""
+    tokenizer = load_tokenizer(tokenizer_file)
+    documents = list(itertools.islice(read_document_bytes(corpus), SAMPLE_DOCUMENTS))
+    sample = [document for document in documents if len(document) < SAMPLE_BYTES]
+    tokens = sum(len(tokenizer.encode(document.decode())) for document in sample)
+    if tokens:
+        ratio = sum(map(len, sample)) / tokens
+        print(f"{shown_path(tokenizer_file)}: {ratio:.3f} bytes per token in the first {len(documents)} documents")
 
 
 # === a token file =====================================================================================================
 
 
-def fitting_tokenizer(data: TokenFile, files: list[Path]) -> Tokenizer | None:
+def find_tokenizer(data: TokenFile, files: list[Path]) -> Tokenizer | None:
     """The tokenizer that made a token file, if it is among these; says so either way."""
     wanted, others = data.facts["tokenizer_sha256"], []
     for file in filter(Path.exists, files):
         tokenizer = load_tokenizer(file)
         if tokenizer.sha256 == wanted:
-            print(f"Its tokenizer is {shown_path(file)}: the hash fits.")
+            print(f"Its tokenizer is {shown_path(file)}: the hash matches.")
             return tokenizer
         others.append(shown_path(file))
     print(
-        f"Its tokenizer has the hash {wanted[:12]}..., which is none of: {', '.join(others) or '(none is there)'}. "
-        "Tokens are shown as numbers. Name it with --tokenizer-file, or prepare the data again."
+        f"Its tokenizer has the hash {wanted[:12]}..., which is none of: {', '.join(others) or '(none found)'}. "
+        "Tokens are shown as numbers. Name the tokenizer with --tokenizer-file, or prepare the data again."
     )
     return None
 
 
-def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
-    """Two passes over the tokens, after that for the checksum; memory as above. Returns the kind of the tokenizer that
-    made them."""
-    data = open_tokens(path)  # compares the checksum
-    facts, end = data.facts, data.facts["end_of_text_id"]
-    print(
-        f"{shown_path(path)} holds {facts['tokens']:,} tokens of {facts['documents']:,} documents, "
-        f"{facts['utf8_bytes']:,} bytes of text: {1 / data.tokens_per_byte:.3f} bytes a token. Its checksum is right."
-    )
-    tokenizer = fitting_tokenizer(data, tokenizers)
-    counts, ends = np.zeros(facts["vocab_size"], np.int64), []
-    for start in range(0, len(data), AT_ONCE):
-        ids = data.tokens[start : start + AT_ONCE]
+def token_name(tokenizer: Tokenizer | None, token: int) -> str:
+    return token_text(tokenizer, token) if tokenizer else f"id {token}"
+
+
+def read_counts(data: TokenFile) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over the tokens: (how often each id occurs, (V,); where the end-of-text ids are)."""
+    counts, ends = np.zeros(data.facts["vocab_size"], np.int64), []
+    for start in range(0, len(data), TOKENS_AT_ONCE):
+        ids = data.tokens[start : start + TOKENS_AT_ONCE]
         counts += np.bincount(ids, minlength=len(counts))
-        ends.append(np.flatnonzero(ids == end) + start)
-    ends = np.concatenate(ends)
+        ends.append(np.flatnonzero(ids == data.facts["end_of_text_id"]) + start)
+    return counts, np.concatenate(ends)
+
+
+def documents_in(data: TokenFile, begins: np.ndarray, ends: np.ndarray) -> Iterator[list[bytes]]:
+    """Yield the documents as bytes of their ids, some at a time."""
+    for first in tqdm(range(0, len(ends), DOCUMENTS_AT_ONCE), desc="comparing documents", delay=2):
+        a, b = begins[first : first + DOCUMENTS_AT_ONCE], ends[first : first + DOCUMENTS_AT_ONCE]
+        ids = data.tokens[a[0] : b[-1]]
+        yield [ids[start:end].tobytes() for start, end in zip((a - a[0]).tolist(), (b - a[0]).tolist(), strict=True)]
+
+
+def show_usage(counts: np.ndarray, tokenizer: Tokenizer | None) -> None:
+    """Print which ids are unused, and which tokens are the most common and the longest."""
+    unused = np.flatnonzero(counts == 0)
+    names = ", ".join(token_name(tokenizer, token) for token in unused[:8].tolist())
+    print(f"Unused ids: {len(unused):,} of {len(counts):,}" + (f", such as {names}" if names else ""))
+    print("The most common tokens:")
+    for token in np.argsort(-counts, kind="stable")[:8].tolist():
+        fraction = counts[token] / counts.sum()
+        print(f"  {token_name(tokenizer, token):12} {counts[token]:>13,} {bar(fraction)} {fraction:6.1%}")
+    if tokenizer:
+        used = np.flatnonzero(counts).tolist()
+        print("The longest tokens in use:")
+        for token in sorted(used, key=lambda token: -len(tokenizer.token_bytes(token)))[:5]:
+            print(f"  {token_name(tokenizer, token):24} {counts[token]:>11,} times")
+
+
+def show_borders(data: TokenFile, ends: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Print the text around three end-of-text ids."""
+    print("Around the borders of documents:")
+    for border in ends[np.linspace(0, max(len(ends) - 2, 0), 3).astype(int)].tolist():
+        before = tokenizer.decode(data.tokens[max(border - 24, 0) : border])
+        after = tokenizer.decode(data.tokens[border + 1 : border + 25])
+        print(f"  ...{visible(before[-36:])} | {visible(after[:36])}...")
+
+
+def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
+    """Three passes over the tokens, one of them for the checksum. Returns the kind of the tokenizer that made them."""
+    data = open_tokens(path)  # compares the checksum
+    facts = data.facts
+    print(
+        f"{shown_path(path)} has {facts['tokens']:,} tokens of {facts['documents']:,} documents, "
+        f"{facts['utf8_bytes']:,} bytes of text: {1 / data.tokens_per_byte:.3f} bytes per token. Its checksum is right."
+    )
+    tokenizer = find_tokenizer(data, tokenizers)
+    counts, ends = read_counts(data)
     if len(ends) != facts["documents"] or not len(ends) or ends[-1] != len(data) - 1:
         print(f"Warning: {len(ends):,} end-of-text ids for {facts['documents']:,} documents.")
     begins = np.append(0, ends[:-1] + 1)
     show_sizes(ends - begins, "tokens")
-    seen, duplicates = SeenDocuments(), 0
-    for first in tqdm(range(0, len(ends), 256), desc="comparing documents", delay=2):
-        a, b = begins[first : first + 256], ends[first : first + 256]
-        some = data.tokens[a[0] : b[-1]]
-        spans = zip((a - a[0]).tolist(), (b - a[0]).tolist(), strict=True)
-        duplicates += int((~seen.new(document_hashes(some[start:end].tobytes() for start, end in spans))).sum())
+    seen = SeenDocuments()
+    duplicates = sum(int((~seen.new(document_hashes(some))).sum()) for some in documents_in(data, begins, ends))
     print(f"Exact duplicates: {duplicates:,} documents ({duplicates / len(ends):.1%})")
     if facts.get("unknown_characters"):
         print(f"Characters that the tokenizer does not know: {facts['unknown_characters']:,}")
-
-    def shown(token: int) -> str:
-        return readable(tokenizer.token_bytes(token)) if tokenizer else f"id {token}"
-
-    unused = np.flatnonzero(counts == 0)
-    some = ", ".join(shown(token) for token in unused[:8].tolist())
-    print(f"Ids never used: {len(unused):,} of {len(counts):,}" + (f", such as {some}" if some else ""))
-    print("The commonest tokens:")
-    for token in np.argsort(-counts, kind="stable")[:8].tolist():
-        share = counts[token] / len(data)
-        print(f"  {shown(token):12} {counts[token]:>13,} {bar(share)} {share:6.1%}")
-    if not tokenizer:
-        return facts.get("tokenizer_kind")
-    used = np.flatnonzero(counts).tolist()
-    print("The longest tokens in use:")
-    for token in sorted(used, key=lambda token: -len(tokenizer.token_bytes(token)))[:5]:
-        print(f"  {shown(token):24} {counts[token]:>11,} times")
-    print("Around the borders of documents:")
-    for border in ends[np.linspace(0, max(len(ends) - 2, 0), 3).astype(int)].tolist():
-        before, after = (
-            tokenizer.decode(data.tokens[max(a, 0) : b]) for a, b in ((border - 24, border), (border + 1, border + 25))
-        )
-        print(f"  ...{visible(before[-36:])} | {visible(after[:36])}...")
+    show_usage(counts, tokenizer)
+    if tokenizer:
+        show_borders(data, ends, tokenizer)
     return facts.get("tokenizer_kind")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="a corpus, or a token file, or a folder of them")
-    parser.add_argument("--tokenizer-file", type=Path, help="the tokenizer [the two of config.py, if they are there]")
+    parser.add_argument("--tokenizer-file", type=Path, help="the tokenizer [those of config.py, if they exist]")
     args = parser.parse_args()
     if args.tokenizer_file:
         load_tokenizer(args.tokenizer_file)  # says what is wrong with it

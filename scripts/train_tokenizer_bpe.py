@@ -1,4 +1,4 @@
-"""Step 4, for byte pairs: learn which pieces of text deserve an id of their own.
+"""Step 4, for byte pairs: learn which strings of bytes deserve an id of their own.
 
     python scripts/train_tokenizer_bpe.py
     python scripts/train_tokenizer_bpe.py --vocab-size 8192 --corpus data/corpus_sample.txt
@@ -7,8 +7,9 @@ Reads   data/corpus.txt, or a sample of it where it is large (--tokenizer-megaby
 Writes  data/tokenizer_bpe.json, a file of the tokenizers library
 Next    python scripts/prepare_dataset_bpe.py
 
-Byte-pair encoding starts with the 256 bytes and merges the commonest pair of neighbours into a new token, again and
+Byte-pair encoding starts with the 256 bytes and merges the most common pair of neighbours into a new token, again and
 again, until the vocabulary is full. Common words become one token, and any text can still be written byte by byte.
+model/tokenization/bpe_trainer_plain.py is the algorithm.
 """
 
 import argparse
@@ -16,26 +17,27 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 
 import _root
 
 from config import BPE, Settings
 from dataset import MAX_VOCAB_SIZE
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
-from model.tokenization.display import token_rows
-from model.tokenization.tokenizer import LETTER_TO_BYTE, check_round_trip, load_tokenizer, save_tokenizer
+from model.tokenization.display import token_rows, token_text
+from model.tokenization.tokenizer import Tokenizer, check_round_trip, load_tokenizer, save_tokenizer
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_document_bytes, read_documents, sample_documents
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.text import readable, shown_path
+from plumbing.text import shown_path
 
-SMALLEST = 257  # <|endoftext|> and the 256 bytes: no merge at all
+SMALLEST = 257  # <|endoftext|> and the 256 bytes, without any merge
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back
 
 
 def documents_to_learn(settings: Settings) -> Iterator[str]:
-    """The corpus; of a large one a random sample; where no document is small enough for it, the beginning of the first
-    one."""
+    """The documents of the corpus; of a large corpus, a random sample; if no document is small enough for that, the
+    start of the first one."""
     if settings.corpus.stat().st_size <= settings.tokenizer_megabytes * 1e6:
         return read_documents(settings.corpus)
     size = f"{settings.tokenizer_megabytes:g} MB"
@@ -45,16 +47,27 @@ def documents_to_learn(settings: Settings) -> Iterator[str]:
         return chain([first], sample)
     print(f"The corpus is large: learning from the first {size} of it.")
     first = next(read_document_bytes(settings.corpus))[: int(settings.tokenizer_megabytes * 1e6)]
-    return iter([first.decode(errors="ignore")])  # a character that is cut is left out
+    return iter([first.decode(errors="ignore")])  # without a character that is cut
 
 
-def show_merges(merges: list[tuple[str, str]], ids: dict[str, int], number: int = 12) -> None:
-    """Print the first and the last merges: the first are the commonest pairs, the last rare words."""
-    for i in [*range(min(number, len(merges))), *range(max(number, len(merges) - number), len(merges))]:
-        if i == len(merges) - number > number:
+def show_merges(tokenizer: Tokenizer, merges: list[tuple[str, str]], count: int = 12) -> None:
+    """Print the first and the last merges: the first are the most common pairs, the last are parts of rare words."""
+    ids = tokenizer.library.get_vocab()
+    print("The first merges, and the last:")
+    for i in [*range(min(count, len(merges))), *range(max(count, len(merges) - count), len(merges))]:
+        if i == len(merges) - count > count:
             print("  ...")
-        left, right = (readable(bytes(LETTER_TO_BYTE[letter] for letter in piece)) for piece in merges[i])
+        left, right = (token_text(tokenizer, ids[string]) for string in merges[i])
         print(f"  id {ids[''.join(merges[i])]:>5}: {left} + {right} = {left}{right}")
+
+
+def show_tokens(tokenizer: Tokenizer, corpus: Path) -> None:
+    """Print the longest of the first lines of the corpus, cut into tokens."""
+    lines = (line for text in read_documents(corpus) for line in text.split("\n"))
+    example = max(islice(filter(str.strip, lines), 50), key=len, default="")
+    print("A line of the corpus cut into tokens, with their ids:")
+    for row in token_rows(tokenizer, tokenizer.encode(example[:120])):
+        print(f"  {row}")
 
 
 def main() -> None:
@@ -67,30 +80,23 @@ def main() -> None:
     if not settings.tokenizer_megabytes > 0:
         raise UsageError(f"--tokenizer-megabytes must be above 0, and is {settings.tokenizer_megabytes}.")
     if next(read_documents(settings.corpus), None) is None:
-        raise UserError(f"{shown_path(settings.corpus)} holds no document: there is nothing to learn.")
+        raise UserError(f"{shown_path(settings.corpus)} holds no document, so there is nothing to learn.")
 
-    # === learn ========================================================================================================
-    documents = documents_to_learn(settings)
     start = time.perf_counter()
-    save_tokenizer(train_bpe_tokenizer(documents, settings.vocab_size, settings.debug), settings.tokenizer_file)
+    library = train_bpe_tokenizer(documents_to_learn(settings), settings.vocab_size, settings.debug)
+    save_tokenizer(library, settings.tokenizer_file)
     seconds = time.perf_counter() - start
 
-    # === check what was written =======================================================================================
     tokenizer = load_tokenizer(settings.tokenizer_file)
     tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
     check_round_trip(tokenizer, [UNSEEN])
     merges = json.loads(tokenizer.json_text)["model"]["merges"]
     if settings.debug:
-        print("The first merges, and the last:")
-        show_merges(merges, tokenizer.library.get_vocab())
-        print("A line of the corpus cut into tokens, with their ids:")
-        lines = (line for text in read_documents(settings.corpus) for line in text.split("\n"))
-        example = max(islice(filter(str.strip, lines), 50), key=len, default="")
-        for row in token_rows(tokenizer, tokenizer.encode(example[:120])):
-            print(f"  {row}")
-    print(f"Reloaded and checked: {utf8_bytes:,} bytes came back as they were, {utf8_bytes / tokens:.3f} bytes a token")
+        show_merges(tokenizer, merges)
+        show_tokens(tokenizer, settings.corpus)
+    print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     if tokenizer.vocab_size < settings.vocab_size:
-        print(f"The text offered no more than {len(merges):,} merges.")
+        print(f"The text had only {len(merges):,} merges to offer.")
     print(f"{tokenizer.vocab_size:,} ids in {shown_path(settings.tokenizer_file)}, learned in {seconds:.1f} s")
     print(f"Next: python scripts/prepare_dataset_bpe.py{file_flags(settings, BPE, 'corpus tokenizer_file')}")
 

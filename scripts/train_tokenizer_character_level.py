@@ -7,13 +7,14 @@ Reads   data/corpus.txt
 Writes  data/tokenizer_char.json, a file of the tokenizers library
 Next    python scripts/prepare_dataset.py
 
-There is little to learn here: the tokenizer is the list of the characters that occur. It is about the smallest
-vocabulary that can write the text, at the price of many tokens: the model spends its context on single letters.
+There is little to learn here: the tokenizer is the list of the characters that occur. That is a very small vocabulary,
+at the price of many tokens: the model spends its context on single letters.
 """
 
 import argparse
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import _root
 from tqdm import tqdm
@@ -21,7 +22,13 @@ from tqdm import tqdm
 from config import CHAR
 from dataset import MAX_VOCAB_SIZE
 from model.tokenization.display import token_rows
-from model.tokenization.tokenizer import check_round_trip, load_tokenizer, make_character_tokenizer, save_tokenizer
+from model.tokenization.tokenizer import (
+    Tokenizer,
+    check_round_trip,
+    load_tokenizer,
+    make_character_tokenizer,
+    save_tokenizer,
+)
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_documents
 from plumbing.errors import UserError, run_script
@@ -30,49 +37,62 @@ from plumbing.text import bar, shown_path, visible
 SPECIAL_TOKENS = 2  # <|endoftext|> and <|unk|>
 
 
+def count_characters(corpus: Path) -> tuple[Counter[str], int]:
+    """(how often each character occurs, the number of documents)."""
+    counts, documents = Counter(), 0
+    for text in tqdm(read_documents(corpus), desc="counting characters", unit=" documents", delay=2):
+        counts.update(text)
+        documents += 1
+    if not counts:
+        raise UserError(f"{shown_path(corpus)} holds no document, so there is nothing to learn.")
+    if len(counts) + SPECIAL_TOKENS > MAX_VOCAB_SIZE:
+        raise UserError(
+            f"{len(counts):,} different characters are more than the {MAX_VOCAB_SIZE:,} ids of a token file. "
+            "Use a sample of the corpus, or BPE (scripts/train_tokenizer_bpe.py)."
+        )
+    return counts, documents
+
+
+def show_alphabet(counts: Counter[str]) -> None:
+    """Print the most common characters, and some of those that occur once."""
+    ranked, total = counts.most_common(), counts.total()
+    print("The alphabet, most common first:")
+    for character, count in ranked[:12]:
+        print(f"  {visible(character):8} {count:>12,} {bar(count / total)} {count / total:6.1%}")
+    rare = [character for character, count in ranked if count == 1]
+    print(f"  and so on; {len(rare):,} occur once, such as {visible(''.join(rare[:20]))}")
+
+
+def show_ids(tokenizer: Tokenizer, corpus: Path) -> None:
+    """Print a line of the corpus as tokens, and a character that has no id."""
+    lines = (line for text in read_documents(corpus) for line in text.split("\n"))
+    example = next(filter(str.strip, lines), "")
+    print("A line of it cut into tokens, with their ids:")
+    for row in token_rows(tokenizer, tokenizer.encode(example[:60]), per_row=20):
+        print(f"  {row}")
+    known = tokenizer.library.get_vocab()
+    unseen = next(c for c in map(chr, range(0x3B1, 0x110000)) if c not in known)  # from the Greek alpha on
+    print(f"A character that it has not seen, such as {unseen}, becomes id {tokenizer.encode(unseen)[0]} (<|unk|>).")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, CHAR, "corpus tokenizer_file debug")
     settings, _ = parse(parser, CHAR)
     refuse_same({"--tokenizer-file": settings.tokenizer_file}, settings.corpus)
 
-    # === count ========================================================================================================
-    counts: Counter[str] = Counter()
-    documents = 0
-    for text in tqdm(read_documents(settings.corpus), desc="counting characters", unit=" documents", delay=2):
-        counts.update(text)
-        documents += 1
-    if not counts:
-        raise UserError(f"{shown_path(settings.corpus)} holds no document: there is no character to learn.")
-    if len(counts) + SPECIAL_TOKENS > MAX_VOCAB_SIZE:
-        raise UserError(
-            f"{len(counts):,} different characters are more than the {MAX_VOCAB_SIZE:,} ids of a token file. "
-            "Use a sample of the corpus, or BPE (scripts/train_tokenizer_bpe.py)."
-        )
-    total = counts.total()
-    print(f"{documents:,} documents, {total:,} characters, {len(counts):,} different ones")
+    counts, documents = count_characters(settings.corpus)
+    print(f"{documents:,} documents, {counts.total():,} characters, {len(counts):,} different ones")
     if settings.debug:
-        ranked = counts.most_common()
-        print("The alphabet, commonest first:")
-        for character, count in ranked[:12]:
-            print(f"  {visible(character):8} {count:>12,} {bar(count / total)} {count / total:6.1%}")
-        rare = [character for character, count in ranked if count == 1]
-        print(f"  and so on; {len(rare):,} occur once, such as {visible(''.join(rare[:20]))}")
-
-    # === write, and check what was written ============================================================================
+        show_alphabet(counts)
     save_tokenizer(make_character_tokenizer(counts), settings.tokenizer_file)
+
     tokenizer = load_tokenizer(settings.tokenizer_file)
     tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
-    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # and a text that the corpus does not hold
+    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # and a text that is not in the corpus
     if settings.debug:
-        print("A line of it cut into tokens, with their ids:")
-        lines = (line for text in read_documents(settings.corpus) for line in text.split("\n"))
-        example = next(filter(str.strip, lines), "")
-        for row in token_rows(tokenizer, tokenizer.encode(example[:60]), per_row=20):
-            print(f"  {row}")
-        unseen = next(c for c in map(chr, range(0x3B1, 0x110000)) if c not in counts)  # from the Greek alpha on
-        print(f"One that it has not seen, such as {unseen}, becomes id {tokenizer.encode(unseen)[0]} (<|unk|>).")
-    print(f"Reloaded and checked: {utf8_bytes:,} bytes came back as they were, {utf8_bytes / tokens:.3f} bytes a token")
+        show_ids(tokenizer, settings.corpus)
+    print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
     print(f"Next: python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")
 

@@ -54,7 +54,7 @@ def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, fi
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert code == 130 and "stopped" in err
-    assert "3 parquet files, 12.5 MB" in out and "Wanted: 2 files, 12.2 MB, of which 0 are here already." in out
+    assert "3 Parquet files, 12.5 MB" in out and "Wanted: 2 files, 12.2 MB, of which 0 are here already." in out
     blobs = snapshot(tmp_path).parents[1] / "blobs"
     assert {path.name: path.stat().st_size for path in blobs.iterdir()} == {sha256(files[first]) + ".incomplete": BLOCK}
 
@@ -153,7 +153,7 @@ def test_no_disk_no_network(hub, tmp_path):
         nobody = f"http://127.0.0.1:{closed.server_port}"
     disk, network = start(tmp_path, hub.url), start(tmp_path, nobody)
     code, out, err = finish(disk)
-    assert code == 1 and "3,000,000,000.00 GB are to be downloaded" in err and "--files" in err
+    assert code == 1 and "The download of 3,000,000,000.00 GB does not fit" in err and "--files" in err
     assert "Wanted: 3 files, 3,000,000,000.00 GB" in out
     assert not [request for request in hub.requests if request.startswith("GET")]
     code, out, err = finish(network)

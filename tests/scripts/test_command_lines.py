@@ -105,7 +105,7 @@ def test_a_step_names_the_next_one_for_the_files_that_it_was_given(run, project)
     steps = [
         ([INGEST, "in", "--output", "p.parquet"], f"{EXTRACT} p.parquet"),
         ([EXTRACT, "p.parquet", "--corpus", "c.txt"], f"{SAMPLE} --megabytes 20 --corpus c.txt"),
-        (["ingestion/ingest_dataset.py", "c.txt", "--corpus", "d.txt"], f"{SAMPLE} --megabytes 20 --corpus d.txt"),
+        (["ingestion/ingest_dataset.py", "c.txt", "--output", "d.parquet"], f"{EXTRACT} d.parquet"),
         ([TRAIN_CHAR, "--corpus", "c.txt", *char], f"{PREPARE_CHAR} --corpus c.txt --tokenizer-file 'c t.json'"),
         ([TRAIN_BPE, "--corpus", "c.txt", *bpe], f"{PREPARE_BPE} --corpus c.txt {' '.join(bpe)}"),
         ([PREPARE_CHAR, "--corpus", "c.txt", *char, *files], f"train.py {' '.join(files)} --tokenizer-file 'c t.json'"),
@@ -129,7 +129,7 @@ def test_no_step_replaces_what_it_reads(run, project):
         [EXTRACT, "p.parquet", "--corpus", "p.parquet"],
         [TRAIN_CHAR, "--corpus", "c.txt", "--tokenizer-file", "c.txt"],
         [TRAIN_BPE, "--corpus", "c.txt", "--tokenizer-file", "c.txt"],
-        ["ingestion/ingest_dataset.py", "c.txt", "--corpus", "c.txt"],
+        ["ingestion/ingest_dataset.py", "c.txt", "--output", "c.txt"],
     ):
         refused(run(*command), f"{command[-2]} would replace {command[-1]}, which is read here", code=2)
     assert snapshot(project) == before

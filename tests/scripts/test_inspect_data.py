@@ -31,7 +31,7 @@ def test_the_counts_of_a_corpus_are_right(run, project):
     assert "Exact duplicates: 1 documents (0.5%)" in result.out
     white = sum(d.count(c) for d in documents for c in " \t\n\r\v\f")
     assert f"White space: {white / size:.1%} of the bytes" in result.out
-    assert "1 carriage returns, 1 NUL" in result.out
+    assert "1 carriage returns, 1 NUL characters" in result.out
     assert "  500 bytes in document 202: xxx" in result.out
     lengths = sorted(len(d.encode()) for d in documents)
     assert (
@@ -52,14 +52,14 @@ def test_the_counts_of_a_token_file_are_right(run, project, prepare):
     assert (result.code, result.err) == (0, "")
     ids = np.fromfile(settings.train_file, "<u2")
     facts = json.loads(Path(f"{settings.train_file}.json").read_text())
-    assert f"holds {len(ids):,} tokens of {facts['documents']} documents" in result.out
-    assert f"Its tokenizer is {Path('data') / settings.tokenizer_file.name}: the hash fits." in result.out
-    assert f"Ids never used: {facts['vocab_size'] - len(set(ids.tolist()))} of {facts['vocab_size']}" in result.out
+    assert f"has {len(ids):,} tokens of {facts['documents']} documents" in result.out
+    assert f"Its tokenizer is {Path('data') / settings.tokenizer_file.name}: the hash matches." in result.out
+    assert f"Unused ids: {facts['vocab_size'] - len(set(ids.tolist()))} of {facts['vocab_size']}" in result.out
     documents = [part.tobytes() for part in np.split(ids, np.flatnonzero(ids == 0))[:-1]]
     duplicates = len(documents) - len({part.lstrip(b"\0") for part in documents})
     assert f"Exact duplicates: {duplicates} documents ({duplicates / len(documents):.1%})" in result.out
     _, count = Counter(ids.tolist()).most_common(1)[0]
-    at = result.out.splitlines().index("The commonest tokens:")
+    at = result.out.splitlines().index("The most common tokens:")
     assert f"{count:,}" in result.out.splitlines()[at + 1]
     border = int(np.flatnonzero(ids == 0)[0])
     tokenizer = load_tokenizer(settings.tokenizer_file)
@@ -98,4 +98,4 @@ def test_numbers_are_not_taken_for_text(run, project, prepare):
     Path("t.bin").write_bytes(settings.train_file.read_bytes())
     refused(run(INSPECT, "t.bin"), "t.bin is no", "It holds NUL bytes, as token files")
     np.arange(1, 100, dtype="<u2").tofile("ascii.bin")  # which is UTF-8
-    refused(run(INSPECT, "ascii.bin"), "ascii.bin is no text. It holds NUL bytes")
+    refused(run(INSPECT, "ascii.bin"), "ascii.bin is not text. It holds NUL bytes")

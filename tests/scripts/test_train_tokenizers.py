@@ -43,11 +43,9 @@ def test_the_character_tokenizer_shows_its_work(run, project):
     tokens, ids = lines[at + 1].split(), lines[at + 2].split()
     assert "".join(tokens) == "import·os"
     assert [vocab[shown.get(token, token)] for token in tokens] == list(map(int, ids))
-    assert "One that it has not seen, such as \u03b1, becomes id 1 (<|unk|>)." in result.out
+    assert "A character that it has not seen, such as \u03b1, becomes id 1 (<|unk|>)." in result.out
     size = len(text.encode())
-    assert (
-        f"Reloaded and checked: {size:,} bytes came back as they were, {size / total:.3f} bytes a token" in result.out
-    )
+    assert f"Reloaded and checked: {size:,} bytes came back unchanged, {size / total:.3f} bytes per token" in result.out
     assert f"{len(counts) + 2} ids, two of them special, in {Path('data') / 'tokenizer_char.json'}" in result.out
 
 
@@ -79,10 +77,10 @@ def test_the_bpe_tokenizer_shows_its_work(run, project):
         sum(map(len, part)) for part in zip(*((t.encode(), tokenizer.encode(t).ids) for t in DOCUMENTS), strict=True)
     )
     assert (
-        f"Reloaded and checked: {size:,} bytes came back as they were, {size / tokens:.3f} bytes a token" in result.out
+        f"Reloaded and checked: {size:,} bytes came back unchanged, {size / tokens:.3f} bytes per token" in result.out
     )
     assert f"300 ids in {Path('data') / 'tokenizer_bpe.json'}, learned in " in result.out
-    assert "offered no more" not in result.out
+    assert "merges to offer" not in result.out
     assert "learning from a random" not in result.out
     at = result.out.splitlines().index("A line of the corpus cut into tokens, with their ids:")
     ids = [
@@ -95,14 +93,14 @@ def test_the_bpe_tokenizer_learns_from_documents_and_not_across_them(run, projec
     write_corpus(project / "c.txt", ["a", "b"] * 50)
     result = run(TRAIN_BPE, "--corpus", "c.txt", "--tokenizer-file", "t.json")
     assert result.code == 0
-    assert "The text offered no more than 0 merges." in result.out
+    assert "The text had only 0 merges to offer." in result.out
     assert tokenizers.Tokenizer.from_file("t.json").get_vocab_size() == 257
 
 
 def test_a_small_text_gives_a_smaller_vocabulary(run, project):
     write_corpus(project / "c.txt", ["ab ab ab abc"])
     result = run(TRAIN_BPE, "--corpus", "c.txt", "--tokenizer-file", "t.json")
-    assert "The text offered no more than 3 merges." in result.out
+    assert "The text had only 3 merges to offer." in result.out
     assert "260 ids in t.json" in result.out
     assert "  id   257: a + b = ab" in result.out and "  id   259: ·ab + c = ·abc" in result.out
 
