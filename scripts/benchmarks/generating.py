@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from config import CHAR, ROOT
@@ -87,21 +88,20 @@ def our_rate(model, prompt: list[int], candidates: bool):
 
     With candidates, five a step are recorded, and written as generate.py writes them, but to nowhere.
     """
+    from model.generation.display import Output
     from model.generation.one_token import fast_one_token
     from model.generation.sampling import generate, read
     from model.generation.step_display import show_step
-    from model.generation.text_stream import Output
 
     cache = model.new_cache()
     one_token = fast_one_token(model, cache)
-    tokens, record = model.block_size - len(prompt), 5 * candidates
+    tokens = model.block_size - len(prompt)
+    settings = replace(CHAR, tokens=tokens, temperature=0.8, top_k=50, show=5 if candidates else 0)
 
     def measure() -> float:
         cache.length = 0
         logits = read(model, prompt, cache)[-1]
-        steps = generate(
-            model, prompt, logits, cache, tokens, one_token=one_token, record=record, temperature=0.8, top_k=50
-        )
+        steps = generate(model, prompt, logits, cache, settings, one_token)
         output = Output()
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             start = time.perf_counter()
