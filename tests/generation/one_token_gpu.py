@@ -63,10 +63,10 @@ def test_the_first_token_needs_no_prompt(gpu_step):
     np.testing.assert_allclose(one_token(3), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_product_is_cut_into_enough_programs(gpu_step, monkeypatch):
+def test_a_product_is_divided_into_enough_programs(gpu_step, monkeypatch):
     monkeypatch.setattr(gpu_step, "PROGRAMS", 256)
     for outputs, inputs in [(2304, 768), (768, 768), (768, 2048), (50257, 768), (5, 2)]:
-        (programs,), sizes = gpu_step.cut(outputs, inputs)
+        (programs,), sizes = gpu_step.tiling(outputs, inputs)
         assert programs * sizes["ROWS"] >= outputs > (programs - 1) * sizes["ROWS"]
         assert sizes["COLUMNS"] >= inputs
         assert programs >= min(256, outputs)
