@@ -1,11 +1,13 @@
-"""One token at a time on a CPU, in numpy: the arithmetic of GPT.forward for B = T = 1, with nothing around it.
+"""One token at a time on a CPU, in numpy: GPT.forward for B = T = 1, written for speed.
 
-Where one token is fed, a small model's time in PyTorch goes into starting operations, some microseconds each, and a
-large model's into reading every weight once from memory. numpy starts an operation in a fraction of that time, and its
-product of a vector and a matrix reads memory faster, the more so the longer the rows of the matrix are. So the step has
-its own copy of the weights: one behind the other, each lying so that its longer side makes the rows, with the weights
-of each RMSNorm multiplied into the matrix that follows it. The cache is the model's own memory, seen by numpy: each
-goes on from what the other has written. tests/test_one_token.py compares the two.
+The plain version is model/layers.py and model/gpt.py; tests/generation/test_one_token.py compares logits and cache.
+
+For a single token, PyTorch spends most of a small model's time on starting operations, some microseconds each, and most
+of a large model's time on reading every weight once from memory. numpy starts an operation in a fraction of that time,
+and its product of a matrix and a vector reads memory faster, above all when the rows are long. So the step has its own
+copy of the weights in one block of memory, each with its longer side as rows, and with the weights of each RMSNorm
+multiplied into the matrix that follows it. The cache is the model's own memory, seen by numpy: the step and the model
+each continue what the other has written.
 """
 
 import importlib.util
@@ -21,51 +23,59 @@ from torch import Tensor
 from model.gpt import GPT
 from model.layers import KeyValueCache
 
-# Weights from which OpenBLAS, which multiplies for numpy on most machines, shares a product out to all cores.
+# From so many weights on, OpenBLAS, which numpy uses on most machines, runs a product on all cores.
 THREADED = 460_800
-# exp of a larger number overflows in fp32 where many are added; QK-norm keeps scores far below, in all but odd models.
+# exp of a larger score could overflow in fp32 when many are added; QK-norm keeps scores far below in all usual models.
 LARGEST_SCORE = 80.0
 
 
 class OneToken:
     """step(token) gives the logits (V,) that model(token, cache) gives, up to fp32 rounding; the cache grows by one.
 
-    For fp32 weights on the CPU and a cache of one sequence. The logits lie in a buffer that the next call overwrites,
-    and weights that change after the step was made are not seen. Notation as in layers.py.
+    For fp32 weights on the CPU and a cache of one sequence. The next call overwrites the logits. The step does not see
+    weights that change after it was made. Notation as in layers.py.
     """
 
     def __init__(self, model: GPT, cache: KeyValueCache):
-        C, H = model.architecture["n_embd"], model.architecture["n_head"]
-        D = C // H
         self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps
 
-        # In memory that numpy allocates, which Linux backs with large pages: they are read faster.
+        # Linux backs memory that numpy allocates with large pages, which are read faster.
         cache.store = torch.from_numpy(cache.store.numpy().copy())
 
-        # --- weights -------------------------------------------------------------------------------------------------
+        self.lay_out_weights(model)
+        self.make_buffers(model)
+
+    def lay_out_weights(self, model: GPT) -> None:
+        """Copy the weights; view embedding and cache; make rotary tables for all heads."""
+        C, H = model.architecture["n_embd"], model.architecture["n_head"]
+        D = C // H
         self.memory = np.empty(sum(w.numel() for w in model.state_dict().values()) * 6 // 5, np.float32)
         self.used = 0
         self.embedding = model.embedding.weight.detach().numpy()  # (V, C)
         self.layers = []
-        for block, (keys, values) in zip(model.blocks, cache.store[:, :, 0].numpy(), strict=True):  # (H, block_size, D)
+        cached = self.cache.store[:, :, 0].numpy()
+        for block, (keys, values) in zip(model.blocks, cached, strict=True):  # keys and values: (H, block_size, D)
             a, mlp = block.attention, block.mlp
             norms = np.stack([a.query_norm.weight.detach().numpy(), a.key_norm.weight.detach().numpy()])  # (2, D)
             bounded = np.abs(norms).max(axis=1).prod() * D**0.5 < LARGEST_SCORE
-            # With the sqrt(D) of a head's root mean square in them, and the 1 / sqrt(D) of the scores in the query's.
+            # They include the sqrt(D) of a head's root mean square, and the query's the 1 / sqrt(D) of the scores.
             norms = np.repeat(norms * [[1.0], [D**0.5]], H, axis=0).astype(np.float32)  # (2 H, D)
-            # Negated, which spares an operation: silu(gate) * up = -gate / (1 + exp(-gate)) * -up
+            # Negated, which saves an operation: silu(gate) * up = -gate / (1 + exp(-gate)) * -up
             gate_up = self.laid_out(mlp.gate_up.weight, -block.mlp_norm.weight)
             qkv = self.laid_out(a.qkv.weight, block.attention_norm.weight)
             matrices = qkv, self.laid_out(a.output.weight), gate_up, self.laid_out(mlp.down.weight)
             self.layers.append((matrices, (norms, keys.transpose(0, 2, 1), values, bounded)))
         self.head = self.laid_out(model.head.weight, model.norm.weight)
-        # Rotary tables for all heads: turned = x * cos + (x with the halves of each head exchanged) * sin
+        # For all heads: rotated = x * cos + (x with the halves of each head exchanged) * sin
         sign = np.repeat(np.float32([-1, 1]), D // 2)
         self.cos = np.tile(model.cos.numpy(), 2 * H).reshape(-1, 2 * H, D)
         self.sin = np.tile(model.sin.numpy() * sign, 2 * H).reshape(-1, 2 * H, 2, D // 2)
 
-        # --- buffers and views of them, so that a step allocates next to nothing -------------------------------------
-        # (constants are arrays of shape (): numpy takes longer to make one of a Python number than to compute with it)
+    def make_buffers(self, model: GPT) -> None:
+        """Buffers and views of them, so that a step allocates next to nothing. Constants are arrays of shape (): numpy
+        takes longer to convert a Python number than to compute with it."""
+        C, H = model.architecture["n_embd"], model.architecture["n_head"]
+        D = C // H
         hidden = model.blocks[0].mlp.down.weight.size(1)
         self.x, self.normed = np.empty(C, np.float32), np.empty(C, np.float32)
         self.results = [np.empty(len(matrix), np.float32) for matrix in (*self.layers[0][0], self.head)]
@@ -74,8 +84,8 @@ class OneToken:
         self.logits = self.results[4][: model.vocab_size]
         self.qk = self.qkv[: 2 * C].reshape(2 * H, D)
         self.exchanged = self.qk.reshape(2 * H, 2, D // 2)[:, ::-1]
-        self.turned = np.empty((2 * H, D), np.float32)
-        self.query, self.key = self.turned[:H, None], self.turned[H:]  # (H, 1, D), (H, D)
+        self.rotated = np.empty((2 * H, D), np.float32)
+        self.query, self.key = self.rotated[:H, None], self.rotated[H:]  # (H, 1, D), (H, D)
         self.value = self.qkv[2 * C :].reshape(H, D)
         self.length = np.empty((2 * H, 1), np.float32)  # of each head, as a vector
         self.gate, self.up = self.gate_up.reshape(2, hidden)
@@ -83,17 +93,16 @@ class OneToken:
         self.one, self.length_eps = np.array(1, np.float32), np.array(D * self.eps, np.float32)
 
     def laid_out(self, weight: Tensor, norm: Tensor | None = None) -> np.ndarray:
-        """A weight (outputs, inputs), each input scaled by the weight of the RMSNorm before it, in the step's own
-        memory: with its longer side in one piece, which is read faster, and perhaps with a few more outputs, which
-        nobody looks at: where these make the product large enough for threads, it is the faster with them.
+        """Copy a weight (outputs, inputs) into the step's memory, with its longer side contiguous and each input scaled
+        by the weight of the RMSNorm before it. Up to a fifth more outputs, which nobody reads, are added where they
+        make the product large enough to run on all cores, which is faster.
         """
         outputs, inputs = weight.shape
         enough = -(-THREADED // inputs)
         padded = enough if outputs < enough <= 1.2 * outputs else outputs
-        place = self.memory[self.used : self.used + padded * inputs]
-        self.used += place.size
-        wide = outputs > inputs
-        matrix = place.reshape(inputs, padded).T if wide else place.reshape(padded, inputs)
+        memory = self.memory[self.used : self.used + padded * inputs]
+        self.used += memory.size
+        matrix = memory.reshape(inputs, padded).T if outputs > inputs else memory.reshape(padded, inputs)
         matrix[outputs:] = 0
         tensor = torch.from_numpy(matrix[:outputs]).copy_(weight.detach())
         if norm is not None:
@@ -105,16 +114,16 @@ class OneToken:
         x = self.x
         np.multiply(x, 1 / math.sqrt(float(x.dot(x)) / len(x) + self.eps), self.normed)
 
-    # exp(-gate) may be infinite, and silu is then 0, as it should be; logits that are NaN are the caller's to notice
+    # exp(-gate) may be infinite; silu is then 0, as it should be. The caller looks for NaN in the logits.
     @np.errstate(over="ignore", invalid="ignore")
     def __call__(self, token: int) -> np.ndarray:
         position, end = self.cache.length, self.cache.length + 1
         if end > self.block_size:
             raise ValueError(f"{end} tokens do not fit a block of {self.block_size}.")
-        dot, add, multiply, divide = np.dot, np.add, np.multiply, np.divide  # a third argument is where the result goes
+        dot, add, multiply, divide = np.dot, np.add, np.multiply, np.divide  # the third argument takes the result
         x, normed, gate, attended, fed = self.x, self.normed, self.gate, self.attended, self.fed
         qkv_result, output_result, gate_up_result, down_result, head_result = self.results
-        qk, length, turned, denominator, query = self.qk, self.length, self.turned, self.denominator, self.query
+        qk, length, rotated, denominator, query = self.qk, self.length, self.rotated, self.denominator, self.query
         cos, sin = self.cos[position], self.sin[position]
 
         x[:] = self.embedding[token]
@@ -126,8 +135,8 @@ class OneToken:
             add(length, self.length_eps, length)
             divide(qk, np.sqrt(length, length), qk)
             multiply(qk, norms, qk)
-            multiply(qk, cos, turned)
-            turned += (self.exchanged * sin).reshape(turned.shape)
+            multiply(qk, cos, rotated)
+            rotated += (self.exchanged * sin).reshape(rotated.shape)
             keys[:, :, position], values[:, position] = self.key, self.value
             scores = query @ keys[:, :, :end]  # (H, 1, S)
             if not bounded:
@@ -151,16 +160,14 @@ class OneToken:
 
 
 def fast_one_token(model: GPT, cache: KeyValueCache) -> Callable | None:
-    """What feeds one token to this model fastest: OneToken on a CPU, one_token_gpu.py on an NVIDIA GPU, or None, which
-    is the model itself."""
+    """The fastest way to feed one token to this model: OneToken on a CPU, OneTokenOnGPU on an NVIDIA GPU, or None for
+    the model itself."""
     if model.device.type == "cpu":
         return OneToken(model, cache)
     if model.device.type != "cuda" or not importlib.util.find_spec("triton"):
         return None
     try:
-        from model.generation.one_token_gpu import (
-            OneTokenOnGPU,  # Triton is not everywhere, and takes a second to import
-        )
+        from model.generation.one_token_gpu import OneTokenOnGPU  # Triton takes a second to import
 
         return OneTokenOnGPU(model, cache)
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:  # of Triton's C compiler, say

@@ -1,14 +1,16 @@
-"""One token at a time on an NVIDIA GPU: GPT.forward for B = T = 1 in five kernels a layer, replayed as one CUDA graph.
+"""One token at a time on an NVIDIA GPU: GPT.forward for B = T = 1 in five kernels per layer, run as one CUDA graph.
 
-For one token PyTorch starts some forty small kernels a layer, and starting each takes longer than running it. Here a
-kernel does all between two points where every number must be there before any can go on, in Triton, which comes with
-torch on Linux; the kernels of a step, and the copies to and from the GPU, are recorded once and started together:
+The plain version is model/layers.py and model/gpt.py; tests/generation/one_token_gpu.py compares logits and cache, in
+Triton's interpreter where there is no GPU.
 
-    norm, W_qkv │ QK-norm, rotary, attention in chunks │ merging, W_output, + │ norm, W_gate_up, SwiGLU │ W_down, +
+For one token PyTorch starts some forty small kernels per layer, and starting each takes longer than running it. Here a
+kernel does everything up to the next point where all numbers are needed, in Triton, which comes with torch on Linux.
+The kernels of a step, and the copies to and from the GPU, are recorded once and started together:
+
+    norm, W_qkv │ QK-norm, rotary, attention in chunks │ merge chunks, W_output, + │ norm, W_gate_up, SwiGLU │ W_down, +
 
 Arithmetic is in fp32; weights and cache are read in the precision that the model computes in. The cache is the model's
-own: each goes on from what the other has written. tests/test_one_token_gpu.py compares the two, in Triton's interpreter
-where there is no GPU.
+own: the step and the model each continue what the other has written.
 """
 
 import numpy as np
@@ -19,21 +21,21 @@ import triton.language as tl
 from model.gpt import GPT
 from model.layers import KeyValueCache
 
-# As measured on an H200 with 124M parameters; other cuts took up to twice as long.
-CHUNK = 256  # cached tokens that one program of the attention looks at
-CHUNKS = 8  # of these that are merged at once
-TILE = 8192  # weights that one program of a product holds at once, at most
-PROGRAMS = 256  # that a product is cut into, at least, where it is large enough: an H200 has 132 processors
+# Measured on an H200 with 124M parameters; other sizes took up to twice as long.
+CHUNK = 256  # cached tokens per program of the attention
+CHUNKS = 8  # chunks merged at once
+TILE = 8192  # most weights that one program of a product holds at once
+PROGRAMS = 256  # fewest programs per product, where it is large enough: an H200 has 132 processors
 
 
-# === kernels ==========================================================================================================
-# A program of a product computes some outputs: `rows` are those of the weight (outputs, inputs), `columns` its inputs,
-# both rounded up to a power of two, as Triton wants them. What lies outside is masked.
+# --- kernels ----------------------------------------------------------------------------------------------------------
+# A program of a product computes some of the outputs. Its `rows` of the weight (outputs, inputs) are its outputs, its
+# `columns` are all inputs; Triton wants powers of two, so their numbers are rounded up and the rest is masked.
 
 
 @triton.jit
-def to_normalise(x_ptr, norm_ptr, inputs, eps, COLUMNS: tl.constexpr):
-    """x * norm, and 1 / sqrt(mean(x^2) + eps), which would be multiplied into it: the product need not wait for it."""
+def unscaled_norm(x_ptr, norm_ptr, inputs, eps, COLUMNS: tl.constexpr):
+    """x * norm and the factor 1 / sqrt(mean(x^2) + eps), apart, so that the product need not wait for the factor."""
     columns = tl.arange(0, COLUMNS)
     x = tl.load(x_ptr + columns, columns < inputs, 0.0)
     norm = tl.load(norm_ptr + columns, columns < inputs, 0.0)
@@ -45,8 +47,8 @@ def product(weight_ptr, x, rows, outputs, inputs, COLUMNS: tl.constexpr):
     """These rows of W x."""
     columns = tl.arange(0, COLUMNS)
     inside = (rows < outputs)[:, None] & (columns < inputs)[None, :]
-    place = rows.to(tl.int64)[:, None] * inputs + columns[None, :]
-    weight = tl.load(weight_ptr + place, inside, 0.0).to(tl.float32)
+    offsets = rows.to(tl.int64)[:, None] * inputs + columns[None, :]
+    weight = tl.load(weight_ptr + offsets, inside, 0.0).to(tl.float32)
     return tl.sum(weight * x[None, :], 1)
 
 
@@ -54,15 +56,15 @@ def product(weight_ptr, x, rows, outputs, inputs, COLUMNS: tl.constexpr):
 def norm_product(x_ptr, norm_ptr, weight_ptr, y_ptr, outputs, inputs, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """y = W norm(x)"""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    x, scale = to_normalise(x_ptr, norm_ptr, inputs, eps, COLUMNS)
+    x, scale = unscaled_norm(x_ptr, norm_ptr, inputs, eps, COLUMNS)
     tl.store(y_ptr + rows, product(weight_ptr, x, rows, outputs, inputs, COLUMNS) * scale, rows < outputs)
 
 
 @triton.jit
 def norm_swiglu(x_ptr, norm_ptr, weight_ptr, y_ptr, hidden, inputs, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """y = silu(W_gate norm(x)) * (W_up norm(x)), of which the weight holds first one, then the other."""
+    """y = silu(W_gate norm(x)) * (W_up norm(x)), where the weight holds W_gate, then W_up."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    x, scale = to_normalise(x_ptr, norm_ptr, inputs, eps, COLUMNS)
+    x, scale = unscaled_norm(x_ptr, norm_ptr, inputs, eps, COLUMNS)
     gate = product(weight_ptr, x, rows, hidden, inputs, COLUMNS) * scale
     up = product(weight_ptr + hidden.to(tl.int64) * inputs, x, rows, hidden, inputs, COLUMNS) * scale
     tl.store(y_ptr + rows, gate / (1 + tl.exp(-gate)) * up, rows < hidden)
@@ -78,8 +80,8 @@ def add_product(y_ptr, weight_ptr, x_ptr, outputs, inputs, ROWS: tl.constexpr, C
 
 
 @triton.jit
-def turned(x_ptr, norm_ptr, cos_ptr, sin_ptr, half, eps, HALF: tl.constexpr):
-    """One head's query or key, normalised and turned by its position (layers.py: rotate), as its two halves."""
+def rotated_head(x_ptr, norm_ptr, cos_ptr, sin_ptr, half, eps, HALF: tl.constexpr):
+    """One head's query or key, normalised and rotated by its position (layers.py: rotate), as its two halves."""
     i = tl.arange(0, HALF)
     a, b = tl.load(x_ptr + i, i < half, 0.0), tl.load(x_ptr + half + i, i < half, 0.0)
     scale = 1 / tl.sqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * half) + eps)
@@ -91,79 +93,79 @@ def turned(x_ptr, norm_ptr, cos_ptr, sin_ptr, half, eps, HALF: tl.constexpr):
 
 @triton.jit
 def attend(
-    where_ptr, qkv_ptr, query_norm_ptr, key_norm_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr,
-    parts_ptr, logs_ptr, half, block_size, scale, eps, HALF: tl.constexpr, CHUNK: tl.constexpr,
+    input_ptr, qkv_ptr, query_norm_ptr, key_norm_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr,
+    partial_ptr, logs_ptr, half, block_size, scale, eps, HALF: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """What a head takes from one chunk of tokens, as if there were no others, and ln of the sum of exp(score) in it.
-    The program whose chunk the new token falls into also writes its key and value.
+    """Attention of one head over one chunk of tokens, as if there were no others, and ln of the sum of exp(score) in
+    it. The program of the new token's chunk also writes its key and value to the cache.
     """
     head, chunk, heads, size = tl.program_id(0), tl.program_id(1), tl.num_programs(0), 2 * half
-    position = tl.load(where_ptr + 1).to(tl.int32)
+    position = tl.load(input_ptr + 1).to(tl.int32)
     table = position * size
     i = tl.arange(0, HALF)
     q = qkv_ptr + head * size
     k, v = q + heads * size, q + 2 * heads * size
-    qa, qb = turned(q, query_norm_ptr, cos_ptr + table, sin_ptr + table, half, eps, HALF)
-    ka, kb = turned(k, key_norm_ptr, cos_ptr + table, sin_ptr + table, half, eps, HALF)
+    qa, qb = rotated_head(q, query_norm_ptr, cos_ptr + table, sin_ptr + table, half, eps, HALF)
+    ka, kb = rotated_head(k, key_norm_ptr, cos_ptr + table, sin_ptr + table, half, eps, HALF)
     va, vb = tl.load(v + i, i < half, 0.0), tl.load(v + half + i, i < half, 0.0)
 
     tokens = chunk * CHUNK + tl.arange(0, CHUNK)
     old, new = (tokens < position)[:, None] & (i < half)[None, :], (tokens == position)[:, None]
-    place = (head * block_size + tokens)[:, None] * size + i[None, :]
-    keys_a = tl.where(new, ka[None, :], tl.load(keys_ptr + place, old, 0.0).to(tl.float32))
-    keys_b = tl.where(new, kb[None, :], tl.load(keys_ptr + half + place, old, 0.0).to(tl.float32))
-    values_a = tl.where(new, va[None, :], tl.load(values_ptr + place, old, 0.0).to(tl.float32))
-    values_b = tl.where(new, vb[None, :], tl.load(values_ptr + half + place, old, 0.0).to(tl.float32))
+    offsets = (head * block_size + tokens)[:, None] * size + i[None, :]
+    keys_a = tl.where(new, ka[None, :], tl.load(keys_ptr + offsets, old, 0.0).to(tl.float32))
+    keys_b = tl.where(new, kb[None, :], tl.load(keys_ptr + half + offsets, old, 0.0).to(tl.float32))
+    values_a = tl.where(new, va[None, :], tl.load(values_ptr + offsets, old, 0.0).to(tl.float32))
+    values_b = tl.where(new, vb[None, :], tl.load(values_ptr + half + offsets, old, 0.0).to(tl.float32))
 
     scores = (tl.sum(keys_a * qa[None, :], 1) + tl.sum(keys_b * qb[None, :], 1)) * scale
     scores = tl.where(tokens <= position, scores, float("-inf"))
     highest = tl.max(scores, 0)
-    shares = tl.where(tokens <= position, tl.exp(scores - highest), 0.0)
-    total = tl.sum(shares, 0)
-    parts = parts_ptr + (chunk * heads + head) * size + i
-    tl.store(parts, tl.sum(shares[:, None] * values_a, 0) / total, i < half)
-    tl.store(parts + half, tl.sum(shares[:, None] * values_b, 0) / total, i < half)
+    exps = tl.where(tokens <= position, tl.exp(scores - highest), 0.0)
+    total = tl.sum(exps, 0)
+    partial = partial_ptr + (chunk * heads + head) * size + i
+    tl.store(partial, tl.sum(exps[:, None] * values_a, 0) / total, i < half)
+    tl.store(partial + half, tl.sum(exps[:, None] * values_b, 0) / total, i < half)
     tl.store(logs_ptr + chunk * heads + head, highest + tl.log(total))
 
-    here = i < tl.where(position // CHUNK == chunk, half, 0)
-    place = (head * block_size + position) * size + i
-    tl.store(keys_ptr + place, ka, here)
-    tl.store(keys_ptr + half + place, kb, here)
-    tl.store(values_ptr + place, va, here)
-    tl.store(values_ptr + half + place, vb, here)
+    mine = i < tl.where(position // CHUNK == chunk, half, 0)
+    offsets = (head * block_size + position) * size + i
+    tl.store(keys_ptr + offsets, ka, mine)
+    tl.store(keys_ptr + half + offsets, kb, mine)
+    tl.store(values_ptr + offsets, va, mine)
+    tl.store(values_ptr + half + offsets, vb, mine)
 
 
 @triton.jit
 def add_attended(
-    where_ptr, parts_ptr, logs_ptr, weight_ptr, x_ptr, outputs, heads,
+    input_ptr, partial_ptr, logs_ptr, weight_ptr, x_ptr, outputs, heads,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """x += W y, where y merges what the heads took from each chunk, in shares of the chunks' sums of exp(score). CHUNKS
+    """x += W y, where y merges the attention over each chunk, in proportion to the chunks' sums of exp(score). CHUNKS
     are merged at once."""
     rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside, head, last = columns < outputs, columns // (outputs // heads), tl.load(where_ptr + 1).to(tl.int32) // CHUNK
+    inside, head, last = columns < outputs, columns // (outputs // heads), tl.load(input_ptr + 1).to(tl.int32) // CHUNK
     highest = tl.where(inside, float("-inf"), 0.0)
     y, total = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
     for first in range(0, last + 1, CHUNKS):
         chunks = (first + tl.arange(0, CHUNKS))[:, None]
-        there = (chunks <= last) & inside[None, :]
-        logs = tl.load(logs_ptr + chunks * heads + head[None, :], there, float("-inf"))
-        parts = tl.load(parts_ptr + chunks * outputs + columns[None, :], there, 0.0)
+        valid = (chunks <= last) & inside[None, :]
+        logs = tl.load(logs_ptr + chunks * heads + head[None, :], valid, float("-inf"))
+        partial = tl.load(partial_ptr + chunks * outputs + columns[None, :], valid, 0.0)
         higher = tl.maximum(highest, tl.max(logs, 0))
-        before, shares = tl.exp(highest - higher), tl.exp(logs - higher[None, :])
-        y = y * before + tl.sum(shares * parts, 0)
-        total = total * before + tl.sum(shares, 0)
+        before, scales = tl.exp(highest - higher), tl.exp(logs - higher[None, :])
+        y = y * before + tl.sum(scales * partial, 0)
+        total = total * before + tl.sum(scales, 0)
         highest = higher
     y = tl.where(inside, y / total, 0.0)
     x = tl.load(x_ptr + rows, rows < outputs, 0.0)
     tl.store(x_ptr + rows, x + product(weight_ptr, y, rows, outputs, outputs, COLUMNS), rows < outputs)
 
 
-# === the step =========================================================================================================
+# --- the step ---------------------------------------------------------------------------------------------------------
 
 
-def cut(outputs: int, inputs: int, matrices: int = 1, rows: int = 0, warps: int = 4) -> tuple[tuple[int], dict]:
-    """Into how many programs to cut a product, and how many ROWS and COLUMNS each one takes, with how many warps."""
+def tiling(outputs: int, inputs: int, matrices: int = 1, rows: int = 0, warps: int = 4) -> tuple[tuple[int], dict]:
+    """How to divide a product: the grid of programs, and the ROWS, COLUMNS and warps of each."""
     columns = triton.next_power_of_2(inputs)
     rows = rows or max(1, min(TILE // columns // matrices, triton.next_power_of_2(outputs // PROGRAMS + 1) // 2))
     return (triton.cdiv(outputs, rows),), {"ROWS": rows, "COLUMNS": columns, "num_warps": warps}
@@ -172,8 +174,8 @@ def cut(outputs: int, inputs: int, matrices: int = 1, rows: int = 0, warps: int 
 class OneTokenOnGPU:
     """step(token) gives the logits (V,) that model(token, cache) gives, up to rounding; the cache grows by one.
 
-    For a cache of one sequence. The logits lie in a buffer that the next call overwrites, and weights that change after
-    the step was made are not seen. Notation as in layers.py.
+    For a cache of one sequence. The next call overwrites the logits. The step does not see weights that change after it
+    was made. Notation as in layers.py.
     """
 
     def __init__(self, model: GPT, cache: KeyValueCache):
@@ -190,50 +192,51 @@ class OneTokenOnGPU:
         def numbers(*size: int) -> torch.Tensor:
             return torch.zeros(size, device=model.device)
 
-        # Where Python and the GPU meet: (token, position) in, logits out.
-        self.where_here = torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu)
-        self.logits_here = torch.zeros(V, pin_memory=on_gpu)
-        self.where = self.where_here.to(model.device)
+        # Between Python and the GPU: (token, position) in, logits out.
+        self.host_input = torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu)
+        self.host_logits = torch.zeros(V, pin_memory=on_gpu)
+        self.input = self.host_input.to(model.device)
         self.x, self.qkv, self.logits = numbers(1, C), numbers(3 * C), numbers(V)
         self.fed = numbers(model.blocks[0].mlp.down.weight.size(1))
-        self.parts, self.logs = numbers(chunks, C), numbers(chunks, H)
-        self.given, self.result = self.where_here.numpy(), self.logits_here.numpy()
+        self.partial, self.logs = numbers(chunks, C), numbers(chunks, H)
+        self.given, self.result = self.host_input.numpy(), self.host_logits.numpy()
         self.graph = None
         if on_gpu:
-            self.given[:] = 0, cache.length % self.block_size  # where the next token's key and value will come anyway
-            self.step()  # compiles
+            # Compile with any token, at the position whose key and value the next token will overwrite.
+            self.given[:] = 0, cache.length % self.block_size
+            self.step()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.step()
 
     def step(self) -> None:
         """From (token, position) to the logits."""
-        model, x, chunks = self.model, self.x, len(self.parts)
+        model, x, chunks = self.model, self.x, len(self.partial)
         C, H, V = model.architecture["n_embd"], model.architecture["n_head"], model.vocab_size
         half, hidden, eps = C // H // 2, len(self.fed), model.norm.eps
-        self.where.copy_(self.where_here, non_blocking=True)
-        torch.index_select(model.embedding.weight.detach(), 0, self.where[:1], out=x)
+        self.input.copy_(self.host_input, non_blocking=True)
+        torch.index_select(model.embedding.weight.detach(), 0, self.input[:1], out=x)
         for block, (qkv, output, gate_up, down), (keys, values) in zip(
             model.blocks, self.layers, self.cache.store[:, :, 0], strict=True
         ):
-            grid, sizes = cut(3 * C, C)
+            grid, sizes = tiling(3 * C, C)
             norm_product[grid](x, block.attention_norm.weight, qkv, self.qkv, 3 * C, C, eps, **sizes)
             norms = block.attention.query_norm.weight, block.attention.key_norm.weight
             attend[(H, chunks)](
-                self.where, self.qkv, *norms, model.cos, model.sin, keys, values, self.parts, self.logs,
+                self.input, self.qkv, *norms, model.cos, model.sin, keys, values, self.partial, self.logs,
                 half, model.block_size, (2 * half) ** -0.5, eps, HALF=triton.next_power_of_2(half), CHUNK=CHUNK,
                 num_warps=8,
             )  # fmt: skip
-            grid, sizes = cut(C, C, rows=8, warps=8)  # each merges anew, so they are few
+            grid, sizes = tiling(C, C, rows=8, warps=8)  # few programs, because each one merges the chunks again
             merge = {"CHUNK": CHUNK, "CHUNKS": min(CHUNKS, triton.next_power_of_2(chunks))}
-            add_attended[grid](self.where, self.parts, self.logs, output, x, C, H, **merge, **sizes)
-            grid, sizes = cut(hidden, C, matrices=2)
+            add_attended[grid](self.input, self.partial, self.logs, output, x, C, H, **merge, **sizes)
+            grid, sizes = tiling(hidden, C, matrices=2)
             norm_swiglu[grid](x, block.mlp_norm.weight, gate_up, self.fed, hidden, C, eps, **sizes)
-            grid, sizes = cut(C, hidden)
+            grid, sizes = tiling(C, hidden)
             add_product[grid](self.fed, down, x, C, hidden, **sizes)
-        grid, sizes = cut(V, C)
+        grid, sizes = tiling(V, C)
         norm_product[grid](x, model.norm.weight, self.head, self.logits, V, C, eps, **sizes)
-        self.logits_here.copy_(self.logits, non_blocking=True)
+        self.host_logits.copy_(self.logits, non_blocking=True)
 
     @torch.inference_mode()
     def __call__(self, token: int) -> np.ndarray:

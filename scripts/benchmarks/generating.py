@@ -10,16 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from config import CHAR, ROOT, Model
 from model.device import pick_device, wait_for
+from model.generation.display import Output
 from model.generation.one_token import fast_one_token
 from model.generation.sampling import generate, read
 from model.generation.step_display import show_step
-from model.generation.text_stream import Output
 from model.gpt import GPT
 from model.storage.model_file import save_model
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
@@ -107,10 +108,8 @@ class OurGenerator:
         self.cache.length = 0
         logits = read(self.model, self.prompt, self.cache)[-1]
         tokens = self.model.block_size - len(self.prompt)
-        steps = generate(
-            self.model, self.prompt, logits, self.cache, tokens,
-            one_token=self.one_token, record=record, temperature=0.8, top_k=50,
-        )  # fmt: skip
+        settings = replace(CHAR, tokens=tokens, temperature=0.8, top_k=50, show=record)
+        steps = generate(self.model, self.prompt, logits, self.cache, settings, self.one_token)
         output = Output()
         with open(os.devnull, "w", encoding="utf-8") as discard, contextlib.redirect_stderr(discard):
             start = time.perf_counter()

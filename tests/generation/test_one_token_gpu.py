@@ -15,19 +15,9 @@ from model.generation import one_token
 
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton comes with torch on Linux only")
 def test_the_kernels_compute_what_the_model_computes():
-    """tests/one_token_gpu.py: on the GPU, or else in Triton's interpreter, to be chosen before Triton is imported."""
+    """one_token_gpu.py: on the GPU, or else in Triton's interpreter, which must be chosen before Triton is imported."""
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "tests/generation/one_token_gpu.py",
-    ]
+    command = [sys.executable, *"-m pytest -q -n 0 -p no:cacheprovider tests/generation/one_token_gpu.py".split()]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | interpreted, capture_output=True, text=True, encoding="utf-8"
     )

@@ -2,49 +2,53 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
+from config import CHAR, Sampling, Settings
 from model.generation.one_token import OneToken
 from model.generation.sampling import (
     Step,
+    apply_temperature,
     choose,
     draw,
     generate,
     generate_samples,
-    likeliest,
+    most_likely,
     next_logits,
     penalise,
     random_numbers,
     read,
     sampling_probabilities,
-    temper,
 )
 from model.gpt import GPT
 
 P = [0.5, 0.3, 0.15, 0.05]  # what most tests start from
 LOGITS = np.log(P)
-in_any_time = settings(deadline=None)  # a busy machine is no failure
+in_any_time = hypothesis_settings(deadline=None)  # a busy machine is no failure
+NEUTRAL = Sampling(temperature=1.0, top_k=0)  # draws from the model's own distribution
 BELOW_1 = math.nextafter(1.0, 0.0)  # the largest random number there is
 
 
 def distribution(logits, temperature: float = 1.0, **filters) -> np.ndarray:
-    return sampling_probabilities(temper(np.array(logits), temperature), **filters)[0]
+    return sampling_probabilities(apply_temperature(np.array(logits), temperature), **filters)[0]
 
 
-def probabilities(**knobs) -> list[float]:
-    return distribution(LOGITS, **knobs).tolist()
+def probabilities(**values) -> list[float]:
+    return distribution(LOGITS, **values).tolist()
 
 
 # --- the distribution -------------------------------------------------------------------------------------------------
 
 
-def test_without_knobs_the_model_decides():
+def test_without_settings_the_model_decides():
     assert probabilities() == pytest.approx(P)
 
 
@@ -56,8 +60,8 @@ def test_temperature_by_hand():
 
 
 def test_temperature_0_is_greedy_whatever_the_filters():
-    for knobs in ({}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.1}):
-        assert probabilities(temperature=0, **knobs) == [1, 0, 0, 0]
+    for values in ({}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.1}):
+        assert probabilities(temperature=0, **values) == [1, 0, 0, 0]
 
 
 def test_temperature_near_0_is_greedy_too():
@@ -83,7 +87,7 @@ def test_top_k_by_hand(top_k, expected):
 @pytest.mark.parametrize(
     ("top_p", "expected"),
     [
-        (1e-9, [1, 0, 0, 0]),  # the likeliest always stays
+        (1e-9, [1, 0, 0, 0]),  # the most likely always stays
         (0.49, [1, 0, 0, 0]),
         (0.51, [0.625, 0.375, 0, 0]),  # the one that crosses the limit stays
         (0.79, [0.625, 0.375, 0, 0]),
@@ -100,11 +104,11 @@ def test_top_p_by_hand(top_p, expected):
     ("min_p", "expected"),
     [
         (0.0, P),
-        (0.09, P),  # of the likeliest, 0.5, that is 0.045, and 0.05 is above
+        (0.09, P),  # of the most likely, 0.5, that is 0.045, and 0.05 is above
         (0.11, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
         (0.31, [0.625, 0.375, 0, 0]),
         (0.61, [1, 0, 0, 0]),
-        (1.0, [1, 0, 0, 0]),  # the likeliest always stays
+        (1.0, [1, 0, 0, 0]),  # the most likely always stays
     ],
 )
 def test_min_p_by_hand(min_p, expected):
@@ -140,13 +144,13 @@ def test_temperature_acts_before_min_p():
     assert probabilities(min_p=0.5) == pytest.approx([0.625, 0.375, 0, 0])
 
 
-def test_all_knobs_together_by_hand():
+def test_all_settings_together_by_hand():
     # Squares of the first three: 0.25, 0.09, 0.0225, together 0.3625; the first two hold 0.9379 and reach 0.9.
-    p, kept = sampling_probabilities(temper(LOGITS, 0.5), top_k=3, top_p=0.9)
+    p, kept = sampling_probabilities(apply_temperature(LOGITS, 0.5), top_k=3, top_p=0.9)
     assert p.tolist() == pytest.approx([0.25 / 0.34, 0.09 / 0.34, 0, 0])
     assert kept == (3, 2, 2)
     # The second one is 0.36 times as likely as the first.
-    assert sampling_probabilities(temper(LOGITS, 0.5), top_k=3, top_p=0.9, min_p=0.4)[1] == (3, 2, 1)
+    assert sampling_probabilities(apply_temperature(LOGITS, 0.5), top_k=3, top_p=0.9, min_p=0.4)[1] == (3, 2, 1)
 
 
 def test_large_logits_do_not_overflow():
@@ -156,11 +160,11 @@ def test_large_logits_do_not_overflow():
 def test_the_logits_are_left_as_they_are():
     logits = LOGITS.astype(np.float32)
     everything = np.ones(4, bool)
-    choose(logits, 0.5, everything, temperature=0.5, top_k=2, top_p=0.5, min_p=0.1, repetition_penalty=2.0)
+    choose(logits, 0.5, Sampling(temperature=0.5, top_k=2, top_p=0.5, min_p=0.1, repetition_penalty=2.0), everything)
     assert (logits == LOGITS.astype(np.float32)).all()
 
 
-knobs = st.fixed_dictionaries(
+sampling_values = st.fixed_dictionaries(
     {
         "temperature": st.one_of(st.just(0.0), st.floats(0.05, 20)),
         "top_k": st.integers(0, 12),
@@ -172,15 +176,15 @@ logit_lists = st.lists(st.floats(-40, 40), min_size=1, max_size=10)
 
 
 @in_any_time
-@given(logit_lists, knobs)
-def test_the_distribution_is_one_and_keeps_the_order(logits, knobs):
-    p = distribution(sorted(logits, reverse=True), **knobs)
+@given(logit_lists, sampling_values)
+def test_the_distribution_is_one_and_keeps_the_order(logits, values):
+    p = distribution(sorted(logits, reverse=True), **values)
     assert p.sum() == pytest.approx(1)
     assert p[0] > 0
     assert (p >= 0).all() and (np.diff(p) <= 0).all()
-    if knobs["top_k"]:
-        assert np.count_nonzero(p) <= knobs["top_k"]
-    assert p[p > 0].min() >= knobs["min_p"] * p[0] * (1 - 1e-12)
+    if values["top_k"]:
+        assert np.count_nonzero(p) <= values["top_k"]
+    assert p[p > 0].min() >= values["min_p"] * p[0] * (1 - 1e-12)
 
 
 # --- the draw ---------------------------------------------------------------------------------------------------------
@@ -209,9 +213,9 @@ def test_draw_just_below_1_stays_with_those_that_are_left():
 
 
 @in_any_time
-@given(logit_lists, knobs, st.one_of(st.just(0.0), st.just(BELOW_1), st.floats(0, BELOW_1)))
-def test_draw_never_reaches_a_token_that_was_left_out(logits, knobs, number):
-    p = distribution(sorted(logits, reverse=True), **knobs)
+@given(logit_lists, sampling_values, st.one_of(st.just(0.0), st.just(BELOW_1), st.floats(0, BELOW_1)))
+def test_draw_never_reaches_a_token_that_was_left_out(logits, values, number):
+    p = distribution(sorted(logits, reverse=True), **values)
     place, ends = draw(p, number)
     assert p[place] > 0
     assert ends[place] > number and (place == 0 or ends[place - 1] <= number)
@@ -232,7 +236,7 @@ def test_frequencies_follow_the_distribution():
 # --- one token --------------------------------------------------------------------------------------------------------
 
 
-SHUFFLED = np.log(np.array([0.3, 0.05, 0.5, 0.15], np.float32))  # ids 2, 0, 3, 1 from the likeliest on
+SHUFFLED = np.log(np.array([0.3, 0.05, 0.5, 0.15], np.float32))  # ids 2, 0, 3, 1 from the most likely on
 
 
 def candidates(step: Step) -> list[list[float]]:
@@ -241,8 +245,8 @@ def candidates(step: Step) -> list[list[float]]:
 
 def test_choose_maps_places_back_to_ids():
     for number, token, rank, p in [(0.0, 2, 1, 0.5), (0.49, 2, 1, 0.5), (0.51, 0, 2, 0.3), (0.81, 3, 3, 0.15)]:
-        step = choose(SHUFFLED, number)
-        assert (step.token, step.rank, step.number) == (token, rank, number)
+        step = choose(SHUFFLED, number, NEUTRAL)
+        assert (step.token, step.rank, step.random_number) == (token, rank, number)
         assert step.p == pytest.approx(p)
         assert step.ids.tolist() == [2, 0, 3, 1]
         assert step.model_p.tolist() == pytest.approx(P)
@@ -250,8 +254,8 @@ def test_choose_maps_places_back_to_ids():
 
 
 def test_candidates_come_from_the_distribution_that_was_sampled():
-    step = choose(SHUFFLED, 0.8, temperature=0.5, top_k=2, record=4)
-    # Squares of the two likeliest: 0.25 and 0.09, together 0.34. The number 0.8 falls behind 0.735, into the second.
+    step = choose(SHUFFLED, 0.8, Sampling(temperature=0.5, top_k=2), record=4)
+    # Squares of the two most likely: 0.25 and 0.09, together 0.34. The number 0.8 falls behind 0.735, into the second.
     expected = [(2, 0.5, 0.25 / 0.34), (0, 0.3, 0.09 / 0.34), (3, 0.15, 0.0), (1, 0.05, 0.0)]
     assert candidates(step) == [pytest.approx(list(e)) for e in expected]
     assert step.ends.tolist() == pytest.approx([0.25 / 0.34, 1, 1, 1])
@@ -260,7 +264,7 @@ def test_candidates_come_from_the_distribution_that_was_sampled():
 
 
 def test_what_is_recorded_changes_nothing_else():
-    few, more, all_of_them = (choose(SHUFFLED, 0.8, top_k=2, record=n) for n in (0, 3, 99))
+    few, more, all_of_them = (choose(SHUFFLED, 0.8, replace(NEUTRAL, top_k=2), record=n) for n in (0, 3, 99))
     assert [len(step.ids) for step in (few, more, all_of_them)] == [2, 3, 4]
     assert candidates(all_of_them)[:2] == candidates(more)[:2] == candidates(few)
     assert few.token == more.token == all_of_them.token
@@ -269,7 +273,7 @@ def test_what_is_recorded_changes_nothing_else():
 def test_the_columns_of_a_step_follow_from_each_other():
     seen = np.array([True, False, True, False])
     logits = np.array([1.0, 0.2, 3.0, -2.0])
-    step = choose(logits, 0.5, seen, temperature=0.5, repetition_penalty=2.0)
+    step = choose(logits, 0.5, Sampling(temperature=0.5, top_k=0, repetition_penalty=2.0), seen)
     assert step.ids.tolist() == [2, 0, 1, 3]
     assert step.logits.tolist() == [3.0, 1.0, 0.2, -2.0]
     assert step.penalised.tolist() == [1.5, 0.5, 0.2, -2.0]  # halved where seen
@@ -280,24 +284,24 @@ def test_the_columns_of_a_step_follow_from_each_other():
 
 
 def test_ties_go_to_the_lower_id():
-    step = choose(np.array([1.0, 7.0, 7.0, 0.0, 7.0]), 0.9, temperature=0)
+    step = choose(np.array([1.0, 7.0, 7.0, 0.0, 7.0]), 0.9, Sampling(temperature=0, top_k=0))
     assert step.token == 1
     assert step.ids.tolist() == [1, 2, 4, 0, 3]
 
 
 @in_any_time
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 14))
-def test_the_likeliest_are_the_first_of_a_stable_sort(values, n):
+def test_the_most_likely_are_the_first_of_a_stable_sort(values, n):
     expected = sorted(range(len(values)), key=lambda i: -values[i])[:n]
-    assert likeliest(np.array(values, np.float64), n).tolist() == expected
+    assert most_likely(np.array(values, np.float64), n).tolist() == expected
 
 
 @in_any_time
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(300, 3000), st.sampled_from([3, 1000]))
-def test_the_likeliest_of_many_are_found_through_their_groups(seed, n, size, distinct):
+def test_the_most_likely_of_many_are_found_through_their_groups(seed, n, size, distinct):
     """Sizes at which groups hand in their highest, whether or not they divide the size; with and without ties."""
     values = np.random.default_rng(seed).integers(0, distinct, size).astype(np.float32)
-    assert likeliest(values, n).tolist() == (-values).argsort(kind="stable")[:n].tolist()
+    assert most_likely(values, n).tolist() == (-values).argsort(kind="stable")[:n].tolist()
 
 
 def test_penalty_by_hand():
@@ -310,26 +314,26 @@ def test_penalty_by_hand():
 def test_the_penalty_acts_before_temperature_and_filters():
     # Unpenalised, id 0 would win; its logit 4 becomes 1. Top-k then keeps ids 1 and 2, whatever id 0 was before.
     logits, seen = np.array([4.0, 3.0, 2.0]), np.array([True, False, False])
-    step = choose(logits, 0.0, seen, temperature=0.5, top_k=2, repetition_penalty=4.0, record=3)
+    step = choose(logits, 0.0, Sampling(temperature=0.5, top_k=2, repetition_penalty=4.0), seen, record=3)
     assert step.ids.tolist() == [1, 2, 0]
     assert step.sampled_p.tolist() == pytest.approx([1 / (1 + math.exp(-2)), math.exp(-2) / (1 + math.exp(-2)), 0])
-    assert choose(logits, 0.0, seen, temperature=0, repetition_penalty=4.0).token == 1
+    assert choose(logits, 0.0, Sampling(temperature=0, top_k=0, repetition_penalty=4.0), seen).token == 1
 
 
 @in_any_time
-@given(logit_lists, knobs, st.floats(0, BELOW_1), st.floats(0.5, 2), st.integers(0, 12))
-def test_a_step_agrees_with_itself(logits, knobs, number, penalty, record):
+@given(logit_lists, sampling_values, st.floats(0, BELOW_1), st.floats(0.5, 2), st.integers(0, 12))
+def test_a_step_agrees_with_itself(logits, values, number, penalty, record):
     logits = np.array(logits, np.float32)
     seen = np.arange(len(logits)) % 2 == 0
-    step = choose(logits, number, seen, repetition_penalty=penalty, record=record, **knobs)
-    assert len(set(step.ids.tolist())) == len(step.ids) >= min(max(record, knobs["top_k"]), len(logits))
+    step = choose(logits, number, Sampling(repetition_penalty=penalty, **values), seen, record)
+    assert len(set(step.ids.tolist())) == len(step.ids) >= min(max(record, values["top_k"]), len(logits))
     assert step.sampled_p.sum() == pytest.approx(1, abs=1e-12)  # computed in double precision
     assert step.token == step.ids[step.rank - 1]
     assert step.p == step.model_p[step.rank - 1]
     own = torch.softmax(torch.tensor(logits).double(), dim=0)
     assert step.model_p.tolist() == pytest.approx(own[torch.tensor(step.ids)].tolist(), rel=1e-5, abs=1e-12)
     assert step.sampled_p[step.rank - 1] > 0
-    assert step.sampled_p.nonzero()[0].tolist() == list(range(step.kept[-1])) or knobs["temperature"] < 0.06
+    assert step.sampled_p.nonzero()[0].tolist() == list(range(step.kept[-1])) or values["temperature"] < 0.06
 
 
 # --- many tokens ------------------------------------------------------------------------------------------------------
@@ -344,15 +348,20 @@ def spread_model(block_size: int, n_layer: int = 2, n_head: int = 2, n_embd: int
     return model.eval()
 
 
-def steps_of(model: GPT, prompt: list[int], tokens: int, fast: bool = False, **knobs) -> list[Step]:
+def settings_of(tokens: int, **more) -> Settings:
+    """Settings that draw from the model's own distribution, but for what is given."""
+    return replace(CHAR, **{"tokens": tokens, "temperature": 1.0, "top_k": 0, "seed": 0, "show": 0} | more)
+
+
+def steps_of(model: GPT, prompt: list[int], tokens: int, fast: bool = False, **more) -> list[Step]:
     cache = model.new_cache()
     logits = read(model, prompt, cache)
     one_token = OneToken(model, cache) if fast else None
-    return list(generate(model, prompt, logits[-1], cache, tokens, one_token=one_token, **knobs))
+    return list(generate(model, prompt, logits[-1], cache, settings_of(tokens, **more), one_token))
 
 
-def tokens_of(*args, **knobs) -> list[int]:
-    return [step.token for step in steps_of(*args, **knobs)]
+def tokens_of(*args, **more) -> list[int]:
+    return [step.token for step in steps_of(*args, **more)]
 
 
 @torch.no_grad()
@@ -438,7 +447,7 @@ def test_generate_starts_from_the_logits_it_is_given():
     prompt, cache = [3, 1, 4], model.new_cache()
     read(model, prompt, cache)
     only_17 = torch.full((29,), -30.0).index_fill(0, torch.tensor(17), 30.0)
-    steps = list(generate(model, prompt, only_17, cache, tokens=2))
+    steps = list(generate(model, prompt, only_17, cache, settings_of(2)))
     assert steps[0].token == 17
     assert prompt == [3, 1, 4], "the caller's list is the caller's"
     p = read(model, [3, 1, 4, 17], model.new_cache())[-1].softmax(0)
@@ -459,10 +468,10 @@ def test_the_seed_decides():
     assert tokens_of(model, [1, 2], 24, temperature=2.0, seed=6) != first
 
 
-def test_random_numbers_are_one_a_token_whatever_the_knobs():
+def test_random_numbers_are_one_per_token_whatever_the_settings():
     model = spread_model(16)
-    numbers = [step.number for step in steps_of(model, [1], 30, temperature=0, seed=5)]
-    assert numbers == [step.number for step in steps_of(model, [1], 30, temperature=3.0, top_k=4, seed=5)]
+    numbers = [step.random_number for step in steps_of(model, [1], 30, temperature=0, seed=5)]
+    assert numbers == [step.random_number for step in steps_of(model, [1], 30, temperature=3.0, top_k=4, seed=5)]
     assert len(set(numbers)) == 30
     assert all(0 <= number < 1 for number in numbers)
     assert 0.3 < sum(numbers) / 30 < 0.7
@@ -475,14 +484,14 @@ def test_random_numbers_in_groups_are_those_drawn_one_by_one():
 
 
 @both_ways
-def test_knobs_reach_every_step(fast):
-    knobs = {"temperature": 3.0, "top_k": 4, "top_p": 0.5, "min_p": 0.3, "repetition_penalty": 1.5}
+def test_the_settings_reach_every_step(fast):
+    values = {"temperature": 3.0, "top_k": 4, "top_p": 0.5, "min_p": 0.3, "repetition_penalty": 1.5}
     seen = np.zeros(29, bool)
     seen[1] = True
-    for step in steps_of(spread_model(16), [1], 24, fast, record=29, **knobs):
+    for step in steps_of(spread_model(16), [1], 24, fast, show=29, **values):
         logits = np.empty(29, np.float32)
         logits[step.ids] = step.logits
-        again = choose(logits, step.number, seen, record=29, **knobs)
+        again = choose(logits, step.random_number, Sampling(**values), seen, record=29)
         assert again.sampled_p.tolist() == step.sampled_p.tolist()
         assert again.penalised.tolist() == step.penalised.tolist()
         assert again.token == step.token
@@ -505,10 +514,11 @@ def test_each_of_several_samples_is_the_text_of_its_own_seed():
     model = spread_model(8)
     cache = model.new_cache()
     logits = read(model, [1, 2, 3], cache)
-    knobs = {"temperature": 2.0, "top_k": 8, "repetition_penalty": 1.3}
-    batches = list(generate_samples(model, [1, 2, 3], logits[-1], cache, 30, samples=4, seed=5, **knobs))
+    values = {"temperature": 2.0, "top_k": 8, "repetition_penalty": 1.3}
+    settings = settings_of(30, samples=4, seed=5, **values)
+    batches = list(generate_samples(model, [1, 2, 3], logits[-1], cache, settings))
     texts = [[step.token for step in steps] for steps in zip(*batches, strict=True)]
-    assert texts == [tokens_of(model, [1, 2, 3], 30, seed=5 + i, **knobs) for i in range(4)]
+    assert texts == [tokens_of(model, [1, 2, 3], 30, seed=5 + i, **values) for i in range(4)]
     assert len({tuple(text) for text in texts}) == 4
 
 
@@ -516,5 +526,5 @@ def test_the_largest_seed_has_successors():
     model = spread_model(8)
     cache = model.new_cache()
     logits = read(model, [1], cache)
-    ((_, second),) = generate_samples(model, [1], logits[-1], cache, 1, samples=2, seed=2**64 - 1)
-    assert second.number == steps_of(model, [1], 1, seed=0)[0].number
+    ((_, second),) = generate_samples(model, [1], logits[-1], cache, settings_of(1, samples=2, seed=2**64 - 1))
+    assert second.random_number == steps_of(model, [1], 1, seed=0)[0].random_number

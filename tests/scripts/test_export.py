@@ -78,7 +78,8 @@ def test_logits_and_greedy_text_equal(exported):
     written = []
     for prompt in idx[:, :4].tolist():
         cache = model.new_cache()
-        steps = generate(model, prompt, read(model, prompt, cache)[-1], cache, 16, temperature=0.0)
+        logits = read(model, prompt, cache)[-1]
+        steps = generate(model, prompt, logits, cache, replace(CHAR, tokens=16, temperature=0.0))
         written.append(prompt + [step.token for step in steps])
         greedy = transformers.GenerationConfig(**config)
         assert theirs.generate(torch.tensor([prompt]), generation_config=greedy)[0].tolist() == written[-1]

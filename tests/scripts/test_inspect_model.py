@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from config import ROOT
-from model.generation.sampling import sampling_probabilities, temper
+from model.generation.sampling import apply_temperature, sampling_probabilities
 from model.gpt import GPT
 from model.interpretation.forward_pass import trace_forward
 from model.storage.model_file import save_model
@@ -250,7 +250,7 @@ def test_the_sliders_do_what_generating_does(page, kind, temperature, k, p):
     for name, value in (("temperature", temperature), ("top_k", k), ("top_p", p)):
         page.locator(f"#{name}").fill(str(value))
     logits = trace_forward(make_model(kind), ids_of(kind)).logits[-1].double().sort(descending=True).values.numpy()
-    tempered = temper(logits, temperature)
+    tempered = apply_temperature(logits, temperature)
     expected, _ = sampling_probabilities(tempered, k, p)
     drawn = [float(x) for x in page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => td.dataset.p)")]
     assert drawn == pytest.approx(expected[:15].tolist(), abs=1e-5)
