@@ -1,7 +1,7 @@
 """Pages for a browser: each is one file that contains its data and its program, and loads nothing else.
 
-A page is made from an HTML template in scripts/pages. In a template, %%name is replaced: %%style and %%program by
-page.css and page.js, which all pages share, %%facts and %%data by what every page has, the rest by `parts` of fill().
+A page is made from an HTML template in scripts/pages, where %%name is replaced: %%style and %%program by page.css and
+page.js, which all pages share, the rest by what fill_page() is given.
 """
 
 import base64
@@ -20,14 +20,14 @@ PAGES = ROOT / "scripts" / "pages"
 ARRAYS = {"float32": "Float32Array", "uint16": "Uint16Array", "uint32": "Uint32Array"}  # numpy's name -> JavaScript's
 
 
-class Page(string.Template):
+class PageTemplate(string.Template):
     delimiter = "%%"  # $ has a meaning in the page's own program
 
 
-def fill(template: str, facts: list[str], data, **parts: str) -> str:
+def fill_page(template: str, facts: list[str], data, **parts: str) -> str:
     """The text of a page. `facts` are lines of text below its title, `data` is what its program reads, and `parts`
     must be HTML already."""
-    return Page((PAGES / template).read_text("utf-8")).substitute(
+    return PageTemplate((PAGES / template).read_text("utf-8")).substitute(
         style=(PAGES / "page.css").read_text("utf-8"),
         program=(PAGES / "page.js").read_text("utf-8"),
         facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from model.interpretation.inspect_terminal import print_head, print_logit_lens, print_next_tokens
     from model.storage.model_file import load_model, show_training
     from model.tokenization.tokenizer import encode_prompt
-    from plumbing.page import fill, write_page
+    from plumbing.page import fill_page, write_page
 
     with memory_advice("Try a shorter prompt."):
         model, tokenizer, training = load_model(settings.model_file)
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{shape['vocab_size']:,} tokens in the vocabulary, {weights:,} weights.",
             ]
             data = inspect_page_data(model, tokenizer, forward, ids, args.prompt)
-            write_page(args.html, fill("inspect_model.html", facts, data), f"{len(ids)} tokens")
+            write_page(args.html, fill_page("inspect_model.html", facts, data), f"{len(ids)} tokens")
         else:
             print("Next: add --html data/inside.html to see everything as a page.")
 

@@ -19,7 +19,6 @@ then extend each hit in both directions for as long as the bytes agree.
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
 
 import _root
 import numpy as np
@@ -35,14 +34,6 @@ SEED = 16  # bytes that are looked up at once
 STRIDE = 8  # bytes between the seeds of the corpus; a match of SEED + STRIDE - 1 bytes contains a whole one
 MAX_HITS = 256  # occurrences of a seed that are compared, in the text and in the corpus; tables repeat more often
 CHUNK = 1 << 24  # bytes of the corpus to search at a time, a multiple of STRIDE
-
-
-class Match(NamedTuple):
-    """The same bytes in the text and in the corpus."""
-
-    text_start: int
-    corpus_start: int
-    length: int
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,9 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     print("Next: compare with --shortest 100, or with a text of yours that the model never saw.")
 
 
-def find_matches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> tuple[list[Match], int]:
-    """The longest matches of at least `shortest` bytes, longest first, without those of which longer ones cover half or
-    more; and how many bytes of the text are in any match."""
+def find_matches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> tuple[list[tuple[int, int, int]], int]:
+    """The longest matches of at least `shortest` bytes, longest first, each as (start in the text, start in the corpus,
+    bytes), without those of which longer ones cover half or more; and how many bytes of the text are in any match."""
     own = np.frombuffer(text, np.uint8)
     t, c = find_seeds(own, corpus)
     equal = np.ones(len(t), bool)
@@ -112,7 +103,7 @@ def find_matches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> t
             break
         if taken[t[i] : t[i] + length[i]].mean() < 0.5:
             taken[t[i] : t[i] + length[i]] = True
-            matches.append(Match(int(t[i]), int(c[i]), int(length[i])))
+            matches.append((int(t[i]), int(c[i]), int(length[i])))
     return matches, covered
 
 

@@ -21,7 +21,7 @@ from config import CHAR
 from model import metrics
 from plumbing.command_line import add_flags, parse
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.page import fill, write_page
+from plumbing.page import fill_page, write_page
 from plumbing.text import shown_path
 
 TRAINING = ("loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second")  # of a "loss" line
@@ -51,14 +51,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{count:,} figures in {shown_path(args.tensorboard)}. Next: tensorboard --logdir {args.tensorboard}")
     if args.html:
         facts = [describe_run(run) for run in runs]
-        page = fill("plot_training.html", facts, without_infinities({"runs": runs, "ln2": metrics.LN2}))
+        page = fill_page("plot_training.html", facts, without_infinities({"runs": runs, "ln2": metrics.LN2}))
         records = sum(len(run["records"]) for run in runs)
         write_page(args.html, page, f"{records} recorded steps")
     elif settings.debug and not args.tensorboard:
         print("Next: add --html data/training.html to see everything as a page.")
-
-
-# === reading a log ====================================================================================================
 
 
 def read_runs(paths: list[Path]) -> list[dict]:
@@ -100,18 +97,11 @@ def read_run(path: Path) -> dict:
     return {
         "name": path.resolve().parent.name,  # resolved, because the name of "." is empty
         "about": about,
-        "lines": by_step(lines),
-        "evaluations": by_step(evaluations),
+        "lines": [lines[step] for step in sorted(lines)],
+        "evaluations": [evaluations[step] for step in sorted(evaluations)],
         "warnings": warnings,
-        "records": by_step(records),
+        "records": [records[step] for step in sorted(records)],
     }
-
-
-def by_step(entries: dict[int, dict]) -> list[dict]:
-    return [entries[step] for step in sorted(entries)]
-
-
-# === the terminal =====================================================================================================
 
 
 def print_loss(run: dict) -> None:
@@ -146,9 +136,6 @@ def plot_loss(run: dict, width: int = 64, height: int = 16) -> str:
     return "\n".join(lines)
 
 
-# === TensorBoard ======================================================================================================
-
-
 def write_tensorboard(run: dict, folder: Path) -> int:
     """Write the figures of a run as event files. Returns how many numbers it wrote."""
     try:
@@ -170,9 +157,6 @@ def write_tensorboard(run: dict, folder: Path) -> int:
                     writer.add_scalar(f"{group}/{name}", value, record["step"])
                     count += 1
     return count
-
-
-# === the page =========================================================================================================
 
 
 def describe_run(run: dict) -> str:

@@ -41,7 +41,7 @@ from config import CHAR
 from plumbing.command_line import add_flags, file_flags, model_flag, parse, refuse_same
 from plumbing.corpus import NO_TEXT, decode_text
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.page import fill, write_page
+from plumbing.page import fill_page, write_page
 from plumbing.text import shown_path
 
 
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # What needs torch is imported here, so that --help answers at once.
     from model.device import memory_advice, pick_device
-    from model.interpretation import surprise_page
     from model.interpretation.surprise import most_surprising, score_text, summarize_surprise
-    from model.interpretation.surprise_terminal import print_map
+    from model.interpretation.surprise_map import legend_html, print_map, ranking_html, surprise_page_data, text_html
+    from model.interpretation.token_layout import spans_by_line
     from model.storage.model_file import load_model, show_training
 
     with memory_advice("Try a shorter text, or --device cpu."):
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         model.to(pick_device(settings.device))
         found = score_text(model, tokenizer, text, settings.show)
 
-    lines, span_bits, line_bits = found.lines(), found.span_bits(), found.line_bits()
+    lines, span_bits, line_bits = list(spans_by_line(text, found.layout)), found.span_bits(), found.line_bits()
     if settings.debug:
         print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {show_training(training)}")
         if len(found.ids) > model.block_size:
@@ -83,14 +83,14 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(facts))
     print_most_surprising(ranking)
     if args.html:
-        page = fill(
+        page = fill_page(
             "surprise_map.html",
             facts,
-            surprise_page.surprise_page_data(tokenizer, found),
+            surprise_page_data(tokenizer, found),
             name=escape(args.file.name),
-            legend=surprise_page.legend_html(),
-            ranking=surprise_page.ranking_html(ranking),
-            lines=surprise_page.text_html(lines, span_bits, line_bits),
+            legend=legend_html(),
+            ranking=ranking_html(ranking),
+            lines=text_html(lines, span_bits, line_bits),
         )
         write_page(args.html, page, f"{len(found.ids):,} tokens")
     else:

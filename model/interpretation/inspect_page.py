@@ -26,9 +26,20 @@ CANDIDATES = 40  # candidates with a text; the page's sliders work on the whole 
 
 def inspect_page_data(model: GPT, tokenizer: Tokenizer, forward: ForwardPass, ids: list[int], prompt: str) -> dict:
     """Everything the page shows, ready for JSON."""
+    logits = forward.logits.float().cpu()  # (T, V)
+    order = logits[-1].argsort(descending=True, stable=True)  # candidates after the last token, likeliest first
+    log_p = logits[:-1].log_softmax(dim=-1)[range(len(ids) - 1), ids[1:]]  # (T - 1) of the actual next tokens
+    attention = forward.attention.float().cpu().numpy()[..., *np.tril_indices(len(ids))]  # row after row
+    arrays = lens_data(model, forward, ids)
+    arrays |= attribution_data(model, forward, arrays["lens_ids"][-1], ids)
+    arrays |= {
+        "attention": (attention * 65535).round().astype(np.uint16),  # (L, H, T (T + 1) / 2)
+        "patterns": attention_pattern(forward.attention).float().cpu().numpy(),  # (L, H, 3)
+        "order": order.numpy().astype(np.uint16),  # (V)
+        "logits": logits[-1][order].numpy(),  # (V)
+        "surprise": metrics.bits(-log_p).numpy(),  # (T - 1) in bits
+    }
     neighbours = nearest_tokens(model, ids)
-    arrays = attention_data(forward) | lens_data(model, forward, ids)
-    arrays |= attribution_data(model, forward, arrays["lens_ids"][-1], ids) | prediction_data(forward, ids)
     shown = {*ids, *arrays["lens_ids"].flat, *arrays["promoted"].flat, *arrays["order"][:CANDIDATES]}
     shown |= {other for row in neighbours.values() for other, _ in row}
     return {
@@ -60,12 +71,12 @@ def replay_merges(tokenizer: Tokenizer, prompt: str) -> list[list[list[str]]]:
     for word, _ in tokenizer.library.pre_tokenizer.pre_tokenize_str(prompt):
         rows = [list(word)]
         while pairs := rank.keys() & set(pairwise(rows[-1])):
-            rows.append(merge_pair(rows[-1], min(pairs, key=rank.get)))
+            rows.append(join_pair(rows[-1], min(pairs, key=rank.get)))
         words.append([[token_text(tokenizer, tokenizer.library.token_to_id(s)) for s in row] for row in rows])
     return words
 
 
-def merge_pair(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+def join_pair(symbols: list[str], pair: tuple[str, str]) -> list[str]:
     """The symbols with each occurrence of a pair joined, from left to right."""
     joined, i = [], 0
     while i < len(symbols):
@@ -85,15 +96,6 @@ def nearest_tokens(model: GPT, ids: list[int]) -> dict[int, list[tuple[int, floa
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         found[token] = [(other, round(cosine, 4)) for other, cosine in pairs if other != token][:NEIGHBOURS]
     return found
-
-
-def attention_data(forward: ForwardPass) -> dict[str, np.ndarray]:
-    """Attention in steps of 1 / 65535, only the lower triangle, row after row: (L, H, T (T + 1) / 2). The patterns of
-    the heads: (L, H, 3)."""
-    below = np.tril_indices(len(forward.logits))
-    attention = (forward.attention.float().cpu().numpy() * 65535).round().astype(np.uint16)
-    patterns = attention_pattern(forward.attention).float().cpu().numpy()
-    return {"attention": attention[..., *below], "patterns": patterns}
 
 
 def lens_data(model: GPT, forward: ForwardPass, ids: list[int]) -> dict[str, np.ndarray]:
@@ -135,18 +137,4 @@ def attribution_data(model: GPT, forward: ForwardPass, final_ids: np.ndarray, id
         "attribution": torch.stack(added).numpy(),
         "promoted": torch.stack(promoted).numpy().astype(np.uint16),
         "relative_norm": relative_norm.float().cpu().numpy(),
-    }
-
-
-def prediction_data(forward: ForwardPass, ids: list[int]) -> dict[str, np.ndarray]:
-    """All candidates after the last token, likeliest first, with their logits, (V,); and the surprise of each token
-    after the first, in bits, (T - 1,)."""
-    logits = forward.logits.float().cpu()  # (T, V)
-    order = logits[-1].argsort(descending=True, stable=True)
-    next_ids = torch.tensor(ids[1:], dtype=torch.long)[:, None]
-    log_p = logits[:-1].log_softmax(dim=-1).gather(1, next_ids)[:, 0]
-    return {
-        "order": order.numpy().astype(np.uint16),
-        "logits": logits[-1][order].numpy(),
-        "surprise": metrics.bits(-log_p).numpy(),
     }

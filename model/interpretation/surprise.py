@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from model import metrics
 from model.gpt import GPT
-from model.interpretation.token_layout import Line, TokenLayout, layout_tokens, spans_by_line, visible_span
+from model.interpretation.token_layout import TokenLayout, layout_tokens, visible_span
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer
 
@@ -73,9 +73,6 @@ class TextSurprise:
     scores: TokenScores
     layout: TokenLayout
 
-    def lines(self) -> list[Line]:
-        return list(spans_by_line(self.text, self.layout))
-
     def line_bits(self) -> list[float]:
         """The surprise of each line."""
         return np.bincount(self.layout.line, weights=self.scores.bits, minlength=self.layout.lines).tolist()
@@ -137,15 +134,8 @@ def most_surprising(tokenizer: Tokenizer, found: TextSurprise) -> list[Surprisin
         elif after - first > 1:
             token = f"{token} (in {visible_span(text[start:end])})"
         candidates = zip(scores.expected[i].tolist(), scores.p[i].tolist(), strict=True)
-        rows.append(
-            SurprisingToken(
-                span=span,
-                line=int(layout.line[i]) + 1,
-                column=int(layout.column[i]) + 1,
-                token=token,
-                bits=float(scores.bits[i]),
-                rank=int(scores.rank[i]),
-                instead=[(token_text(tokenizer, other), p) for other, p in candidates if other != ids[i]],
-            )
-        )
+        instead = [(token_text(tokenizer, other), p) for other, p in candidates if other != ids[i]]
+        line, column = int(layout.line[i]) + 1, int(layout.column[i]) + 1
+        bits, rank = float(scores.bits[i]), int(scores.rank[i])
+        rows.append(SurprisingToken(span, line, column, token, bits, rank, instead))
     return rows

@@ -12,7 +12,7 @@ import pytest
 from surprise import KNOWN, TOKENIZERS, layout, map_runner, score
 
 from config import ROOT
-from model.interpretation.surprise_terminal import (
+from model.interpretation.surprise_map import (
     BORDERS,
     RANGES,
     STYLES,

@@ -4,18 +4,17 @@ import html
 import html.parser
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from browser import BROWSER
 from surprise import KNOWN, TOKENIZERS, layout, map_runner, score
 
 from model.interpretation.surprise import SurprisingToken
-from model.interpretation.surprise_page import legend_html, ranking_html, text_html
-from model.interpretation.surprise_terminal import STYLES, surprise_level
+from model.interpretation.surprise_map import STYLES, legend_html, ranking_html, surprise_level, text_html
 from model.tokenization.display import token_text
-from plumbing.page import PAGES, fill
+from plumbing.page import PAGES, fill_page
 from plumbing.text import visible
 
 
@@ -87,7 +86,7 @@ def test_the_page_escapes_all_that_is_put_into_it():
     lines = [[(0, "x"), (1, evil)], [(1, evil)]]  # the second span is in two lines
     data = {"texts": {"1": evil}}
     ranking, text = ranking_html([row]), text_html(lines, [0.0, 9.0], [9.0, 0.0])
-    source = fill(
+    source = fill_page(
         "surprise_map.html", [evil], data, name=html.escape(evil), legend=legend_html(), ranking=ranking, lines=text
     )
     page = PageReader(source)
@@ -176,9 +175,6 @@ def test_the_colours_of_the_terminal_can_be_read():
         for background in [xterm(int(own[1]))] if own else ["#000000", "#ffffff"]:
             assert contrast(letters, background) >= 4.5
     assert len(set(STYLES)) == len(STYLES)
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def browse(page, fragment: str) -> str:
