@@ -122,4 +122,4 @@ def pytest_collection_modifyitems(items):
 
     The commands of the pages take longest, and all of them wait for the quickstart: other tests run in between.
     """
-    items.sort(key=lambda item: (item.path.name != "test_quickstart.py", ORDER.get(item.path.parent.name, 2)))
+    items.sort(key=lambda item: (item.path.name != "test_readme_quickstart.py", ORDER.get(item.path.parent.name, 2)))

@@ -14,7 +14,7 @@ from config import CHAR
 from dataset import draw_batch
 from model.device import keep_memory, pick_device, pick_dtype, wait_for
 from model.gpt import GPT
-from model.training.choose_step import Recorded
+from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 from plumbing.errors import UserError
 from scripts.benchmarks.common import matmul_flops, medians
@@ -91,7 +91,7 @@ class OurStep:
         self.rate = torch.ones((), device=device)
         self.device, self.steps = device, 1 if device.type == "cpu" else GPU_STEPS
         self.tokens = np.zeros(1 << 24, np.uint16)  # a training file
-        self.graph = Recorded(self.compute) if device.type != "cpu" else None
+        self.graph = CudaGraph(self.compute) if device.type != "cpu" else None
 
     def seconds(self) -> dict[str, float]:
         """Seconds per step, and on a CPU those of its parts and of one batch of an evaluation."""

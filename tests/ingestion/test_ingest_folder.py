@@ -94,7 +94,6 @@ def test_the_schema_is_that_of_ingestion(run, project):
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("content", "string"),
         ("path", "string"),
-
     ]
     assert {row["path"]: row["content"] for row in table.to_pylist()} == taken
 
@@ -167,6 +166,7 @@ def test_without_folders_the_standard_library_is_gathered(run, project, monkeypa
 
 def test_text_is_written_in_row_groups(project, monkeypatch):
     from ingestion import ingest_folder
+    from plumbing import parquet
 
     (project / "src").mkdir()
     for i in range(10):

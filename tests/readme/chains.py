@@ -24,7 +24,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 }
 
-# chain -> its sections, in the order in which they are run. Each chain has a test file, test_CHAIN.py.
+# chain -> its sections, in the order in which they are run. Each chain has a test file, test_readme_CHAIN.py.
 CHAINS = {
     "quickstart": ["README.md#Quick start"],
     "data": [
