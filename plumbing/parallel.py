@@ -52,9 +52,9 @@ def in_input_order(work: Callable, items: Iterable, workers: int, at_once: int =
             pool.shutdown(cancel_futures=True)
 
 
-def next_results(results: Iterator, number: int) -> tuple[list, BaseException | None]:
+def next_results(results: Iterator, number: int) -> tuple[deque, BaseException | None]:
     """The next results of a generator, at most `number`, and its error if it raised one."""
-    computed = []
+    computed: deque = deque()
     try:
         for result in islice(results, number):
             computed.append(result)
@@ -70,7 +70,8 @@ def finished_results(pool: ThreadPoolExecutor, results: Iterator, future: Future
             pass
         computed, error = future.result()
         future = pool.submit(next_results, results, at_once) if len(computed) == at_once else None
-        yield from computed
+        while computed:
+            yield computed.popleft()  # so that its memory is free as soon as the caller is done with it
         if error:
             raise error
 
