@@ -101,12 +101,6 @@ def in_cache(file, dataset: str, commit: str) -> CachedFile:
     return CachedFile(f"hf://datasets/{dataset}@{commit}/{file.path}", snapshot / file.path, blob, file.size, sha256)
 
 
-def check_access(args: argparse.Namespace, commit: str, path: str) -> None:
-    """Ask for one file: the list of files is open to everybody, the files may not be. Raises an error of the hub."""
-    url = huggingface_hub.hf_hub_url(args.dataset, path, repo_type="dataset", revision=commit)
-    huggingface_hub.get_hf_file_metadata(url)
-
-
 def check_space(cache: Path, missing: int) -> None:
     """Raises UserError if the disk of the cache is too full for the download."""
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
@@ -184,7 +178,9 @@ def download(args: argparse.Namespace) -> None:
         f"To download: {shown_size(missing)}."
     )
     if missing:
-        check_access(args, commit, parquets[0].path)
+        # The list is open to everybody, the files may not be: ask for one.
+        url = huggingface_hub.hf_hub_url(args.dataset, parquets[0].path, repo_type="dataset", revision=commit)
+        huggingface_hub.get_hf_file_metadata(url)
         check_space(Path(constants.HF_HUB_CACHE).absolute(), missing)
     with tqdm(total=size, initial=size - missing, unit="B", unit_scale=True, delay=2, disable=not missing) as progress:
         for file in files:

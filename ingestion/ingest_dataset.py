@@ -39,7 +39,7 @@ def inner_suffix(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
 
 
-def find_inputs(given: list[Path]) -> list[Path]:
+def find_readable(given: list[Path]) -> list[Path]:
     """The files to read, and folders that save_to_disk() wrote, in sorted order. Raises UserError if there are none."""
     found = []
     for path in given:
@@ -59,7 +59,7 @@ def read_texts(path: Path, column: str | None) -> Iterator[str | None]:
     """Yield the texts of an input, and None or "" for its empty rows. Raises UserError for one that cannot be read."""
     if path.is_dir() or inner_suffix(path) in READERS:
         for row in read_rows(path):
-            yield text_of(row, column, path)
+            yield row_text(row, column, path)
     elif path.suffix in TEXTS:
         text = decode_text(path.read_bytes(), path).removeprefix("\ufeff")  # a byte order mark
         yield from filter(None, split_at_marker(text.replace("\r\n", "\n").replace("\r", "\n")))
@@ -88,7 +88,7 @@ def read_rows(path: Path) -> Iterator[dict]:
         raise UserError(f"{shown_path(path)} cannot be read: {reason}") from None
 
 
-def text_of(row: dict, column: str | None, path: Path) -> str | None:
+def row_text(row: dict, column: str | None, path: Path) -> str | None:
     """The text of a row. Raises UserError if the column is missing or holds something else."""
     name = column or next((name for name in USUAL_COLUMNS if name in row), None)
     if name is None or name not in row:
@@ -102,7 +102,7 @@ def text_of(row: dict, column: str | None, path: Path) -> str | None:
     return text
 
 
-def documents_of(paths: list[Path], args: argparse.Namespace, counts: Counter) -> Iterator[tuple[str, Path]]:
+def read_inputs(paths: list[Path], args: argparse.Namespace, counts: Counter) -> Iterator[tuple[str, Path]]:
     """Yield (text, its file) for each document of the inputs. Counts what is empty."""
     for path in tqdm(paths, unit=" files", delay=2):
         rows = 0
@@ -128,11 +128,11 @@ def main() -> None:
 
     from plumbing.parquet import show_extraction, write_parquet
 
-    paths = find_inputs(args.inputs)
+    paths = find_readable(args.inputs)
     refuse_same({"--output": args.output}, *paths)
     counts: Counter[str] = Counter()
     start = time.perf_counter()
-    written, size = write_parquet(args.output, documents_of(paths, args, counts))
+    written, size = write_parquet(args.output, read_inputs(paths, args, counts))
     for reason in ("empty rows", "empty files"):
         if counts[reason]:
             print(f"  {reason}: {counts[reason]:,}")

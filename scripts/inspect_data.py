@@ -14,8 +14,9 @@ import argparse
 import array
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import _root
@@ -54,63 +55,43 @@ def show_sizes(sizes: np.ndarray, unit: str) -> None:
 # === a corpus =========================================================================================================
 
 
-@dataclass
-class TextStatistics:
-    """What one pass over the documents counts: about 50 bytes of memory per document."""
-
-    sizes: array.array = field(default_factory=lambda: array.array("q"))  # of every document, in bytes
-    duplicates: int = 0
-    duplicate_bytes: int = 0
-    white: int = 0
-    lines: int = 0
-    carriage_returns: int = 0
-    zeros: int = 0
-    longest: list[tuple[int, int, bytes]] = field(default_factory=list)  # (bytes, document, start) of three long lines
-
-    def add(self, document: bytes, new: bool) -> None:
-        if not new:
-            self.duplicates += 1
-            self.duplicate_bytes += len(document)
-        self.white += len(document) - len(document.translate(None, WHITE))
-        self.lines += document.count(b"\n") + (not document.endswith(b"\n"))
-        self.carriage_returns += document.count(b"\r")
-        self.zeros += document.count(b"\0")
-        line = max(document.split(b"\n"), key=len)
-        heapq.heappush(self.longest, (len(line), len(self.sizes), line[:60]))
-        if len(self.longest) > 3:
-            heapq.heappop(self.longest)
-        self.sizes.append(len(document))
-
-
-def read_statistics(path: Path) -> TextStatistics:
-    """One pass over the documents of a corpus. Raises UserError for a file without documents, or without text."""
-    statistics, seen, documents = TextStatistics(), SeenDocuments(), read_document_bytes(path)
+def read_corpus(path: Path) -> tuple[np.ndarray, Counter, list[tuple[int, int, bytes]]]:
+    """One pass over the documents, with about 50 bytes of memory per document. Returns the size of each document in
+    bytes, what was counted, and (bytes, document, start) of three long lines, each of another document."""
+    sizes, counts, longest = array.array("q"), Counter(), []
+    seen, documents = SeenDocuments(), read_document_bytes(path)
     with tqdm(total=path.stat().st_size if path.exists() else 0, unit="B", unit_scale=True, delay=2) as progress:
         while batch := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
             for document, new in zip(batch, seen.new(document_hashes(batch)).tolist(), strict=True):
-                statistics.add(document, new)
+                counts["duplicates"] += not new
+                counts["bytes of duplicates"] += 0 if new else len(document)
+                counts["white"] += len(document) - len(document.translate(None, WHITE))
+                counts["lines"] += document.count(b"\n") + (not document.endswith(b"\n"))
+                counts["carriage returns"] += document.count(b"\r")
+                counts["zeros"] += document.count(b"\0")
+                line = max(document.split(b"\n"), key=len)
+                longest = heapq.nlargest(3, [*longest, (len(line), len(sizes), line[:60])])
+                sizes.append(len(document))
                 progress.update(len(document))
-    if not statistics.sizes:
+    if not sizes:
         raise UserError(f"{shown_path(path)} holds no document.")
-    if statistics.zeros * 4 > sum(statistics.sizes):
+    if counts["zeros"] * 4 > sum(sizes):
         raise UserError(f"{shown_path(path)} is not text. {NO_TEXT}")
-    return statistics
+    return np.frombuffer(sizes, np.int64), counts, longest
 
 
 def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
-    statistics = read_statistics(path)
-    sizes = np.frombuffer(statistics.sizes, np.int64)
-    documents, total, duplicates = len(sizes), int(sizes.sum()), statistics.duplicates
-    lines = statistics.lines
+    sizes, counts, longest = read_corpus(path)
+    documents, total, lines, duplicates = len(sizes), int(sizes.sum()), counts["lines"], counts["duplicates"]
     print(f"{shown_path(path)} is a corpus: {documents:,} documents, {total:,} bytes of text in {lines:,} lines")
     show_sizes(sizes, "bytes")
-    fraction = statistics.duplicate_bytes / total
+    fraction = counts["bytes of duplicates"] / total
     print(f"Exact duplicates: {duplicates:,} documents ({duplicates / documents:.1%}), {fraction:.1%} of the text")
-    print(f"White space: {statistics.white / total:.1%} of the bytes; {total / lines:.1f} bytes per line")
-    if statistics.carriage_returns or statistics.zeros:
-        print(f"Unusual in code: {statistics.carriage_returns:,} carriage returns, {statistics.zeros:,} NUL characters")
+    print(f"White space: {counts['white'] / total:.1%} of the bytes; {total / lines:.1f} bytes per line")
+    if counts["carriage returns"] or counts["zeros"]:
+        print(f"Unusual in code: {counts['carriage returns']:,} carriage returns, {counts['zeros']:,} NUL characters")
     print("The longest lines:")
-    for length, document, start in sorted(statistics.longest, reverse=True):
+    for length, document, start in longest:
         print(f"  {length:,} bytes in document {document + 1:,}: {visible(start.decode(errors='ignore'))}")
     for file in filter(Path.exists, tokenizers):
         show_bytes_per_token(path, file)

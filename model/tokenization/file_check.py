@@ -15,8 +15,8 @@ def check_content(content: dict, expected: dict, special: list[str]) -> None:
     tokens."""
     model = content["model"]
     check_ids(model["vocab"], special)
-    check_settings(content, expected, free={"model"})
-    check_settings(model, expected["model"], free={"vocab", "merges"})
+    check_keys(content, expected, free={"model"})
+    check_keys(model, expected["model"], free={"vocab", "merges"})
     tokens = [token for token in model["vocab"] if token not in special]
     "".join(tokens).encode()  # raises UnicodeEncodeError for half a surrogate pair
     if "merges" in expected["model"]:
@@ -37,7 +37,7 @@ def check_ids(vocab: dict[str, int], special: list[str]) -> None:
         raise ValueError("its ids are not 0, 1, 2, ...")
 
 
-def check_settings(content: dict, expected: dict, free: set[str]) -> None:
+def check_keys(content: dict, expected: dict, free: set[str]) -> None:
     """Every key must be there with the value that the library writes for us, except for those that are free."""
     for key in (content.keys() | expected.keys()) - free:
         if key not in content or key not in expected or content[key] != expected[key]:

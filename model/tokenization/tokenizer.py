@@ -50,7 +50,8 @@ class Tokenizer:
         try:
             content = json.loads(json_text)
             self.kind = KINDS[content["model"]["type"]]
-            check_content(content, json.loads(empty_tokenizer(self.kind).to_str()), SPECIAL_TOKENS[self.kind])
+            empty = make_character_tokenizer("") if self.kind == "char" else make_bpe_tokenizer()
+            check_content(content, json.loads(empty.to_str()), SPECIAL_TOKENS[self.kind])
             # From the checked content, not from json_text: in JSON, a key can have a second value.
             self.library = tokenizers.Tokenizer.from_str(json.dumps(content))
         except (KeyboardInterrupt, SystemExit):
@@ -116,7 +117,7 @@ class BareIds:
         ids = text.split()
         if not all(id.isascii() and id.isdecimal() and int(id[:9]) < self.vocab_size and len(id) < 9 for id in ids):
             raise UserError(
-                f"This model has no tokenizer. Write its text as ids from 0 to {self.vocab_size - 1:,}, such as 17 4."
+                f"This model has no tokenizer: its texts are ids from 0 to {self.vocab_size - 1:,}, such as 17 4."
             )
         return np.array([int(id) for id in ids], np.uint16)
 
@@ -151,7 +152,7 @@ def encode_prompt(
     if unknown := tokenizer.unknown(prompt, ids):
         say(f"Never seen in training, so read as {UNKNOWN}: {', '.join(map(repr, dict.fromkeys(unknown)))}")
     if len(ids) > block_size:
-        say(f"The prompt has {len(ids):,} tokens. The model sees only the last {block_size:,}.")
+        say(f"The prompt has {len(ids):,} tokens. The model sees {block_size}: the last {block_size} count.")
     return ids[-block_size:].tolist() or [tokenizer.end_of_text_id]
 
 
@@ -209,10 +210,6 @@ def make_bpe_tokenizer(model: models.BPE | None = None) -> tokenizers.Tokenizer:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # a space before the text would change it
     library.decoder = decoders.ByteLevel()
     return library
-
-
-def empty_tokenizer(kind: str) -> tokenizers.Tokenizer:
-    return make_character_tokenizer("") if kind == "char" else make_bpe_tokenizer()
 
 
 # === tables ===========================================================================================================
