@@ -18,6 +18,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def plural(count: int, noun: str) -> str:
+    """A number and its noun: "1 token", "5,000 tokens"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def time_left(done: int, total: int, seconds: float) -> float:
     """Seconds still to go, if the rest takes as long a piece as what is done."""
     return seconds / done * (total - done) if done else math.nan
