@@ -21,7 +21,7 @@ import _root
 from config import CHAR
 from plumbing.command_line import add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UsageError, run_script
-from plumbing.text import shown_path
+from plumbing.text import plural, shown_path
 
 KINDS = {"char": "a character model", "bpe": "a BPE model", "none": "a model of bare ids"}
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{shape['vocab_size']:,} tokens in the vocabulary, {weights:,} weights.",
             ]
             data = inspect_page_data(model, tokenizer, forward, ids, args.prompt)
-            write_page(args.html, fill_page("inspect_model.html", facts, data), f"{len(ids)} tokens")
+            write_page(args.html, fill_page("inspect_model.html", facts, data), plural(len(ids), "token"))
         else:
             print("Next: add --html data/inside.html to see everything as a page.")
 

@@ -22,7 +22,7 @@ from model import metrics
 from plumbing.command_line import add_flags, parse
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.page import fill_page, write_page
-from plumbing.text import shown_path
+from plumbing.text import plural, shown_path
 
 TRAINING = ("loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second")  # of a "loss" line
 VALIDATION = ("val_loss", "val_bits_per_byte")  # of a "val_loss" line
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.html:
         facts = [describe_run(run) for run in runs]
         page = fill_page("plot_training.html", facts, without_infinities({"runs": runs, "ln2": metrics.LN2}))
-        records = sum(len(run["records"]) for run in runs)
-        write_page(args.html, page, f"{records} recorded steps")
+        write_page(args.html, page, plural(sum(len(run["records"]) for run in runs), "recorded step"))
     elif settings.debug and not args.tensorboard:
         print("Next: add --html data/training.html to see everything as a page.")
 

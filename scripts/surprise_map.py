@@ -42,7 +42,7 @@ from plumbing.command_line import add_flags, file_flags, model_flag, parse, refu
 from plumbing.corpus import NO_TEXT, decode_text
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.page import fill_page, write_page
-from plumbing.text import shown_path
+from plumbing.text import plural, shown_path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             ranking=ranking_html(ranking),
             lines=text_html(lines, span_bits, line_bits),
         )
-        write_page(args.html, page, f"{len(found.ids):,} tokens")
+        write_page(args.html, page, plural(len(found.ids), "token"))
     else:
         flag = file_flags(settings, CHAR, "model_file")
         print(f"Next: python scripts/surprise_map.py {shlex.quote(str(args.file))}{flag} --html data/surprise.html")
@@ -110,7 +110,7 @@ def read_text(path: Path) -> str:
 
 
 def print_most_surprising(ranking: list) -> None:
-    print(f"The {len(ranking)} most surprising tokens, and what the model expected instead:")
+    print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
     for row in ranking:
         print(f"  line {row.line}, column {row.column}: {row.token}  {row.bits:.2f} bits, rank {row.rank:,}")
         if row.instead:

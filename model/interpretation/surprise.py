@@ -12,6 +12,7 @@ from model.gpt import GPT
 from model.interpretation.token_layout import TokenLayout, layout_tokens, visible_span
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer
+from plumbing.text import plural
 
 MOST_SURPRISING = 10  # tokens in the ranking
 
@@ -94,7 +95,8 @@ def summarize_surprise(name: str, tokenizer: Tokenizer, found: TextSurprise) -> 
     utf8_bytes, tokens, total = len(found.text.encode()), len(found.ids), float(found.scores.bits.sum())
     loss = total / tokens * metrics.LN2
     facts = [
-        f"{name}: {found.layout.lines:,} lines, {utf8_bytes:,} bytes, {tokens:,} tokens, {total:,.1f} bits",
+        f"{name}: {plural(found.layout.lines, 'line')}, {plural(utf8_bytes, 'byte')}, {plural(tokens, 'token')}, "
+        f"{total:,.1f} bits",
         f"{metrics.bits_per_byte(loss, tokens / utf8_bytes):.3f} bits per byte, mean surprise "
         f"{metrics.bits(loss):.3f} bits per token, loss {loss:.4f} nats per token, perplexity "
         f"{metrics.perplexity(loss):.2f}",
@@ -104,7 +106,7 @@ def summarize_surprise(name: str, tokenizer: Tokenizer, found: TextSurprise) -> 
         if len(unknown) > 20:
             named.append("...")
         facts.append(
-            f"{unknown.total():,} characters are unknown to the model and were read as <|unk|>: {', '.join(named)}"
+            f"{plural(unknown.total(), 'character')} unknown to the model, read as <|unk|>: {', '.join(named)}"
         )
     return facts
 

@@ -186,7 +186,7 @@ def test_what_was_expected_instead_is_not_the_token_itself(draw):
 
 def test_unknown_characters_are_counted_named_and_shown(draw):
     out = draw("char", "def ΩΩ(Ψ)\n")
-    assert "3 characters are unknown to the model and were read as <|unk|>: Ω (2), Ψ (1)\n" in out
+    assert "3 characters unknown to the model, read as <|unk|>: Ω (2), Ψ (1)\n" in out
     assert "def·ΩΩ(Ψ)↵" in out
     assert re.search(r"line 1, column 5: Ω \(read as <\|unk\|>\)", out)
     assert "unknown" not in draw("bpe", "def ΩΩ(Ψ)\n")
