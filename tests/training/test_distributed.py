@@ -1,7 +1,7 @@
 """Several processes that train one model: the same losses whatever their number, and what happens when one dies.
 
 Most processes here are forks of this one, given the variables that torchrun would give them; they compute on a CPU and
-talk through gloo. Two tests start torchrun itself.
+talk through gloo. One test forks what torchrun runs, another one starts torchrun itself.
 """
 
 import os
@@ -24,6 +24,7 @@ import torch.distributed.fsdp
 from conftest import make_pipeline
 from faults import end_of, start
 from runs import flags, interrupt_after, log_of, same, steps_of
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import train
 from config import CHAR, ROOT
@@ -361,7 +362,7 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
         lambda f, dynamic: lambda *batch: (time.sleep(0.02 * (os.environ["RANK"] == "0")), f(*batch))[1],
     )
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
-    settings = replace(anew(alone, tmp_path), minutes=0.03, eval_every=0)
+    settings = replace(anew(alone, tmp_path), minutes=0.06, eval_every=0)
 
     def work():
         train.STARTED += 100 * int(os.environ["RANK"])
@@ -407,18 +408,10 @@ def test_the_real_compiler_gives_the_same_losses_in_two_processes(alone, tmp_pat
 # --- kills and signals ------------------------------------------------------------------------------------------------
 
 
-def torchrun(settings, *own, fresh=False) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *own]
-    command += [str(ROOT / "train.py"), *flags(settings), *["--fresh"] * fresh]
+def torchrun(settings) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "train.py"), *flags(settings)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def worker(process: subprocess.Popen, rank: int) -> int:
-    """The process id of torchrun's worker of that rank."""
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
-            return int(pid)
-    raise AssertionError("torchrun has no such worker")
 
 
 def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
@@ -433,16 +426,36 @@ def long(alone, tmp_path_factory):
     return trained(2, anew(settings, folder))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def launched(settings, folder: Path) -> int:
+    """`torchrun --max-restarts=1 train.py --fresh`, whose workers are forks, so that none has to import torch. What
+    they say lands in folder/out and folder/err, their process ids in folder/RANK.pid."""
+
+    def worker():
+        (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+        sys.stdout = open(folder / "out", "a", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        training(settings, fresh=True)()
+
+    def launcher():
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            max_restarts=1, monitor_interval=0.1, start_method="fork",
+        )  # fmt: skip
+        elastic_launch(config, worker)()
+
+    folder.mkdir()
+    return start(launcher, errors=folder / "err")
+
+
 def test_a_killed_worker_is_started_again_and_the_run_is_the_same(long, tmp_path):
     """With --fresh, which must not throw away what was done before the kill."""
-    settings = anew(long, tmp_path)
-    process = torchrun(settings, "--max-restarts=1", fresh=True)
-    wait_for_line(process, "checkpoint ")
-    os.kill(worker(process, 1), signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "Resuming from" in output
+    settings, said = anew(long, tmp_path), tmp_path / "said"
+    pid = launched(settings, said)
+    while not (settings.checkpoint_dir / "step_00000010.pt").exists():
+        time.sleep(0.01)
+    os.kill(int((said / "1.pid").read_text()), signal.SIGKILL)
+    code, errors = end_of(pid), (said / "err").read_text()
+    assert code == 0, errors
+    assert "Resuming from" in (said / "out").read_text()
     assert "error: Another process of this run has ended" in errors and "--max-restarts" in errors
     assert same(newest_checkpoint(long.checkpoint_dir)[1], newest_checkpoint(settings.checkpoint_dir)[1])
     assert difference(losses(long), losses(settings)) == 0
