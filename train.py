@@ -112,7 +112,7 @@ def evaluate(model: GPT, data: TokenFile, check: Callable = lambda: None, at_mos
     model.eval()
     batch_size = max(1, (4096 if model.device.type == "cpu" else 65536) // model.block_size)  # what the device likes
     every = max(1, len(data) // at_most) if at_most else 1
-    total, scored, rank, processes = 0.0, 0, distributed.rank(), distributed.size()
+    total, scored, rank, processes = 0.0, 0, distributed.rank(), distributed.world_size()
     with tqdm(total=len(data) // every, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as bar:
         for inputs, targets in blocks_in_order(data, model.block_size, batch_size, every, rank, processes):
             check()
@@ -123,7 +123,7 @@ def evaluate(model: GPT, data: TokenFile, check: Callable = lambda: None, at_mos
             total, scored = total + loss.item() * counted, scored + counted
             bar.update(counted * processes)
     model.train()
-    total, scored = distributed.total(total, scored)
+    total, scored = distributed.sum_over_processes(total, scored)
     return total / scored, int(scored)
 
 
@@ -138,7 +138,7 @@ def main(
 ) -> int:
     """Train, or with `plan` only estimate. Returns the exit code. The arguments are those of the command line."""
     with (
-        distributed.together(settings.device),
+        distributed.process_group(settings.device),
         open_run(settings, fresh, kind, init_from, ids, plan) as run,
     ):
         run.started = STARTED

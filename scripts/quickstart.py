@@ -29,7 +29,7 @@ from plumbing.errors import run_script
 from plumbing.text import duration, shown_path
 
 
-class Step(NamedTuple):
+class PipelineStep(NamedTuple):
     title: str
     command: str  # {minutes} is the time for one training
     reads: tuple[Path, ...] = ()
@@ -48,42 +48,46 @@ SAMPLE = DATA / "corpus_sample.txt"
 # from draw to draw: the default seed picks mostly tables of encodings, which are too easy.
 CORPUS = "--corpus data/corpus_sample.txt"
 STEPS = [
-    Step("1. Gather source files", "ingestion/ingest_folder.py", (), (PARQUET,)),
-    Step("2. Extract their text", "scripts/extract_parquets_to_text.py", (PARQUET,), (CHAR.corpus,)),
-    Step("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", (CHAR.corpus,), (SAMPLE,)),
-    Step(
+    PipelineStep("1. Gather source files", "ingestion/ingest_folder.py", (), (PARQUET,)),
+    PipelineStep("2. Extract their text", "scripts/extract_parquets_to_text.py", (PARQUET,), (CHAR.corpus,)),
+    PipelineStep(
+        "3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", (CHAR.corpus,), (SAMPLE,)
+    ),
+    PipelineStep(
         "4. Train a character tokenizer",
         f"scripts/train_tokenizer_character_level.py {CORPUS}",
         (SAMPLE,),
         (CHAR.tokenizer_file,),
     ),
-    Step("4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", (SAMPLE,), (BPE.tokenizer_file,)),
-    Step(
+    PipelineStep(
+        "4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", (SAMPLE,), (BPE.tokenizer_file,)
+    ),
+    PipelineStep(
         "5. Turn the text into character ids",
         f"scripts/prepare_dataset.py {CORPUS} --val-fraction 0.06",
         (SAMPLE, CHAR.tokenizer_file),
         with_sidecars(CHAR.train_file, CHAR.val_file),
     ),
-    Step(
+    PipelineStep(
         "5. Turn the text into BPE ids",
         f"scripts/prepare_dataset_bpe.py {CORPUS} --val-fraction 0.06",
         (SAMPLE, BPE.tokenizer_file),
         with_sidecars(BPE.train_file, BPE.val_file),
     ),
     # Both trainings always run: they know where they stopped.
-    Step("6. Train on characters", "train.py --minutes {minutes:g}"),
-    Step("7. Watch the model choose eight characters", 'generate.py --prompt "def " --tokens 8 --readable'),
-    Step("7. Generate text with the character model", 'generate.py --prompt "def " --tokens 400 --quiet'),
-    Step("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}"),
-    Step("7. Watch the model choose eight tokens", 'generatev2.py --prompt "def" --tokens 8 --readable'),
-    Step("7. Generate text with the BPE model", 'generatev2.py --prompt "def" --tokens 150 --quiet'),
+    PipelineStep("6. Train on characters", "train.py --minutes {minutes:g}"),
+    PipelineStep("7. Watch the model choose eight characters", 'generate.py --prompt "def " --tokens 8 --readable'),
+    PipelineStep("7. Generate text with the character model", 'generate.py --prompt "def " --tokens 400 --quiet'),
+    PipelineStep("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}"),
+    PipelineStep("7. Watch the model choose eight tokens", 'generatev2.py --prompt "def" --tokens 8 --readable'),
+    PipelineStep("7. Generate text with the BPE model", 'generatev2.py --prompt "def" --tokens 150 --quiet'),
 ]
 TRY_NEXT = [
     f'{script} --prompt "def hello_world():" --tokens 64 --readable' for script in ("generate.py", "generatev2.py")
 ]
 
 
-def up_to_date(step: Step) -> bool:
+def up_to_date(step: PipelineStep) -> bool:
     """Whether all files that a step writes exist and are not older than the files it reads."""
     if not step.writes or not all(path.exists() for path in step.writes):
         return False

@@ -63,7 +63,7 @@ def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[s
     micro_batch = [tensor.chunk(run.settings.accumulate)[0] for tensor in run.batches(0)]
     memory = memory_by_kind(run.model, run.optimizer, *micro_batch)
     whole = sum(memory.values())
-    who = "The run" if distributed.size() == 1 else "Each process"
+    who = "The run" if distributed.world_size() == 1 else "Each process"
     lines = [f"{who} needs about {whole / 1e6:,.0f} MB of memory, besides Python and torch:"]
     for name, size in memory.items():
         lines.append(f"  {name:18} {size / 1e6:>10,.1f} MB {bar(size / whole)} {size / whole:6.1%}")

@@ -33,15 +33,15 @@ class Reporter:
 
     def __init__(self, run: Run):
         self.run, self.verbose = run, run.settings.debug
-        self.log = Log(run.settings.checkpoint_dir if distributed.first() else None, run.resumed_at)
-        self.log.evaluations, self.log.recorded, self.log.about = distributed.of_first(
+        self.log = Log(run.settings.checkpoint_dir if distributed.is_first() else None, run.resumed_at)
+        self.log.evaluations, self.log.recorded, self.log.about = distributed.broadcast(
             (self.log.evaluations, self.log.recorded, self.log.about)
         )
         self.diagnostics = Diagnostics()
         self.begin = self.mark = time.perf_counter()  # mark: when the work before the next event began
         self.first_step = None  # when training steps began, after the step was chosen
         self.sampled = (-1, "")  # the step of the newest sample, and its text
-        hidden = self.verbose or not distributed.first()
+        hidden = self.verbose or not distributed.is_first()
         self.progress = tqdm(total=run.max_steps, initial=run.step, unit=" steps", disable=hidden, delay=2)
 
     def __enter__(self):
@@ -60,7 +60,7 @@ class Reporter:
             print_summary(run)
         self.baselines = self.log.about["ladder"] if self.log.about else {}
         if settings.eval_every and not self.baselines and not math.isnan(run.val_data.tokens_per_byte):
-            self.baselines = distributed.of_first(self.compute_baselines() if distributed.first() else {})
+            self.baselines = distributed.broadcast(self.compute_baselines() if distributed.is_first() else {})
         if self.verbose and self.baselines:
             most = baselines.VALIDATION_TOKENS
             part = f"the first {most:,} tokens of " if len(run.val_data) > most else ""
@@ -123,7 +123,7 @@ class Reporter:
     def training(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         """The figures of a training step; `rate` is the fraction of the peak learning rates."""
         run, settings = self.run, self.run.settings
-        loss, norm = distributed.mean(loss).item(), norm.item()
+        loss, norm = distributed.mean_over_processes(loss).item(), norm.item()
         check_finite(loss, norm)
         now = time.perf_counter()
         figures = {
@@ -223,7 +223,7 @@ def report_stop(run: Run) -> int:
     """After Ctrl-C or SIGTERM: save what is not saved yet. Returns the exit code."""
     path = run.checkpoint
     missing = run.step > 0 and not checkpoint_path(run.settings.checkpoint_dir, run.step).exists()
-    if distributed.of_first(missing):
+    if distributed.broadcast(missing):
         path = run.save_checkpoint()
     where = f", saved as {shown_path(path)}. The same command resumes it." if path else ", nothing to save yet."
     print(f"Stopped at step {run.step}{where}")

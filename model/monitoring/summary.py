@@ -15,7 +15,7 @@ SHOWN_TOKENS = 24  # of the training example
 
 def print_device(run: Run) -> None:
     print(f"Computing on {run.device} in {str(run.dtype).removeprefix('torch.')}, torch {torch.__version__}")
-    if (processes := distributed.size()) > 1:
+    if (processes := distributed.world_size()) > 1:
         sequences = run.settings.batch_size
         print(
             f"This is the first of {processes} processes. Each computes {sequences // processes} of the {sequences} "

@@ -20,7 +20,7 @@ class Batches:
     def __init__(self, data: TokenFile, settings: Settings, device: torch.device):
         self.data, self.device, self.resident = data, device, None
         self.shape = (settings.block_size, settings.batch_size, settings.seed)
-        self.rows = distributed.rows(settings.batch_size)
+        self.rows = distributed.batch_rows(settings.batch_size)
         if device.type == "cuda" and 4 * len(data) < torch.cuda.mem_get_info(device)[0] / 4:
             self.move_to_device()
 

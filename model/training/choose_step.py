@@ -61,12 +61,12 @@ def choose_step(run: Run, train_step: Callable) -> Callable:
 
 def averaged_step(run: Run, train_step: Callable, loss_of: Callable) -> Callable:
     """step(inputs, targets, rate) with a loss whose gradients are averaged over all processes."""
-    return partial(train_step, run, *distributed.averaged(loss_of, run.model))
+    return partial(train_step, run, *distributed.data_parallel(loss_of, run.model))
 
 
 def time_left(run: Run) -> float:
     """Seconds of --minutes that are left, as the first process sees it."""
-    return distributed.of_first(60 * run.settings.minutes - (time.perf_counter() - run.started))
+    return distributed.broadcast(60 * run.settings.minutes - (time.perf_counter() - run.started))
 
 
 def time_step(run: Run, step: Callable) -> float:
@@ -86,7 +86,7 @@ def steps_that_fit(run: Run, seconds: float) -> int:
     per_token = seconds / (3 * run.tokens_per_step)  # a third of a step is its forward pass
     other = len(run.val_data) * per_token + RECORDS * run.record_seconds
     per_step = run.evaluation_seconds / settings.eval_every if settings.eval_every else 0.0
-    return distributed.of_first(max(1, int((time_left(run) - other) / (seconds + per_step))))
+    return distributed.broadcast(max(1, int((time_left(run) - other) / (seconds + per_step))))
 
 
 # === timing ===========================================================================================================
@@ -120,14 +120,14 @@ def seconds_per_step(
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=device)
     with leaving_no_trace(optimizer):
         while len(times) < warm_up + 2 or (
-            len(times) < warm_up + most and distributed.of_first(time.perf_counter() - begin < at_most)
+            len(times) < warm_up + most and distributed.broadcast(time.perf_counter() - begin < at_most)
         ):
             check()
             start = time.perf_counter()
             step(*batches(len(times)), rate)
             wait_for(device)
             times.append(time.perf_counter() - start)
-    return distributed.of_first(statistics.median(times[warm_up:]))
+    return distributed.broadcast(statistics.median(times[warm_up:]))
 
 
 # === compiling ========================================================================================================
@@ -166,14 +166,14 @@ def pick_step(
                          this speed, make it worthwhile, and the compiled step proves to be faster
     """
     step, seconds = graph_if_possible(make_step(loss_of), time_step, device)
-    if compile == "off" or (compile == "auto" and not distributed.of_first(worth_compiling(device, planned(seconds)))):
+    if compile == "off" or (compile == "auto" and not distributed.broadcast(worth_compiling(device, planned(seconds)))):
         return step, seconds, False
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     begin = time.perf_counter()
     try:
         compiled = graph_if_possible(make_step(torch.compile(loss_of, dynamic=False)), time_step, device)
     except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
-        if distributed.size() > 1:  # but several processes do it alike, or not at all
+        if distributed.world_size() > 1:  # but several processes do it alike, or not at all
             raise UserError(f"Compiling failed, so give --compile off: {str(error).splitlines()[0]}") from None
         print(f"Compiling failed, continuing without: {(str(error).strip() or repr(error)).splitlines()[0]}")
         return step, seconds, False
@@ -189,7 +189,7 @@ def pick_step(
 
 def graph_if_possible(step: Callable, time_step: Callable, device: torch.device) -> tuple[Callable, float]:
     """The step, on a GPU recorded as a CUDA graph if that works, and the seconds that it takes."""
-    if device.type == "cuda" and distributed.size() == 1:  # messages between processes were never recorded
+    if device.type == "cuda" and distributed.world_size() == 1:  # messages between processes were never recorded
         try:
             graph = CudaGraph(step)
             return graph, time_step(graph)

@@ -84,8 +84,8 @@ class Run:
         """Write the checkpoint of this step. Raises FloatingPointError if the weights or the optimizer's state are not
         finite. All processes call this; the first one writes."""
         folder = self.settings.checkpoint_dir
-        weights, state = distributed.whole_weights(self.model), self.optimizer.state_dict()
-        if distributed.first():
+        weights, state = distributed.gather_weights(self.model), self.optimizer.state_dict()
+        if distributed.is_first():
             if not all(tensor.isfinite().all() for tensor in (*weights.values(), *state.values())):
                 raise FloatingPointError("a weight, or a value in the optimizer's state, is not a finite number")
             content = {
@@ -94,7 +94,7 @@ class Run:
                 "device": self.device.type,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "compiled": self.compiled,
-                "processes": distributed.size(),
+                "processes": distributed.world_size(),
                 "model": weights,
                 "optimizer": state,
                 "rng": torch.get_rng_state(),
@@ -118,8 +118,8 @@ class Run:
             "data": {name: self.train_data.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
             "init_from": self.init_from.resolve().name if self.init_from is not None else "",
         }
-        weights = distributed.whole_weights(self.model)
-        if distributed.first():
+        weights = distributed.gather_weights(self.model)
+        if distributed.is_first():
             for path in {self.settings.checkpoint_dir / CHAR.model_file.name, self.settings.model_file.absolute()}:
                 save_model(path, self.model, self.tokenizer, training, weights)
 
@@ -142,10 +142,10 @@ def open_run(
             "weights, gradients and optimizer state that are planned."
         )
     settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
-    fresh = fresh and not distributed.restarts()
-    with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
+    fresh = fresh and not distributed.restart_count()
+    with nullcontext() if plan or not distributed.is_first() else only_training_in(settings.checkpoint_dir):
         run = make_run(settings, kind, init_from, ids, look_for_checkpoint=not (fresh or plan))
-        if fresh and distributed.first() and not plan:  # now that nothing is left to be refused
+        if fresh and distributed.is_first() and not plan:  # now that nothing is left to be refused
             move_aside(settings.checkpoint_dir)
         yield run
 
@@ -162,7 +162,7 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     }
     if init_sha256 is not None:
         sources["--init-from folder"] = init_sha256
-    if distributed.of_first(sources) != sources:
+    if distributed.broadcast(sources) != sources:
         raise UserError("The inputs differ from those of the first process. Copy them to every machine.")
     stop = StopFlag()
 
@@ -175,7 +175,7 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     device, dtype = pick_device_and_dtype(settings, saved)
     model = build_model(settings, tokenizer.vocab_size, weights)
     if settings.shard_model:
-        distributed.shard(model, device)
+        distributed.shard_model(model, device)
     model.to(device).compute_in(dtype).train()
     optimizer, batches = make_optimizer(model, settings, dtype), Batches(train_data, settings, device)
     run = Run(
@@ -195,12 +195,12 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
 def find_checkpoint(settings: Settings) -> tuple[Path | None, dict | None]:
     """The newest checkpoint that is whole, and its content, on all processes; only the first one needs the folder."""
     folder = settings.checkpoint_dir
-    path, saved, problems = newest_checkpoint(folder) if distributed.first() else (None, None, [])
+    path, saved, problems = newest_checkpoint(folder) if distributed.is_first() else (None, None, [])
     for problem in problems:
         print(problem)
     if problems and saved is None:
         raise UserError(f"No checkpoint in {shown_path(folder)} is whole. Start over with --fresh.")
-    path, saved = distributed.of_first(path), distributed.checkpoint_of_first(saved)
+    path, saved = distributed.broadcast(path), distributed.broadcast_checkpoint(saved)
     if saved is not None:
         print(f"Resuming from {shown_path(path)}")
     return path, saved
@@ -214,11 +214,11 @@ def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch
     dtype = settings.dtype
     if saved is not None:
         dtype = saved["dtype"] if dtype == "auto" else dtype
-        now = {"device": device.type, "processes": distributed.size()}
+        now = {"device": device.type, "processes": distributed.world_size()}
         for name, was in {"device": saved["device"], "processes": saved.get("processes", 1)}.items():
             if was != now[name]:
                 print(f"  changed: {name} was {was}, is {now[name]}: the last digits will differ")
-    return device, distributed.of_first(pick_dtype(dtype, device))
+    return device, distributed.broadcast(pick_dtype(dtype, device))
 
 
 def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None) -> GPT:

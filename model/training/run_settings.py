@@ -55,7 +55,7 @@ def check_settings(settings: Settings) -> None:
 
 def check_processes(settings: Settings) -> None:
     """Raise UsageError for settings that do not fit the number of processes."""
-    processes = distributed.size()
+    processes = distributed.world_size()
     if settings.batch_size % (processes * settings.accumulate):
         raise UsageError(
             f"--batch-size {settings.batch_size} cannot be divided evenly: it must be a multiple of the number of "

@@ -25,7 +25,7 @@ class StopFlag:
 
     def note(self, number, frame):
         self.signal = number
-        if distributed.first():
+        if distributed.is_first():
             os.write(2, MESSAGE)  # not print(), which the signal may have interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -35,5 +35,5 @@ class StopFlag:
         return 128 + (self.signal or signal.SIGTERM)  # the signal may have reached another process
 
     def check(self):
-        if distributed.any_of(self.signal is not None):
+        if distributed.any_process(self.signal is not None):
             raise Stopped

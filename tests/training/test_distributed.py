@@ -1,7 +1,7 @@
 """Several processes that train one model: the same losses whatever their number, and what happens when one dies.
 
 Most processes here are forks of this one, given the variables that torchrun would give them; they compute on a CPU and
-talk through gloo. Two tests start torchrun itself.
+talk through gloo. One test forks what torchrun runs, another one starts torchrun itself.
 """
 
 import os
@@ -24,6 +24,7 @@ import torch.distributed.fsdp
 from conftest import make_pipeline
 from faults import end_of, start
 from runs import flags, interrupt_after, log_of, same, steps_of
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import train
 from config import CHAR, ROOT
@@ -194,7 +195,7 @@ def results(number: int, work, folder: Path) -> list:
     """What work() returns in each of so many processes that are together."""
 
     def process():
-        with distributed.together("cpu"):
+        with distributed.process_group("cpu"):
             torch.save(work(), folder / f"{distributed.rank()}.pt")
 
     assert [end_of(pid) for pid in begin(number, process, folder / "said")] == [0] * number, [
@@ -211,10 +212,10 @@ def test_all_processes_take_the_same_step_to_the_bit(tmp_path):
         torch.manual_seed(distributed.rank())  # other weights, which the first one's replace
         model = GPT(20, block_size=8, n_layer=2, n_head=2, n_embd=16)
         optimizer = Optimizer(model, CHAR, orthogonalise=distributed.orthogonalise_together)
-        loss_of, adding_up = distributed.averaged(model.loss, model)
+        loss_of, adding_up = distributed.data_parallel(model.loss, model)
         for step in range(3):
             idx, targets = torch.randint(20, (2, 4, 8), generator=torch.Generator().manual_seed(step))
-            mine = distributed.rows(4)
+            mine = distributed.batch_rows(4)
             train.train_step(loss_of, optimizer, idx[mine], targets[mine], torch.ones(()), 1.0, 1, adding_up)
         # The gradients before they are clipped, against those of the whole batch:
         optimizer.zero_grad()
@@ -258,11 +259,11 @@ def test_what_processes_agree_on(tmp_path):
     def work():
         rank = distributed.rank()
         return {
-            "first": distributed.of_first({"rank": rank}),
-            "any": [distributed.any_of(rank == 1), distributed.any_of(False)],
-            "total": distributed.total(rank, 0.5),
-            "mean": distributed.mean(torch.tensor(float(rank))).item(),
-            "rows": [distributed.rows(6).start, distributed.rows(6).stop],
+            "first": distributed.broadcast({"rank": rank}),
+            "any": [distributed.any_process(rank == 1), distributed.any_process(False)],
+            "total": distributed.sum_over_processes(rank, 0.5),
+            "mean": distributed.mean_over_processes(torch.tensor(float(rank))).item(),
+            "rows": [distributed.batch_rows(6).start, distributed.batch_rows(6).stop],
         }
 
     for rank, result in enumerate(results(3, work, tmp_path)):
@@ -276,10 +277,12 @@ def test_what_processes_agree_on(tmp_path):
 
 
 def test_one_process_agrees_with_itself():
-    assert distributed.size() == 1 and distributed.first()
-    assert distributed.of_first(3) == 3 and distributed.any_of(True) and not distributed.any_of(False)
-    assert distributed.total(1, 2.5) == [1, 2.5] and distributed.mean(torch.tensor(2.0)) == 2
-    assert list(range(6))[distributed.rows(6)] == list(range(6))
+    assert distributed.world_size() == 1 and distributed.is_first()
+    assert distributed.broadcast(3) == 3 and distributed.any_process(True) and not distributed.any_process(False)
+    assert (
+        distributed.sum_over_processes(1, 2.5) == [1, 2.5] and distributed.mean_over_processes(torch.tensor(2.0)) == 2
+    )
+    assert list(range(6))[distributed.batch_rows(6)] == list(range(6))
 
 
 # --- one voice --------------------------------------------------------------------------------------------------------
@@ -361,7 +364,7 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
         lambda f, dynamic: lambda *batch: (time.sleep(0.02 * (os.environ["RANK"] == "0")), f(*batch))[1],
     )
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
-    settings = replace(anew(alone, tmp_path), minutes=0.03, eval_every=0)
+    settings = replace(anew(alone, tmp_path), minutes=0.06, eval_every=0)
 
     def work():
         train.STARTED += 100 * int(os.environ["RANK"])
@@ -390,7 +393,7 @@ def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
     said = (tmp_path / "said" / "0.out").read_text()
     assert begun == [0, 0], (tmp_path / "said" / "0.err").read_text()
     assert f"{8 * 24 * 50:,} in 50 steps" in said and "Each process needs about" in said
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match="--plan goes without --shard-model"):
         train.main(replace(settings, shard_model=True), fresh=False, plan=True)
 
@@ -407,18 +410,10 @@ def test_the_real_compiler_gives_the_same_losses_in_two_processes(alone, tmp_pat
 # --- kills and signals ------------------------------------------------------------------------------------------------
 
 
-def torchrun(settings, *own, fresh=False) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *own]
-    command += [str(ROOT / "train.py"), *flags(settings), *["--fresh"] * fresh]
+def torchrun(settings) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "train.py"), *flags(settings)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def worker(process: subprocess.Popen, rank: int) -> int:
-    """The process id of torchrun's worker of that rank."""
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
-            return int(pid)
-    raise AssertionError("torchrun has no such worker")
 
 
 def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
@@ -433,16 +428,36 @@ def long(alone, tmp_path_factory):
     return trained(2, anew(settings, folder))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def launched(settings, folder: Path) -> int:
+    """`torchrun --max-restarts=1 train.py --fresh`, whose workers are forks, so that none has to import torch. What
+    they say lands in folder/out and folder/err, their process ids in folder/RANK.pid."""
+
+    def worker():
+        (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+        sys.stdout = open(folder / "out", "a", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        training(settings, fresh=True)()
+
+    def launcher():
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            max_restarts=1, monitor_interval=0.1, start_method="fork",
+        )  # fmt: skip
+        elastic_launch(config, worker)()
+
+    folder.mkdir()
+    return start(launcher, errors=folder / "err")
+
+
 def test_a_killed_worker_is_started_again_and_the_run_is_the_same(long, tmp_path):
     """With --fresh, which must not throw away what was done before the kill."""
-    settings = anew(long, tmp_path)
-    process = torchrun(settings, "--max-restarts=1", fresh=True)
-    wait_for_line(process, "checkpoint ")
-    os.kill(worker(process, 1), signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "Resuming from" in output
+    settings, said = anew(long, tmp_path), tmp_path / "said"
+    pid = launched(settings, said)
+    while not (settings.checkpoint_dir / "step_00000010.pt").exists():
+        time.sleep(0.01)
+    os.kill(int((said / "1.pid").read_text()), signal.SIGKILL)
+    code, errors = end_of(pid), (said / "err").read_text()
+    assert code == 0, errors
+    assert "Resuming from" in (said / "out").read_text()
     assert "error: Another process of this run has ended" in errors and "--max-restarts" in errors
     assert same(newest_checkpoint(long.checkpoint_dir)[1], newest_checkpoint(settings.checkpoint_dir)[1])
     assert difference(losses(long), losses(settings)) == 0
