@@ -23,11 +23,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def plural(count: int, noun: str) -> str:
-    """A number and its noun: "1 token", "5,000 tokens"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def time_left(done: int, total: int, seconds: float) -> float:
     """Seconds that remain, at the speed so far. NaN before anything is done."""
     return seconds / done * (total - done) if done else math.nan
