@@ -110,7 +110,7 @@ def evaluate(model: GPT, data: TokenFile, stop: StopFlag, at_most: int = 0) -> t
     model.eval()
     batch_size = max(1, (4096 if model.device.type == "cpu" else 65536) // model.block_size)  # what the device likes
     every = max(1, len(data) // at_most) if at_most else 1
-    total, scored, turn = 0.0, 0, (distributed.rank(), distributed.size())
+    total, scored, turn = 0.0, 0, (distributed.rank(), distributed.world_size())
     with tqdm(total=len(data) // every, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as bar:
         for idx, targets in blocks_in_order(data, model.block_size, batch_size, every, *turn):
             stop.check()
@@ -121,7 +121,7 @@ def evaluate(model: GPT, data: TokenFile, stop: StopFlag, at_most: int = 0) -> t
             total, scored = total + loss.item() * counted, scored + counted
             bar.update(counted * turn[1])
     model.train()
-    total, scored = distributed.total(total, scored)
+    total, scored = distributed.sum_over_processes(total, scored)
     return total / scored, int(scored)
 
 
@@ -144,7 +144,7 @@ class Batches:
     def __init__(self, data: TokenFile, settings: Settings, device: torch.device):
         self.data, self.device, self.resident = data, device, None
         self.shape = (settings.block_size, settings.batch_size, settings.seed)
-        self.rows = distributed.rows(settings.batch_size)
+        self.rows = distributed.batch_rows(settings.batch_size)
         if device.type == "cuda" and 4 * len(data) < torch.cuda.mem_get_info(device)[0] / 4:
             self.reside()
 
@@ -203,7 +203,7 @@ def main(
     ids: int | None = None,
     plan: bool = False,
 ) -> int:
-    with distributed.together(settings.device):
+    with distributed.process_group(settings.device):
         check_settings(settings)
         inputs = settings.train_file, settings.val_file, settings.tokenizer_file
         refuse_same({"--model-file": settings.model_file}, *inputs)
@@ -213,8 +213,8 @@ def main(
                 "optimizer that are planned without it."
             )
         settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
-        with nullcontext() if plan or not distributed.first() else only_training_in(settings.checkpoint_dir):
-            return start_or_resume(settings, fresh and not distributed.restarts(), kind, init_from, ids, plan)
+        with nullcontext() if plan or not distributed.is_first() else only_training_in(settings.checkpoint_dir):
+            return start_or_resume(settings, fresh and not distributed.restart_count(), kind, init_from, ids, plan)
 
 
 def start_or_resume(
@@ -230,9 +230,9 @@ def start_or_resume(
     }
     if init_from is not None:
         sources["--init-from folder"] = first_sha256
-    if distributed.of_first(sources) != sources:
+    if distributed.broadcast(sources) != sources:
         raise UserError("Token files or tokenizer are not those of the first process. Copy them to every machine.")
-    folder, first = settings.checkpoint_dir, distributed.first()
+    folder, first = settings.checkpoint_dir, distributed.is_first()
     stop = StopFlag()
 
     # --- a new model, or the newest checkpoint that is whole ---------------------------------------------------------
@@ -242,7 +242,7 @@ def start_or_resume(
         print(problem)
     if problems and saved is None:
         raise UserError(f"No checkpoint in {shown_path(folder)} is whole. Start over with --fresh.")
-    path, saved = distributed.of_first(path), distributed.checkpoint_of_first(saved)
+    path, saved = distributed.broadcast(path), distributed.broadcast_checkpoint(saved)
     step, dtype_name = 0, settings.dtype
     if saved is not None:
         print(f"Resuming from {shown_path(path)}")
@@ -257,9 +257,9 @@ def start_or_resume(
         keep_memory()
     if saved is not None and saved["device"] != device.type:
         print(f"  changed since: device was {saved['device']}, is {device.type}: the last digits will differ")
-    if saved is not None and (before := saved.get("processes", 1)) != distributed.size():
-        print(f"  changed since: processes were {before}, are {distributed.size()}: the last digits will differ")
-    dtype = distributed.of_first(pick_dtype(dtype_name, device))
+    if saved is not None and (before := saved.get("processes", 1)) != distributed.world_size():
+        print(f"  changed since: processes were {before}, are {distributed.world_size()}: the last digits will differ")
+    dtype = distributed.broadcast(pick_dtype(dtype_name, device))
     torch.manual_seed(settings.seed)
     architecture = {"vocab_size": tokenizer.vocab_size, **values_of(settings, Model)}
     try:
@@ -272,7 +272,7 @@ def start_or_resume(
     if saved is not None:
         model.load_state_dict(saved["model"])
     if settings.shard_model:
-        distributed.shard(model, device)
+        distributed.shard_model(model, device)
     model.to(device).compute_in(dtype)
     optimizer = make_optimizer(model, settings, dtype)
     batches = Batches(train, settings, device)
@@ -285,7 +285,7 @@ def start_or_resume(
     model.train()
 
     def make_step(loss_of: Callable) -> Callable:
-        loss_of, adding_up = distributed.averaged(loss_of, model)
+        loss_of, adding_up = distributed.data_parallel(loss_of, model)
         pieces = settings.accumulate
 
         def step_of(idx: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +303,7 @@ def start_or_resume(
     if fresh and first:  # now that nothing is left to be refused
         move_aside(folder)
     log = Log(folder if first else None, step if saved is not None else None)
-    log.evaluations, log.recorded, log.about = distributed.of_first((log.evaluations, log.recorded, log.about))
+    log.evaluations, log.recorded, log.about = distributed.broadcast((log.evaluations, log.recorded, log.about))
 
     def sample() -> str:
         knobs = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "seed")}
@@ -311,14 +311,14 @@ def start_or_resume(
 
     if settings.debug:
         print(f"Computing on {device} in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
-        if distributed.size() > 1:
-            each = f"{settings.batch_size // distributed.size()} of {settings.batch_size} sequences of each step"
-            print(f"This is the first of {distributed.size()} processes, each of which computes {each}")
+        if distributed.world_size() > 1:
+            each = f"{settings.batch_size // distributed.world_size()} of {settings.batch_size} sequences of each step"
+            print(f"This is the first of {distributed.world_size()} processes, each of which computes {each}")
         show_plan(settings, model, train, val, tokenizer, init_from)
     rungs = log.about["ladder"] if log.about else {}
     if settings.eval_every and not rungs and ids is None:
         rungs = ladder.ladder(train.tokens, val.tokens, tokenizer, val.tokens_per_byte) if first else {}
-        rungs = distributed.of_first(rungs)
+        rungs = distributed.broadcast(rungs)
     if settings.debug and rungs:
         part = f"the first {ladder.VALIDATION_TOKENS:,} tokens of " if len(val) > ladder.VALIDATION_TOKENS else ""
         print(f"What others reach on {part}the validation file, in bits per byte (model/ladder.py says how):")
@@ -342,7 +342,7 @@ def start_or_resume(
         )
 
     def checkpoint() -> Path:
-        weights, memory = distributed.whole_weights(model), optimizer.state_dict()
+        weights, memory = distributed.gather_weights(model), optimizer.state_dict()
         if not first:
             distributed.wait_for_all()
             return checkpoint_path(folder, step)
@@ -355,7 +355,7 @@ def start_or_resume(
             "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),
             "compiled": compiled,
-            "processes": distributed.size(),
+            "processes": distributed.world_size(),
             "model": weights,
             "optimizer": memory,
             "rng": torch.get_rng_state(),
@@ -408,7 +408,7 @@ def start_or_resume(
         choice = settings.compile if saved is None else "on" if compiled else "off"
 
         def time_left() -> float:
-            return distributed.of_first(60 * minutes - (time.perf_counter() - STARTED))
+            return distributed.broadcast(60 * minutes - (time.perf_counter() - STARTED))
 
         def time_step(step_of: Callable) -> float:
             if choice == "off" and minutes == 0 and device.type == "cpu":
@@ -425,7 +425,7 @@ def start_or_resume(
             last = len(val) * seconds / (3 * settings.batch_size * settings.block_size)  # a third is the forward pass
             each = eval_seconds / settings.eval_every if settings.eval_every else 0.0
             last += 12 * recorder.seconds  # about so many records
-            max_steps = distributed.of_first(max(1, int((time_left() - last) / (seconds + each))))
+            max_steps = distributed.broadcast(max(1, int((time_left() - last) / (seconds + each))))
             settings = replace(settings, max_steps=max_steps)
             print(f"{max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {max_steps}")
             progress.reset(total=max_steps)
@@ -446,7 +446,7 @@ def start_or_resume(
             progress.update()
 
             if step % settings.log_every == 0:
-                loss = distributed.mean(loss)
+                loss = distributed.mean_over_processes(loss)
                 check_finite(loss, norm)
                 now = time.perf_counter()
                 left = remaining_time(step - resumed_at, settings.max_steps - resumed_at, now - begin)
@@ -484,7 +484,7 @@ def start_or_resume(
                     validate()
                 pauses += time.perf_counter() - pause
     except Stopped:
-        if step > 0 and distributed.of_first(not checkpoint_path(folder, step).exists()):
+        if step > 0 and distributed.broadcast(not checkpoint_path(folder, step).exists()):
             path = checkpoint()
         where = f", saved as {shown_path(path)}. The same command goes on." if path else ", nothing to save yet."
         print(f"Stopped at step {step}{where}")
@@ -509,7 +509,7 @@ def start_or_resume(
         "data": {name: train.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
         "init_from": init_from.resolve().name if init_from is not None else "",
     }
-    weights = distributed.whole_weights(model)
+    weights = distributed.gather_weights(model)
     if first:
         save_model(settings.model_file, model, tokenizer, training, weights)
     if saved is not None and step == resumed_at:

@@ -96,14 +96,14 @@ def seconds_a_step(
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=device)
     with leaving_no_trace(optimizer):
         while len(times) < unlike + 2 or (
-            len(times) < unlike + most and distributed.of_first(time.perf_counter() - begin < at_most)
+            len(times) < unlike + most and distributed.broadcast(time.perf_counter() - begin < at_most)
         ):
             check()
             start = time.perf_counter()
             step(*batches(len(times)), rate)
             wait_for(device)
             times.append(time.perf_counter() - start)
-    return distributed.of_first(statistics.median(times[unlike:]))
+    return distributed.broadcast(statistics.median(times[unlike:]))
 
 
 def worth_compiling(device: torch.device, planned: float) -> bool:
@@ -133,7 +133,7 @@ def pick_step(
 
     def tried(loss_of: Callable) -> tuple[Callable, float]:
         step = make_step(loss_of)
-        if device.type == "cuda" and distributed.size() == 1:  # what several send each other was never recorded
+        if device.type == "cuda" and distributed.world_size() == 1:  # what several send each other was never recorded
             try:
                 recorded = Recorded(step)
                 return recorded, time_step(recorded)
@@ -142,14 +142,14 @@ def pick_step(
         return step, time_step(step)
 
     step, seconds = tried(loss_of)
-    if compile == "off" or (compile == "auto" and not distributed.of_first(worth_compiling(device, planned(seconds)))):
+    if compile == "off" or (compile == "auto" and not distributed.broadcast(worth_compiling(device, planned(seconds)))):
         return step, seconds, False
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     begin = time.perf_counter()
     try:
         compiled_step, compiled_seconds = tried(torch.compile(loss_of, dynamic=False))
     except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
-        if distributed.size() > 1:  # but several processes do it alike, or not at all
+        if distributed.world_size() > 1:  # but several processes do it alike, or not at all
             raise UserError(f"Compiling failed, so give --compile off: {str(error).splitlines()[0]}") from None
         print(f"Compiling failed, going on without: {(str(error).strip() or repr(error)).splitlines()[0]}")
         return step, seconds, False

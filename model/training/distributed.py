@@ -31,33 +31,33 @@ from plumbing.errors import UsageError, UserError
 # === which process is this? ===========================================================================================
 
 
-def size() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_first() -> bool:
     return rank() == 0
 
 
 def local_rank() -> int:
     """Number of this process among those of its machine, which is also the number of its GPU."""
-    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
-def restarts() -> int:
+def restart_count() -> int:
     """How often torchrun has restarted this run after a process died (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def own_device(name: str) -> str:
     """The name of this process's device. Of several processes, each has its own GPU, or all use the CPU."""
-    if size() == 1 or name == "cpu":
+    if world_size() == 1 or name == "cpu":
         return name
     if name not in ("auto", "cuda"):
         raise UsageError(f"With several processes, --device is auto, cpu or cuda (one GPU for each), not {name!r}.")
@@ -70,7 +70,7 @@ STARTED_BY_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTE
 
 
 @contextmanager
-def together(device: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """Around a training: connect the processes that torchrun started.
 
     Only the first process prints. If all processes run into the same error, the first one reports it. An error in one
@@ -81,17 +81,17 @@ def together(device: str) -> Iterator[None]:
         return
     connect(on_gpus=device != "cpu" and torch.cuda.is_available())
     try:
-        with nullcontext() if first() else silence():
+        with nullcontext() if is_first() else silenced():
             # Wait until all are connected: a process that ended at once would leave others waiting for its address.
             dist.all_reduce(torch.zeros(1))
             yield
     except Exception as error:
-        if not first():
+        if not is_first():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(2)  # if the first process failed as well, torchrun ends this one now
-        if isinstance(error, UserError) and not first():
+        if isinstance(error, UserError) and not is_first():
             raise type(error)(f"Process {rank()}: {error}") from None
-        if of_a_lost_process(error):
+        if is_lost_connection(error):
             raise UserError(
                 "Another process of this run has ended, so the training cannot continue. Announced checkpoints are "
                 "safe: the same command resumes from the newest. torchrun --max-restarts=3 ... does so by itself."
@@ -106,7 +106,7 @@ def connect(on_gpus: bool) -> None:
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
         # After a restart, torchrun's store still has the old processes' addresses (pytorch/pytorch#135712), so each
         # start gets its own prefix. Machines may count restarts differently: for several, the README names a variable.
-        store = dist.PrefixStore(f"start {restarts()}", store)
+        store = dist.PrefixStore(f"start {restart_count()}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=processes)
     if on_gpus and local_rank() < torch.cuda.device_count():
@@ -114,12 +114,12 @@ def connect(on_gpus: bool) -> None:
 
 
 @contextmanager
-def silence() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     with open(os.devnull, "w", encoding="utf-8") as discard, redirect_stdout(discard), redirect_stderr(discard):
         yield
 
 
-def of_a_lost_process(error: Exception) -> bool:
+def is_lost_connection(error: Exception) -> bool:
     """Whether this is an error of communicating with a process that no longer exists."""
     signs = ("gloo/transport", "Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, dist.DistError) or (
@@ -130,38 +130,38 @@ def of_a_lost_process(error: Exception) -> bool:
 # === agreement ========================================================================================================
 
 
-def of_first(value):
+def broadcast(value):
     """The first process's value, in all processes. Any plain value."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
 
 
-def checkpoint_of_first(content: dict | None) -> dict | None:
-    """of_first() for the content of a checkpoint. Its tensors are sent one by one."""
-    if size() == 1:
+def broadcast_checkpoint(content: dict | None) -> dict | None:
+    """broadcast() for the content of a checkpoint. Its tensors are sent one by one."""
+    if world_size() == 1:
         return content
     received = None
     if content is not None:
         received = dict(content)
         for key in ("model", "optimizer"):
             received[key] = {name: tensor.to("meta") for name, tensor in content[key].items()}
-    received = of_first(received)
+    received = broadcast(received)
     if received is None:
         return None
     for key in ("model", "optimizer"):
         for name, shape in received[key].items():
-            tensor = content[key][name] if first() else torch.empty_like(shape, device="cpu")
+            tensor = content[key][name] if is_first() else torch.empty_like(shape, device="cpu")
             dist.broadcast(tensor, 0)
             received[key][name] = tensor
     return received
 
 
-def any_of(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    if size() == 1:
+    if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
     dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -170,69 +170,69 @@ def any_of(flag: bool) -> bool:
 
 def wait_for_all() -> None:
     """Return when all processes have reached this line."""
-    any_of(False)
+    any_process(False)
 
 
-def total(*numbers: float) -> list[float]:
+def sum_over_processes(*numbers: float) -> list[float]:
     """The sum of each number over all processes."""
     sums = torch.tensor(numbers, dtype=torch.float64)
-    if size() > 1:
+    if world_size() > 1:
         dist.all_reduce(sums)
     return sums.tolist()
 
 
-def mean(number: Tensor) -> Tensor:
+def mean_over_processes(number: Tensor) -> Tensor:
     """The mean of a 0-dim tensor over all processes."""
-    if size() > 1:
+    if world_size() > 1:
         number = number.clone()
         dist.all_reduce(number)
-    return number / size()
+    return number / world_size()
 
 
 # === dividing the work ================================================================================================
 
 
-def rows(batch_size: int) -> slice:
+def batch_rows(batch_size: int) -> slice:
     """The rows of a batch that this process computes: the same number for each process, in the order of their ranks."""
-    count = batch_size // size()
+    count = batch_size // world_size()
     return slice(rank() * count, (rank() + 1) * count)
 
 
 def seed_random_numbers(seed: int, step: int) -> None:
     """With several processes, seed dropout before each step from (seed, step, rank): each process drops different
     activations, and a resumed run drops the same ones as if it had never stopped."""
-    if size() > 1:
+    if world_size() > 1:
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)[0]))
 
 
 def orthogonalise_together(matrices: Tensor) -> Tensor:
     """muon.orthogonalise() of a stack (k, m, n) that all processes have. Each computes some matrices and receives the
     others."""
-    if size() == 1:
+    if world_size() == 1:
         return orthogonalise(matrices)
-    count = -(-len(matrices) // size())
+    count = -(-len(matrices) // world_size())
     own = matrices[rank() * count : (rank() + 1) * count]
     padded = matrices.new_zeros(count, *matrices.shape[1:])  # the last processes may have fewer matrices, or none
     if len(own):
         padded[: len(own)] = orthogonalise(own)
-    result = matrices.new_empty(count * size(), *matrices.shape[1:])
+    result = matrices.new_empty(count * world_size(), *matrices.shape[1:])
     dist.all_gather_into_tensor(result, padded)
     return result[: len(matrices)]
 
 
-def averaged(loss_of: Callable, model: GPT) -> tuple[Callable, Callable]:
+def data_parallel(loss_of: Callable, model: GPT) -> tuple[Callable, Callable]:
     """A loss like loss_of(idx, targets) whose backward() averages the gradients over all processes; and a context in
     which it only adds them up, for all but the last micro-batch of a step.
 
     DistributedDataParallel sends gradients while backward() computes others, and writes the means into the existing
     .grad, which remain views of the optimizer's long vector.
     """
-    if size() == 1:
+    if world_size() == 1:
         return loss_of, nullcontext
     if is_sharded(model):  # fully_shard averages by itself
         return loss_of, partial(no_gradient_sync, model)
     devices = {"device_ids": [local_rank()]} if model.device.type == "cuda" else {}
-    parallel = DistributedDataParallel(Loss(loss_of, model), **devices)
+    parallel = DistributedDataParallel(LossModule(loss_of, model), **devices)
     return parallel, parallel.no_sync
 
 
@@ -244,7 +244,7 @@ def no_gradient_sync(model: GPT) -> Iterator[None]:
     model.set_requires_gradient_sync(True)
 
 
-class Loss(nn.Module):
+class LossModule(nn.Module):
     """A loss function as the module that DistributedDataParallel needs: it has the weights and a forward()."""
 
     def __init__(self, loss_of: Callable, model: GPT):
@@ -255,7 +255,7 @@ class Loss(nn.Module):
 # === a shard of the weights in each process ===========================================================================
 
 
-def shard(model: GPT, device: torch.device) -> None:
+def shard_model(model: GPT, device: torch.device) -> None:
     """Leave each process its shard of every weight (a slice of its rows), on the device. A block's weights are gathered
     before it computes and freed afterwards: fully_shard, once for each block and once for the rest.
 
@@ -264,7 +264,7 @@ def shard(model: GPT, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(device.type, (size(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
         if device.type == "cpu":  # gloo can sum but not average
@@ -281,7 +281,7 @@ def is_sharded(model: nn.Module) -> bool:
     return hasattr(model, "set_requires_gradient_sync")
 
 
-def whole_weights(model: GPT) -> dict[str, Tensor]:
+def gather_weights(model: GPT) -> dict[str, Tensor]:
     """The model's state_dict. If the model is sharded, all processes must call this; the first gets everything, in CPU
     memory, and the others get nothing."""
     if not is_sharded(model):

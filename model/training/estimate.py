@@ -67,7 +67,7 @@ def show(
     what a process computes at once; a step may be several of these, and of several processes."""
     memory = memory_by_kind(model, optimizer, *batch)
     whole = sum(memory.values())
-    who = "It" if distributed.size() == 1 else "Each process"
+    who = "It" if distributed.world_size() == 1 else "Each process"
     lines = [f"{who} needs about {whole / 1e6:,.0f} MB of memory, besides Python and torch themselves:"]
     for name, size in memory.items():
         lines.append(f"  {name:18} {size / 1e6:>10,.1f} MB {bar(size / whole)} {size / whole:6.1%}")

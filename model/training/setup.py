@@ -118,12 +118,12 @@ def check_settings(settings: Settings) -> None:
     check_seed(settings)
     if settings.keep_checkpoints < 2:
         raise UsageError("--keep-checkpoints must be at least 2: one to fall back to where the newest is damaged.")
-    if settings.batch_size % (distributed.size() * settings.accumulate):
+    if settings.batch_size % (distributed.world_size() * settings.accumulate):
         raise UsageError(
             f"--batch-size {settings.batch_size} cannot be shared out evenly: it must be a multiple of the number of "
-            f"processes, {distributed.size()}, times --accumulate, {settings.accumulate}."
+            f"processes, {distributed.world_size()}, times --accumulate, {settings.accumulate}."
         )
-    if settings.shard_model and distributed.size() == 1:
+    if settings.shard_model and distributed.world_size() == 1:
         raise UsageError("--shard-model needs several processes: torchrun --standalone --nproc_per_node=2 train.py ...")
     if settings.shard_model and settings.compile == "on":
         raise UsageError("--shard-model goes without --compile on.")

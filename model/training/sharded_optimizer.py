@@ -17,7 +17,7 @@ from model.training.optimizer import Optimizer, parameter_layout
 
 
 class ShardedOptimizer(Optimizer):
-    """Optimizer for a model after distributed.shard(). All processes must call its methods together."""
+    """Optimizer for a model after distributed.shard_model(). All processes must call its methods together."""
 
     def allocate(self, model: nn.Module) -> None:
         self.groups, self.others, self.heads = parameter_layout(model)

@@ -23,7 +23,7 @@ class StopFlag:
 
     def note(self, number, frame):
         self.signal = number
-        if distributed.first():
+        if distributed.is_first():
             # not print, which the signal may have interrupted
             os.write(2, b"\nstopping after this step; once more to stop at once, without a checkpoint\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,5 +34,5 @@ class StopFlag:
         return 128 + (self.signal or signal.SIGTERM)  # of another process, where this one got none
 
     def check(self):
-        if distributed.any_of(self.signal is not None):
+        if distributed.any_process(self.signal is not None):
             raise Stopped

@@ -195,7 +195,7 @@ def results(number: int, work, folder: Path) -> list:
     """What work() returns in each of so many processes that are together."""
 
     def process():
-        with distributed.together("cpu"):
+        with distributed.process_group("cpu"):
             torch.save(work(), folder / f"{distributed.rank()}.pt")
 
     assert [end_of(pid) for pid in begin(number, process, folder / "said")] == [0] * number, [
@@ -212,10 +212,10 @@ def test_all_processes_take_the_same_step_to_the_bit(tmp_path):
         torch.manual_seed(distributed.rank())  # other weights, which the first one's replace
         model = GPT(20, block_size=8, n_layer=2, n_head=2, n_embd=16)
         optimizer = Optimizer(model, CHAR, orthogonalise=distributed.orthogonalise_together)
-        loss_of, adding_up = distributed.averaged(model.loss, model)
+        loss_of, adding_up = distributed.data_parallel(model.loss, model)
         for step in range(3):
             idx, targets = torch.randint(20, (2, 4, 8), generator=torch.Generator().manual_seed(step))
-            mine = distributed.rows(4)
+            mine = distributed.batch_rows(4)
             train.train_step(loss_of, optimizer, idx[mine], targets[mine], torch.ones(()), 1.0, 1, adding_up)
         # The gradients before they are clipped, against those of the whole batch:
         optimizer.zero_grad()
@@ -259,11 +259,11 @@ def test_what_processes_agree_on(tmp_path):
     def work():
         rank = distributed.rank()
         return {
-            "first": distributed.of_first({"rank": rank}),
-            "any": [distributed.any_of(rank == 1), distributed.any_of(False)],
-            "total": distributed.total(rank, 0.5),
-            "mean": distributed.mean(torch.tensor(float(rank))).item(),
-            "rows": [distributed.rows(6).start, distributed.rows(6).stop],
+            "first": distributed.broadcast({"rank": rank}),
+            "any": [distributed.any_process(rank == 1), distributed.any_process(False)],
+            "total": distributed.sum_over_processes(rank, 0.5),
+            "mean": distributed.mean_over_processes(torch.tensor(float(rank))).item(),
+            "rows": [distributed.batch_rows(6).start, distributed.batch_rows(6).stop],
         }
 
     for rank, result in enumerate(results(3, work, tmp_path)):
@@ -277,10 +277,12 @@ def test_what_processes_agree_on(tmp_path):
 
 
 def test_one_process_agrees_with_itself():
-    assert distributed.size() == 1 and distributed.first()
-    assert distributed.of_first(3) == 3 and distributed.any_of(True) and not distributed.any_of(False)
-    assert distributed.total(1, 2.5) == [1, 2.5] and distributed.mean(torch.tensor(2.0)) == 2
-    assert list(range(6))[distributed.rows(6)] == list(range(6))
+    assert distributed.world_size() == 1 and distributed.is_first()
+    assert distributed.broadcast(3) == 3 and distributed.any_process(True) and not distributed.any_process(False)
+    assert (
+        distributed.sum_over_processes(1, 2.5) == [1, 2.5] and distributed.mean_over_processes(torch.tensor(2.0)) == 2
+    )
+    assert list(range(6))[distributed.batch_rows(6)] == list(range(6))
 
 
 # --- one voice --------------------------------------------------------------------------------------------------------
@@ -391,7 +393,7 @@ def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
     said = (tmp_path / "said" / "0.out").read_text()
     assert begun == [0, 0], (tmp_path / "said" / "0.err").read_text()
     assert f"{8 * 24 * 50:,} in 50 steps" in said and "Each process needs about" in said
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match="--plan goes without --shard-model"):
         train.main(replace(settings, shard_model=True), fresh=False, plan=True)
 
