@@ -361,7 +361,7 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
     monkeypatch.setattr(
         torch,
         "compile",
-        lambda f, dynamic: lambda *batch: (time.sleep(0.02 * (os.environ["RANK"] == "0")), f(*batch))[1],
+        lambda f, dynamic: lambda *batch: (time.sleep(0.1 * (os.environ["RANK"] == "0")), f(*batch))[1],
     )
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
     settings = replace(anew(alone, tmp_path), minutes=0.06, eval_every=0)
