@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
     except ValueError as error:
         raise OSError(
             f"{shown_path(path)} was written but cannot be read back: {error}. Check the disk; the earlier checkpoints "
-            "are still there"
+            "are still there."
         ) from None
     # Files of later steps are damaged ones that this run resumed behind: they do not count as kept.
     for old in [file for file in checkpoint_files(folder) if file.name <= path.name][keep:]:

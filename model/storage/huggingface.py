@@ -241,7 +241,11 @@ def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor],
     safetensors = import_safetensors()
     digest = hashlib.sha256()
     try:
-        config = read_config(config_file)
+        if config_file.stat().st_size > MAX_CONFIG:
+            raise ValueError("its config.json is too large")
+        config = json.loads(config_file.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("its config.json is not a JSON object")
         architecture = architecture_from(config, block_size)
         tensors: dict[str, Tensor] = {}
         for path in files:
@@ -256,18 +260,8 @@ def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor],
         repeat_key_value_heads(tensors, config)
         check_tensors(tensors, to_qwen3(model))
     except (ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = str(error).splitlines()[0][:300].rstrip(".")
         raise UserError(
             f"Training cannot start from {shown_path(folder)}: {reason}. Name a folder with a Qwen3 model that fits."
         ) from None
     return architecture, from_qwen3(tensors, model), digest.hexdigest()
-
-
-def read_config(path: Path) -> dict:
-    """The content of config.json. Raises ValueError or RecursionError."""
-    if path.stat().st_size > MAX_CONFIG:
-        raise ValueError("its config.json is too large")
-    config = json.loads(path.read_text("utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError("its config.json is not a JSON object")
-    return config

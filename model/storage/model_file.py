@@ -17,15 +17,8 @@ from torch import Tensor
 
 from model.gpt import GPT
 from model.metrics import show_bits_per_byte
-from model.storage.checks import (
-    FORMAT_VERSION,
-    check_tensors,
-    is_integer,
-    is_number,
-    load_versioned,
-    meta_model,
-    require,
-)
+from model.storage import checks
+from model.storage.checks import FORMAT_VERSION, require
 from model.storage.safe_load import save
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from plumbing.errors import UserError
@@ -66,23 +59,27 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
             "or name another file with --model."
         )
     try:
-        content = load_versioned(path)
+        content = checks.load_versioned(path)
         if content.get("kind") != KIND:
             raise UserError(
                 f"{shown_path(path)} is a checkpoint or another file, not a finished model. "
                 "Training writes the model to gpt_model.pt (--model-file) when it ends."
             )
         architecture, weights = require(content, "architecture", dict), require(content, "weights", dict)
-        check_tensors(weights, meta_model(architecture, weights).state_dict())
+        checks.check_tensors(weights, checks.meta_model(architecture, weights).state_dict())
         tokenizer = read_tokenizer(require(content, "tokenizer", dict), architecture["vocab_size"], path)
         training = require(content, "training", dict)
-        check_summary(training, tokenizer)
+        bits_known = checks.is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
+        data_known = isinstance(training.get("data", {}), dict)
+        if not (checks.is_integer(training.get("steps"), 0) and bits_known and data_known):
+            raise ValueError("its summary of the training is incomplete")
         model = GPT(**architecture)
         model.load_state_dict(weights)
     except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"{shown_path(path)} is not a model that train.py or trainv2.py wrote, or it is damaged: "
-            f"{str(error).splitlines()[0]}"
+            f"{shown_path(path)} is not a model of train.py or trainv2.py, or is damaged: {reason}. "
+            "Name another file with --model."
         ) from None
     return model.eval(), tokenizer, training
 
@@ -97,13 +94,3 @@ def read_tokenizer(content: dict, vocab_size: int, path: Path) -> Tokenizer | Ba
     if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, content.get("sha256")):
         raise ValueError("its tokenizer does not belong to its weights")
     return tokenizer
-
-
-def check_summary(training: dict, tokenizer: Tokenizer | BareIds) -> None:
-    """Check those values of the training summary that scripts use. Raises ValueError."""
-    if not is_integer(training.get("steps"), 0):
-        raise ValueError("its training summary has no number of steps")
-    if not is_number(training.get("val_bits_per_byte")) and tokenizer.kind != "none":
-        raise ValueError("its training summary has no validation result")
-    if not isinstance(training.get("data", {}), dict):
-        raise ValueError("its training summary does not describe its data")

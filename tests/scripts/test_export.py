@@ -1,4 +1,4 @@
-"""Models that leave for Hugging Face's transformers: the same logits, the same ids, the same text."""
+"""Exported models: transformers and the GGUF file give the same logits, ids and text; --init-from reads them back."""
 
 import json
 import os
@@ -34,7 +34,7 @@ ODD += ["e\u0301 \u00a0 \x00"]
 
 
 def texts(every: int) -> list[str]:
-    """Files of the standard library, those with odd bytes included as far as they are UTF-8."""
+    """Files of Python's standard library that are UTF-8."""
     found = []
     for path in STANDARD_LIBRARY[::every]:
         try:
@@ -83,7 +83,7 @@ def test_logits_and_greedy_text_equal(exported):
         written.append(prompt + [step.token for step in steps])
         greedy = transformers.GenerationConfig(**config)
         assert theirs.generate(torch.tensor([prompt]), generation_config=greedy)[0].tolist() == written[-1]
-    assert len({token for ids in written for token in ids[4:]}) > 2, "the same token always would prove little"
+    assert len({token for ids in written for token in ids[4:]}) > 2, "the same token every time would prove little"
 
 
 def check_ids(folder: Path, tokenizer: Tokenizer, documents: list[str]) -> None:
@@ -105,7 +105,7 @@ def test_ids_equal_on_the_whole_standard_library(exported):
     check_ids(folder, tokenizer, texts(1))
 
 
-def test_what_is_not_code_but_belongs_to_a_model(exported):
+def test_special_tokens_chat_template_and_model_card(exported):
     folder, model, tokenizer = exported
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert len(theirs) == model.vocab_size
@@ -210,7 +210,7 @@ QWEN3 = {
 
 
 def their_model(folder: Path, **changed):
-    """A model that transformers has made and written, as others publish theirs."""
+    """A model made and saved by transformers, as others publish theirs."""
     torch.manual_seed(3)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**QWEN3, **changed})).eval()
     for weight in model.parameters():
@@ -221,8 +221,8 @@ def their_model(folder: Path, **changed):
 
 @pytest.mark.parametrize("tied", [False, True])
 @torch.no_grad()
-def test_a_folder_of_transformers_own_making(tmp_path, tied):
-    """Grouped queries, several files, positions without end, in half precision: the logits are the same."""
+def test_a_folder_that_transformers_saved(tmp_path, tied):
+    """Grouped-query attention, several files, a longer context, half precision: the logits are the same."""
     theirs = their_model(tmp_path, tie_word_embeddings=tied, dtype=torch.bfloat16)
     assert len(list(tmp_path.glob("model*.safetensors"))) > 1
     if tied:  # some files hold a head all the same
@@ -248,7 +248,7 @@ def test_a_folder_of_transformers_own_making(tmp_path, tied):
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type is linear"),
     ],
 )
-def test_models_that_ours_has_no_room_for_are_refused(tmp_path, changed, reason):
+def test_models_that_ours_cannot_represent_are_refused(tmp_path, changed, reason):
     their_model(tmp_path, **changed)
     with pytest.raises(UserError, match=f"Training cannot start from .*{reason}"):
         read_folder(tmp_path, 24)
@@ -304,7 +304,7 @@ def test_gguf_in_the_folder_or_nowhere(exported, tmp_path):
 
 
 def test_gguf_holds_the_model_and_its_tokenizer(exported, tmp_path, capsys):
-    """What llama.cpp's qwen3 reads, read back with the package; and its way to cut text, by the file's own merges."""
+    """The file, read back with the package, has what llama.cpp's qwen3 needs, and its merges cut text as ours do."""
     gguf = pytest.importorskip("gguf", reason="gguf, the extra `export`, is not installed")
     folder, model, tokenizer = exported
     with pytest.raises(UserError, match="--gguf would replace"):

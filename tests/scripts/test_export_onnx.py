@@ -30,7 +30,7 @@ def exported(tmp_path_factory):
 
 
 def test_greedy_text_and_logits_are_the_models(exported):
-    """Written until the block is full, each token from the last call's memory, against full recomputation."""
+    """A full block of text, each token from the cache that the last call returned, against full recomputation."""
     path, model, _ = exported
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     keys = values = np.zeros(session.get_inputs()[2].shape, np.float32)
@@ -43,18 +43,18 @@ def test_greedy_text_and_logits_are_the_models(exported):
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
         assert logits.argmax() == expected.argmax()
         ids.append(int(logits.argmax()))
-    assert expected.std() > 0.1  # logits that are all alike would agree by themselves
+    assert expected.std() > 0.1  # logits that are all alike would prove nothing
 
 
-def test_the_file_brings_its_tokenizer(exported):
+def test_the_file_contains_its_tokenizer(exported):
     path, model, tokenizer = exported
     found = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     assert json.loads(found["tokenizer"]) == json.loads(tokenizer.json_text)
     assert found["block_size"] == str(model.block_size)
 
 
-def test_a_graph_that_computes_otherwise_is_not_written(exported, tmp_path, monkeypatch):
-    """The check after the export, with an exporter that mistakes the sign of the positions."""
+def test_a_graph_that_computes_something_else_is_not_written(exported, tmp_path, monkeypatch):
+    """The check after the export, with an exporter that gets the positions wrong."""
     path, _, _ = exported
     rotate = onnx_file.rotate
     monkeypatch.setattr(onnx_file, "rotate", lambda x, cos, sin: rotate(x, cos, -sin * 0.5))

@@ -169,7 +169,7 @@ def test_a_checkpoint_is_pruned_only_after_the_new_one_was_read_back(interrupted
         file.file.seek(0, os.SEEK_END)
 
     monkeypatch.setattr(torch, "save", rotten)
-    with pytest.raises(OSError, match=r"step_00000010.pt was written and cannot be read back: damaged"):
+    with pytest.raises(OSError, match=r"step_00000010.pt was written but cannot be read back: it is damaged"):
         save_checkpoint(interrupted_run.checkpoint_dir, 10, new, keep=2)
     names = [f"step_{step:08d}.pt" for step in (5, 6, 7, 10)]
     assert steps_of(interrupted_run) == names
