@@ -118,8 +118,10 @@ class GPT(nn.Module):
         return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
     def hidden_matrices(self) -> list[tuple[Tensor, int]]:
-        """The weight matrices inside the blocks, which Muon updates, each with the number of matrices fused in it: q, k
-        and v are one weight, as are gate and up."""
+        """The weight matrices in the blocks, which Muon updates, each with the number of matrices stacked in it.
+
+        qkv holds three, gate_up two.
+        """
         return [
             pair
             for block in self.blocks
@@ -131,8 +133,8 @@ class GPT(nn.Module):
             )
         ]
 
-    def parameters_by_part(self) -> dict[str, int]:
-        """The number of parameters by module, in the order of the forward pass. A tied head counts as 0."""
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each type of module has, in the order of the forward pass. A tied head counts as 0."""
         tied = self.head.weight is self.embedding.weight
 
         def count(*modules: nn.Module) -> int:

@@ -67,7 +67,7 @@ def model_card(folder: Path, model, tokenizer, training: dict) -> str:
     a = model.architecture
     tokens = "one token per character" if tokenizer.kind == "char" else "byte-level BPE"
     figures = {
-        "parameters": sum(model.parameters_by_part().values()),
+        "parameters": sum(model.parameter_counts().values()),
         "layers, heads, width": f"{a['n_layer']}, {a['n_head']}, {a['n_embd']}",
         "tokenizer": f"{tokens}, {a['vocab_size']:,} ids",
         "training steps": training["steps"],

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             print_head(tokenizer, forward, ids, head)
             print_next_tokens(tokenizer, forward, settings.show)
         if args.html:
-            weights = sum(model.parameters_by_part().values())
+            weights = sum(model.parameter_counts().values())
             facts = [
                 f"{settings.model_file.name}, {KINDS[tokenizer.kind]}, {show_training(training)}.",
                 f"{shape['n_layer']} layers of {shape['n_head']} heads, {shape['n_embd']} channels, "

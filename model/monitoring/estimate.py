@@ -67,7 +67,7 @@ def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[s
     lines = [f"{who} needs about {whole / 1e6:,.0f} MB of memory, besides Python and torch:"]
     for name, size in memory.items():
         lines.append(f"  {name:18} {size / 1e6:>10,.1f} MB {bar(size / whole)} {size / whole:6.1%}")
-    parameters, train_tokens = sum(run.model.parameters_by_part().values()), len(run.train_data)
+    parameters, train_tokens = sum(run.model.parameter_counts().values()), len(run.train_data)
     tokens, flops = steps * run.tokens_per_step, flops_per_token(run.model)
     speed = run.tokens_per_step / seconds
     lines += [

@@ -28,7 +28,7 @@ def print_summary(run: Run) -> None:
     print("Settings (config.py, or a flag for each):")
     for name, value in recorded_settings(settings).items():
         print(f"  {name:18} {value}")
-    parts = model.parameters_by_part()
+    parts = model.parameter_counts()
     total = sum(parts.values())
     print(f"The model has {total:,} parameters:")
     for name, count in parts.items():

@@ -263,7 +263,7 @@ def test_heads_that_do_not_fit_the_width(n_embd, n_head):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(
     ("vocab_size", "n_layer", "n_head", "n_embd"),
-    [(65, 2, 2, 32), (96, 4, 4, 128), (256, 6, 6, 384), (4096, 2, 4, 64), (50257, 1, 12, 768)],
+    [(65, 2, 2, 32), (96, 4, 4, 128), (256, 6, 6, 384), (4096, 2, 4, 64), (50257, 1, 2, 32), (65, 1, 12, 768)],
 )
 @torch.no_grad()
 def test_loss_at_step_0_is_ln_of_the_vocabulary(vocab_size, n_layer, n_head, n_embd, tied):
@@ -355,14 +355,14 @@ def test_dropout_acts_in_each_of_its_places():
 
 
 @shapes
-def test_parameters_by_part_are_all_of_them(shape):
+def test_parameter_counts_add_up(shape):
     model = GPT(**shape)
-    parts = model.parameters_by_part()
+    parts = model.parameter_counts()
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
 
 
-def test_parameters_by_part_by_hand():
-    parts = GPT(**{**SMALL, "n_embd": 32, "n_head": 4, "n_layer": 2}).parameters_by_part()
+def test_parameter_counts_by_hand():
+    parts = GPT(**{**SMALL, "n_embd": 32, "n_head": 4, "n_layer": 2}).parameter_counts()
     assert parts == {
         "embedding": 31 * 32,
         "attention": 2 * (4 * 32 * 32 + 2 * 8),  # Q, K, V and output; two norms over the head size
@@ -370,7 +370,7 @@ def test_parameters_by_part_by_hand():
         "norms": (2 * 2 + 1) * 32,
         "head": 31 * 32,
     }
-    assert GPT(**{**SMALL, "tie_embeddings": True}).parameters_by_part()["head"] == 0
+    assert GPT(**{**SMALL, "tie_embeddings": True}).parameter_counts()["head"] == 0
 
 
 OTHER = {

@@ -58,7 +58,7 @@ def test_counting_activations_changes_nothing():
 
 def test_the_lines_by_hand():
     model, optimizer = make()
-    total = sum(model.parameters_by_part().values())
+    total = sum(model.parameter_counts().values())
     idx = torch.randint(50, (3, 16))
     run = SimpleNamespace(
         model=model, optimizer=optimizer, batches=lambda step: (idx, idx), settings=CHAR, tokens_per_step=48
