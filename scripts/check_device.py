@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_device(settings: Settings) -> int:
     """Run the model on the CPU and on the device, and print how they compare. Returns the exit code."""
     import torch
-    from model.training.setup import check_settings
+    from model.training.run_settings import check_settings
 
     from model.device import pick_device
     from model.training import device_check
