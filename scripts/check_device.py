@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_device(settings: Settings) -> int:
     """Run the model on the CPU and on the device, and print how they compare. Returns the exit code."""
     import torch
-    from model.training.run_settings import check_settings
 
     from model.device import pick_device
     from model.training import device_check
+    from model.training.run_settings import check_settings
 
     check_settings(settings)
     device = pick_device(settings.device)

@@ -21,7 +21,7 @@ def test_a_damaged_line_of_the_log_is_left_out_and_named(finished_run, tmp_path,
         log.write(line + b"\n")
     capsys.readouterr()
     train.main(settings, fresh=False)
-    assert "log.jsonl: left out 1 line not whole" in capsys.readouterr().out
+    assert "log.jsonl: left out 1 damaged line" in capsys.readouterr().out
     assert [entry["step"] for entry in log_of(settings)] == [entry["step"] for entry in whole]
 
 
