@@ -39,8 +39,8 @@ from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path
 from plumbing.text import shown_path, visible
 
-CHUNK_BYTES = 1 << 22  # 4 MB of the corpus: enough for large arrays, and little enough to hold several chunks in memory
-BLOCKS_AT_ONCE = 12  # computed ahead of the writer: more than a chunk has, so only a very long document waits
+CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little enough to hold several chunks in memory
+BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
 
 
 # --- one chunk --------------------------------------------------------------------------------------------------------
