@@ -64,19 +64,19 @@ def averaged_step(run: Run, train_step: Callable, loss_of: Callable) -> Callable
     return partial(train_step, run, *distributed.data_parallel(loss_of, run.model))
 
 
-def time_left(run: Run) -> float:
+def seconds_left(run: Run) -> float:
     """Seconds of --minutes that are left, as the first process sees it."""
     return distributed.broadcast(60 * run.settings.minutes - (time.perf_counter() - run.started))
 
 
 def time_step(run: Run, step: Callable) -> float:
-    at_most = 0.02 * time_left(run) if run.timed else 0.0
+    at_most = 0.02 * seconds_left(run) if run.timed else 0.0
     return seconds_per_step(step, run.optimizer, run.batches, at_most, run.stop.check)
 
 
 def planned_seconds(run: Run, seconds: float) -> float:
     """How long the steps of the run will take, at `seconds` per step."""
-    return time_left(run) if run.timed else seconds * (run.max_steps - run.step)
+    return seconds_left(run) if run.timed else seconds * (run.max_steps - run.step)
 
 
 def steps_that_fit(run: Run, seconds: float) -> int:
@@ -86,7 +86,7 @@ def steps_that_fit(run: Run, seconds: float) -> int:
     per_token = seconds / (3 * run.tokens_per_step)  # a third of a step is its forward pass
     other = len(run.val_data) * per_token + RECORDS * run.record_seconds
     per_step = run.evaluation_seconds / settings.eval_every if settings.eval_every else 0.0
-    return distributed.broadcast(max(1, int((time_left(run) - other) / (seconds + per_step))))
+    return distributed.broadcast(max(1, int((seconds_left(run) - other) / (seconds + per_step))))
 
 
 # === timing ===========================================================================================================
