@@ -81,18 +81,17 @@ def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
         raise UserError(f"{shown_path(path)} is not UTF-8 {position}. {advice}") from None
 
 
-def split_at_marker(text: str | bytes) -> list:
-    """Split a text at lines that are exactly <|endoftext|>: "a\\n<|endoftext|>\\nb" gives ["a", "b"]."""
-    marker, newline = (END_OF_TEXT, "\n") if isinstance(text, str) else (MARKER, b"\n")
-    if marker not in text:
+def split_at_marker(text: bytes) -> list[bytes]:
+    """Split a text at lines that are exactly <|endoftext|>: b"a\\n<|endoftext|>\\nb" gives [b"a", b"b"]."""
+    if MARKER not in text:
         return [text]
-    documents: list[list] = [[]]
-    for line in text.split(newline):
-        if line == marker:
+    documents: list[list[bytes]] = [[]]
+    for line in text.split(b"\n"):
+        if line == MARKER:
             documents.append([])
         else:
             documents[-1].append(line)
-    return [newline.join(lines) for lines in documents]
+    return [b"\n".join(lines) for lines in documents]
 
 
 def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, int]:
@@ -103,9 +102,8 @@ def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, 
     count = size = 0
     with whole_file(path) as file:
         for text in documents:
-            for document in filter(None, split_at_marker(text)):
-                data = document.encode() if isinstance(document, str) else document
-                size += file.write((SEPARATOR if count else b"") + data)
+            for document in filter(None, split_at_marker(text.encode() if isinstance(text, str) else text)):
+                size += file.write((SEPARATOR if count else b"") + document)
                 count += 1
         if not count:
             raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")

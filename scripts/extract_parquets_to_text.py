@@ -45,9 +45,6 @@ ITEM_BYTES = 1 << 24  # 16 MB of text in the row groups that a thread reads, or 
 BATCHES_AT_ONCE = ITEM_BYTES // BATCH_BYTES  # read ahead of the writer: a thread waits only in larger row groups
 
 
-# --- the parquet files ------------------------------------------------------------------------------------------------
-
-
 def hub_cache() -> Path:
     """Where the hub's library keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
@@ -108,9 +105,6 @@ def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
                 f"{shown_path(path)} is damaged: its row groups do not have {parquet.metadata.num_rows:,} rows in all"
             )
     return sizes
-
-
-# --- rows to documents ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -192,9 +186,6 @@ def documents_of(column: pa.Array, hashing: bool = False) -> Extracted:
     return Extracted(documents, empty, split, document_hashes(documents) if hashing else None)
 
 
-# --- documents to the corpus ------------------------------------------------------------------------------------------
-
-
 class CorpusWriter:
     """Writes extracted documents to the open corpus file, and counts what was written and left out."""
 
@@ -256,9 +247,6 @@ def write_corpus(writer: CorpusWriter, journal: Journal, files: list[Path], args
             done = [item.file + 1, 0] if file_done else [item.file, item.groups[-1] + 1]
             journal.note([writer.file], {"at": done, "counts": writer.counts, "bad": writer.bad})
             progress.update(sizes[item.file] if file_done else 0)
-
-
-# --- the script -------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:

@@ -43,9 +43,6 @@ CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little
 BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
 
 
-# --- one chunk --------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class EncodedBlock:
     """Some ids of one split. The last block of a chunk's split also says what the ids were made from."""
@@ -89,9 +86,6 @@ class CorpusEncoder:
         return found
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 def shard_range(encoder: CorpusEncoder, shard: tuple[int, int]) -> tuple[int, int]:
     """Where a shard, (I, N), of the corpus starts and ends, in bytes."""
     (number, of), corpus = shard, encoder.settings.corpus
@@ -129,8 +123,12 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
             counts = {split: writer.counts() for split, writer in writers.items()}
             journal.note([train.file, val.file], {"at": chunk[1], "unknown": unknown, **counts})
             progress.update(chunk[1] - chunk[0])
-        if not shard:
-            refuse_empty(writers, settings)  # in here, so that neither file is replaced
+        for split, writer in writers.items():
+            if not writer.utf8_bytes and not shard:  # inside `with`, so that neither file is replaced
+                raise UserError(
+                    f"No document of {shown_path(settings.corpus)} is in the {split} split. Use more documents, or "
+                    f"another --val-fraction than {settings.val_fraction}."
+                )
         # A new file beside the other's earlier version could contain the same documents.
         flush_to_disk(train.file)
         flush_to_disk(val.file)
@@ -147,18 +145,6 @@ def resume(journal: Journal, writers: dict[str, TokenWriter], start: int) -> tup
     done = journal.state["at"]
     print(f"Resuming after the {(done - start) / 1e6:,.1f} MB that an earlier run has finished.")
     return done, Counter(journal.state["unknown"])
-
-
-def refuse_empty(writers: dict[str, TokenWriter], settings: Settings) -> None:
-    for split, writer in writers.items():
-        if not writer.utf8_bytes:
-            raise UserError(
-                f"No document of {shown_path(settings.corpus)} is in the {split} split. Use more documents, or another "
-                f"--val-fraction than {settings.val_fraction}."
-            )
-
-
-# --- showing ----------------------------------------------------------------------------------------------------------
 
 
 def show_first_documents(encoder: CorpusEncoder, chunk: tuple[int, int]) -> dict[str, str]:
@@ -198,15 +184,6 @@ def check_written(settings: Settings, tokenizer: Tokenizer, beginnings: dict[str
         )
 
 
-def show_unknown(unknown: Counter) -> None:
-    if unknown:
-        some = ", ".join(f"{visible(c)} ({n:,} times)" for c, n in unknown.most_common(5))
-        print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
-
-
-# --- the script -------------------------------------------------------------------------------------------------------
-
-
 def main(default: Settings = CHAR, description: str | None = __doc__, kind: str = "char") -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     shard_flag(parser, "documents")
@@ -235,7 +212,9 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     beginnings, unknown, size = write_token_files(CorpusEncoder(settings, tokenizer), facts, args.shard)
     seconds = time.perf_counter() - start
 
-    show_unknown(unknown)
+    if unknown:
+        some = ", ".join(f"{visible(c)} ({n:,} times)" for c, n in unknown.most_common(5))
+        print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
     check_written(settings, tokenizer, beginnings)
     print(f"{size / 1e6 / seconds:.1f} MB/s")
     print(next_step(given, default, args.shard, kind))

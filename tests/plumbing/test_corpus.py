@@ -113,16 +113,16 @@ def test_marker_inside_a_longer_line_is_text(tmp_path):
 @settings(max_examples=150, deadline=None)
 @given(text=texts)
 def test_split_at_marker(text):
-    parts = split_at_marker(text)
+    parts = [part.decode() for part in split_at_marker(text.encode())]
     assert [part for part in parts if part] == plain_documents(text)
     assert len(parts) == 1 + text.split("\n").count(M)
 
 
 def test_split_at_marker_known_answers():
-    assert split_at_marker(f"a\n{M}\nb") == ["a", "b"]
-    assert split_at_marker(f"{M}\n{M}") == ["", "", ""]
-    assert split_at_marker(f"a {M}\nb") == [f"a {M}\nb"]
-    assert split_at_marker("") == [""]
+    assert split_at_marker(f"a\n{M}\nb".encode()) == [b"a", b"b"]
+    assert split_at_marker(f"{M}\n{M}".encode()) == [b"", b"", b""]
+    assert split_at_marker(f"a {M}\nb".encode()) == [f"a {M}\nb".encode()]
+    assert split_at_marker(b"") == [b""]
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["", M, f"{M}\n{M}"]])
