@@ -1,5 +1,6 @@
 """Who imports whom: one way through the rooms, no circles, no torch before --help has answered."""
 
+import ast
 import json
 import re
 import subprocess
@@ -97,16 +98,44 @@ def test_imports_run_in_no_circle():
     assert not circles(SOURCES), "\n".join(circles(SOURCES))
 
 
+def names_in(source: str) -> set[str]:
+    """What a module defines or imports, blocks such as `if` and `try` included."""
+    tree = ast.parse(source)
+    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return stored | defined | {found.module.rpartition(".")[2] for found in imports(source)}
+
+
+def broken(sources: dict[str, str]) -> list[str]:
+    """Imports of our own modules and names that do not exist. Inside a function they would show only when it runs."""
+    ours, found = {name.partition("/")[0].removesuffix(".py") for name in sources} - {"_root"}, []
+    for importer, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ours:
+                file = file_of(node.module, sources)
+                names = names_in(sources[file]) if file else set()
+                found += [
+                    f"{importer}:{node.lineno} imports {alias.name} from {node.module}, which does not exist"
+                    for alias in node.names
+                    if alias.name not in names and not file_of(f"{node.module}.{alias.name}", sources)
+                ]
+    return found
+
+
+def test_what_is_imported_exists():
+    assert not broken(SOURCES), "\n".join(broken(SOURCES))
+
+
 PLANTED = {
-    "config.py": "from pathlib import Path\n",
+    "config.py": "from pathlib import Path\nCHAR = 1\n",
     "plumbing/files.py": "import config\n",
-    "dataset.py": "from plumbing import files\n",
+    "dataset.py": "from plumbing import files\ndef draw(): pass\n",
     "model/__init__.py": "",
-    "model/gpt.py": "from dataset import draw\nfrom model import layers\n",
+    "model/gpt.py": "from dataset import draw\nfrom model import layers\nclass GPT: pass\n",
     "model/layers.py": "import torch\n",
-    "model/storage/files.py": "from model.gpt import GPT\n",
+    "model/storage/files.py": "from model.gpt import GPT\ndef load(): pass\n",
     "model/training/optimizer.py": "def f():\n    from model.storage.files import load\n",
-    "model/monitoring/log.py": "import model.training.optimizer as o\n",
+    "model/monitoring/log.py": "import model.training.optimizer as o\nclass Log: pass\n",
     "train.py": "from model.monitoring.log import Log\nfrom config import CHAR\n",
     "trainv2.py": "import train\n",
     "scripts/tool.py": "from model.gpt import GPT\n",
@@ -114,21 +143,21 @@ PLANTED = {
 
 
 def test_a_good_graph_passes():
-    assert wrong_ways(PLANTED) == circles(PLANTED) == []
+    assert wrong_ways(PLANTED) == circles(PLANTED) == broken(PLANTED) == []
 
 
 @pytest.mark.parametrize(
     ("name", "line", "expected"),
     [
-        ("config.py", "import dataset", "config.py:2 imports dataset.py, but config must not import dataset"),
+        ("config.py", "import dataset", "config.py:3 imports dataset.py, but config must not import dataset"),
         ("plumbing/files.py", "from model import gpt", "plumbing must not import model"),
         ("dataset.py", "from model.gpt import GPT", "dataset must not import model"),
-        ("model/gpt.py", "def f():\n    from model.storage import files", "gpt.py:4 imports model/storage/files.py"),
+        ("model/gpt.py", "def f():\n    from model.storage import files", "gpt.py:5 imports model/storage/files.py"),
         ("model/storage/files.py", "import model.training.optimizer", "model/storage must not import model/training"),
         ("model/training/optimizer.py", "from model.monitoring import log", "must not import model/monitoring"),
-        ("model/monitoring/log.py", "from train import train", "model/monitoring must not import train.py"),
+        ("model/monitoring/log.py", "import train", "model/monitoring must not import train.py"),
         ("train.py", "import trainv2", "train.py must not import trainv2.py"),
-        ("scripts/tool.py", "from train import train", "scripts/tool.py must not import train.py"),
+        ("scripts/tool.py", "import train", "scripts/tool.py must not import train.py"),
     ],
 )
 def test_an_import_the_wrong_way_would_be_found(name, line, expected):
@@ -143,6 +172,13 @@ def test_a_circle_would_be_found():
     assert circles(longer) == [
         "config.py -> model/gpt.py -> dataset.py -> plumbing/files.py -> config.py",
     ]
+
+
+def test_a_broken_import_would_be_found():
+    lines = "from model.gtp import GPT\n", "from model.gpt import GPTS\n", "from model import gtp\n"
+    for line in lines:
+        (found,) = broken({**PLANTED, "train.py": "def f():\n    " + line})
+        assert found.startswith("train.py:2 imports ")
 
 
 # === other packages ===================================================================================================
