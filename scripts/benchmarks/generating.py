@@ -105,7 +105,7 @@ def our_rate(model, prompt: list[int], candidates: bool):
         output = Output()
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             start = time.perf_counter()
-            for number, step in enumerate(steps, 1):
+            for number, (step,) in enumerate(steps, 1):
                 if candidates:
                     output.add("", functools.partial(show_step, f"step {number}", step, 5, str))
             output.flush()
