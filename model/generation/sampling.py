@@ -12,7 +12,7 @@ probabilities in double precision.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_to
     return feed(model, texts, cache)[:, -1].cpu().numpy()
 
 
-def generate_samples(
+def generate(
     model: GPT,
     ids: list[int],
     logits: torch.Tensor,
@@ -197,10 +197,16 @@ def generate_samples(
     settings: Settings,
     one_token: Callable | None = None,
 ) -> Iterator[list[Step]]:
-    """Yield, settings.tokens times, one step for each of settings.samples texts, which all continue the same prompt.
+    """Continue a prompt, given as its ids, the logits (V,) after it, and the cache that it filled. Yields a list of one
+    step for each of settings.samples texts, settings.tokens times.
 
-    Sample i is the text that generate() gives for the seed settings.seed + i, but all are fed to the model as one
-    batch.
+        cache = model.new_cache()
+        logits = read(model, ids, cache)
+        for (step,) in generate(model, ids, logits[-1], cache, settings): ...
+
+    Sample i is the text of the seed settings.seed + i, and all are fed to the model as one batch. Each token uses one
+    random number. `one_token` is a faster way to feed one token (one_token.py), for a single sample, made for this
+    cache. For a model in eval mode.
     """
     samples, show = settings.samples, settings.show
     texts = [list(ids) for _ in range(samples)]
@@ -220,24 +226,3 @@ def generate_samples(
             text.append(step.token)
             s[step.token] = True
         yield steps
-
-
-def generate(
-    model: GPT,
-    ids: list[int],
-    logits: torch.Tensor,
-    cache: KeyValueCache,
-    settings: Settings,
-    one_token: Callable | None = None,
-) -> Iterator[Step]:
-    """Yield settings.tokens steps after a prompt: its ids, the logits (V,) after it, and the cache that it filled.
-
-        cache = model.new_cache()
-        logits = read(model, ids, cache)
-        for step in generate(model, ids, logits[-1], cache, settings): ...
-
-    `one_token` is a faster way to feed one token (one_token.py), made for this cache. Each token uses one random number
-    of the seed. For a model in eval mode.
-    """
-    for (step,) in generate_samples(model, ids, logits, cache, replace(settings, samples=1), one_token):
-        yield step

@@ -10,7 +10,7 @@ from torch import Tensor
 from config import Settings
 from model import metrics
 from model.generation.one_token import OneToken, fast_one_token
-from model.generation.sampling import Step, generate, generate_samples, read
+from model.generation.sampling import Step, generate, read
 from model.generation.text_stream import TextStream
 from model.gpt import GPT
 from model.tokenization.tokenizer import BareIds, Tokenizer, encode_prompt
@@ -42,7 +42,7 @@ class Writer:
     def steps(self, settings: Settings) -> Iterator[list[Step]]:
         """Continue the prompt. Raises UserError for a model that computes NaN."""
         one_token = self.one_token if settings.samples == 1 else None
-        for steps in generate_samples(self.model, self.ids, self.logits[-1], self.cache, settings, one_token):
+        for steps in generate(self.model, self.ids, self.logits[-1], self.cache, settings, one_token):
             if any(math.isnan(step.p) for step in steps):
                 raise UserError(
                     "The model's logits are not numbers (NaN): its weights are too large to compute with. "
@@ -91,7 +91,7 @@ def sample_text(
     """
     if not settings.sample_tokens:
         return ""
-    settings = replace(settings, tokens=settings.sample_tokens)
+    settings = replace(settings, tokens=settings.sample_tokens, samples=1)
     dtype = model.head.compute
     model.eval().compute_in(torch.float32)
     try:
@@ -99,7 +99,7 @@ def sample_text(
         sharded = hasattr(model, "set_requires_gradient_sync")  # then no process has whole weights for OneToken to copy
         one_token = OneToken(model, cache) if model.device.type == "cpu" and not sharded else None
         logits = read(model, prompt, cache)
-        for step in generate(model, prompt, logits[-1], cache, settings, one_token):
+        for (step,) in generate(model, prompt, logits[-1], cache, settings, one_token):
             check()
             ids.append(step.token)
     finally:

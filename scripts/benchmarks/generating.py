@@ -113,7 +113,7 @@ class OurGenerator:
         output = Output()
         with open(os.devnull, "w", encoding="utf-8") as discard, contextlib.redirect_stderr(discard):
             start = time.perf_counter()
-            for number, step in enumerate(steps, 1):
+            for number, (step,) in enumerate(steps, 1):
                 if record:
                     output.add("", functools.partial(show_step, f"step {number}", step, record, str))
             output.flush()

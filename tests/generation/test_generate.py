@@ -181,7 +181,7 @@ def test_a_folder_is_no_output_file_and_nothing_is_written_before_that_is_said(w
 
 
 def test_more_samples_than_memory_holds(write, monkeypatch):
-    monkeypatch.setattr(writer, "generate_samples", lambda *args, **more: torch.empty(2**60))
+    monkeypatch.setattr(writer, "generate", lambda *args, **more: torch.empty(2**60))
     with pytest.raises(UserError, match=r"not enough memory for this\. Try fewer --samples"):
         write("--samples", 2)
 

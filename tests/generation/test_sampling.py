@@ -20,7 +20,6 @@ from model.generation.sampling import (
     choose,
     draw,
     generate,
-    generate_samples,
     most_likely,
     next_logits,
     penalise,
@@ -357,7 +356,7 @@ def steps_of(model: GPT, prompt: list[int], tokens: int, fast: bool = False, **m
     cache = model.new_cache()
     logits = read(model, prompt, cache)
     one_token = OneToken(model, cache) if fast else None
-    return list(generate(model, prompt, logits[-1], cache, settings_of(tokens, **more), one_token))
+    return [step for (step,) in generate(model, prompt, logits[-1], cache, settings_of(tokens, **more), one_token)]
 
 
 def tokens_of(*args, **more) -> list[int]:
@@ -447,7 +446,7 @@ def test_generate_starts_from_the_logits_it_is_given():
     prompt, cache = [3, 1, 4], model.new_cache()
     read(model, prompt, cache)
     only_17 = torch.full((29,), -30.0).index_fill(0, torch.tensor(17), 30.0)
-    steps = list(generate(model, prompt, only_17, cache, settings_of(2)))
+    steps = [step for (step,) in generate(model, prompt, only_17, cache, settings_of(2))]
     assert steps[0].token == 17
     assert prompt == [3, 1, 4], "the caller's list is the caller's"
     p = read(model, [3, 1, 4, 17], model.new_cache())[-1].softmax(0)
@@ -516,7 +515,7 @@ def test_each_of_several_samples_is_the_text_of_its_own_seed():
     logits = read(model, [1, 2, 3], cache)
     values = {"temperature": 2.0, "top_k": 8, "repetition_penalty": 1.3}
     settings = settings_of(30, samples=4, seed=5, **values)
-    batches = list(generate_samples(model, [1, 2, 3], logits[-1], cache, settings))
+    batches = list(generate(model, [1, 2, 3], logits[-1], cache, settings))
     texts = [[step.token for step in steps] for steps in zip(*batches, strict=True)]
     assert texts == [tokens_of(model, [1, 2, 3], 30, seed=5 + i, **values) for i in range(4)]
     assert len({tuple(text) for text in texts}) == 4
@@ -526,5 +525,5 @@ def test_the_largest_seed_has_successors():
     model = spread_model(8)
     cache = model.new_cache()
     logits = read(model, [1], cache)
-    ((_, second),) = generate_samples(model, [1], logits[-1], cache, settings_of(1, samples=2, seed=2**64 - 1))
+    ((_, second),) = generate(model, [1], logits[-1], cache, settings_of(1, samples=2, seed=2**64 - 1))
     assert second.random_number == steps_of(model, [1], 1, seed=0)[0].random_number

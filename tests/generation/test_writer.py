@@ -78,4 +78,4 @@ def test_a_writer_starts_anew_with_each_prompt():
         written = [step.token for (step,) in pen.steps(settings)]
         ids, cache = TOKENIZER.encode(prompt).tolist(), model.new_cache()
         logits = read(model, ids, cache)
-        assert written == [step.token for step in generate(model, ids, logits[-1], cache, settings)]
+        assert written == [step.token for (step,) in generate(model, ids, logits[-1], cache, settings)]

@@ -80,7 +80,7 @@ def test_logits_and_greedy_text_equal(exported):
         cache = model.new_cache()
         logits = read(model, prompt, cache)[-1]
         steps = generate(model, prompt, logits, cache, replace(CHAR, tokens=16, temperature=0.0))
-        written.append(prompt + [step.token for step in steps])
+        written.append(prompt + [step.token for (step,) in steps])
         greedy = transformers.GenerationConfig(**config)
         assert theirs.generate(torch.tensor([prompt]), generation_config=greedy)[0].tolist() == written[-1]
     assert len({token for ids in written for token in ids[4:]}) > 2, "the same token every time would prove little"
