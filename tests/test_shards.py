@@ -11,6 +11,7 @@ from runs import log_of, same
 import train
 from dataset import blocks_in_order, draw_batch, open_tokens, sidecar, token_writer
 from model.storage.model_file import load_model
+from model.training.batches import Batches
 from plumbing.errors import UserError
 
 FACTS = {"tokenizer_sha256": "a" * 64, "vocab_size": 500, "end_of_text_id": 0}
@@ -105,9 +106,9 @@ def test_a_training_on_a_folder_is_the_training_on_the_file(char, tmp_path, caps
     assert [e.get("loss") for e in log_of(settings)] == [
         e.get("loss") for e in log_of(replace(settings, checkpoint_dir=tmp_path / "one"))
     ]
-    resident = train.Batches(open_tokens(tmp_path / "folder"), settings, torch.device("cpu"))
+    resident = Batches(open_tokens(tmp_path / "folder"), settings, torch.device("cpu"))
     batch = resident(3)
-    resident.reside()
+    resident.move_to_device()
     assert same(list(batch), list(resident(3)))
 
 
@@ -123,5 +124,5 @@ def test_a_folder_to_validate_on(char, tmp_path):
 
 
 def test_a_folder_that_holds_the_validation_file_is_refused(char):
-    with pytest.raises(UserError, match="holds the file to validate on as well"):
+    with pytest.raises(UserError, match="also contains the validation file"):
         train.main(replace(char, train_file=char.train_file.parent), fresh=False)

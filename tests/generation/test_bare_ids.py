@@ -42,7 +42,7 @@ def test_bare_ids_train_as_described_ones_do(char, tmp_path, capsys):
     assert training["val_loss"] == described
     assert (tokenizer.kind, tokenizer.vocab_size, model.vocab_size) == ("none", ids, ids)
     out = capsys.readouterr().out
-    assert "bits per byte unknown" in out and "nan" not in out and "of unknown text" in out
+    assert "bits per byte unknown" in out and "nan" not in out and "number of bytes unknown" in out
     assert f"ln({ids})" in out
     lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
     assert "NaN" not in "".join(lines)
@@ -52,7 +52,7 @@ def test_bare_ids_train_as_described_ones_do(char, tmp_path, capsys):
 
     # The same command goes on; a larger vocabulary is another run.
     assert train.main(replace(settings, max_steps=12), fresh=False, ids=ids) == 0
-    with pytest.raises(UserError, match="made otherwise: the tokenizer is another one"):
+    with pytest.raises(UserError, match="used different settings: the tokenizer has changed"):
         train.main(replace(settings, max_steps=12), fresh=False, ids=ids + 1)
 
 

@@ -12,7 +12,9 @@ from runs import same, steps_of
 from stored_runs import script
 
 import train
+from model.monitoring import reporter
 from model.storage.checkpoint import newest_checkpoint
+from model.training.stop import StopFlag
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
 
@@ -26,7 +28,7 @@ def signalled(settings, place: str, number: int, errors, twice: bool = False) ->
         with pytest.MonkeyPatch.context() as patch:
             module, name = {
                 "evaluation": (train, "evaluate"),
-                "sampling": (train, "sample_text"),
+                "sampling": (reporter, "sample_text"),
                 "save": (torch, "save"),
                 "step": (train, "train_step"),
             }[place]
@@ -34,8 +36,8 @@ def signalled(settings, place: str, number: int, errors, twice: bool = False) ->
 
             def waiting(*args, **kwargs):
                 calls.append(1)
-                # Three steps are timed before the first; six texts are written for records and the first evaluation.
-                if len(calls) == {"step": 5, "sampling": 7}.get(place, 2):
+                # Three steps are timed before the first; the fifth sample is that of step 5, after steps 0, 1, 2 and 4.
+                if len(calls) == {"step": 5, "sampling": 5}.get(place, 2):
                     os.write(reached[1], b"x")
                     time.sleep(0.3)
                 return real(*args, **kwargs)
@@ -77,7 +79,7 @@ def test_a_signal_anywhere_saves_the_current_step(finished_run, tmp_path, place,
 def test_a_training_that_does_not_look_for_signals_is_noticed(finished_run, tmp_path, monkeypatch):
     """The control: it goes on to its end."""
     settings = replace(finished_run.settings, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
-    monkeypatch.setattr(train.StopFlag, "check", lambda self: None)
+    monkeypatch.setattr(StopFlag, "check", lambda self: None)
     assert signalled(settings, "step", signal.SIGTERM, tmp_path / "errors")[0] == 0
 
 
