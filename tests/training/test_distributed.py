@@ -32,8 +32,7 @@ from dataset import open_tokens
 from model.gpt import GPT
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.model_file import load_model
-from model.training import choose_step as speed
-from model.training import distributed
+from model.training import choose_step, distributed
 from model.training.muon import orthogonalise
 from model.training.optimizer import Optimizer
 from plumbing.errors import UserError, run_script
@@ -147,7 +146,7 @@ def test_a_run_of_four_goes_on_in_two_and_in_one(alone, four, tmp_path):
         trained(number, settings)
         assert newest_checkpoint(settings.checkpoint_dir)[1]["processes"] == number
         assert difference(losses(four), losses(settings)) < 1e-5
-        assert "changed since: processes were 4, are" in (tmp_path / str(number) / "run-said" / "0.out").read_text()
+        assert "changed: processes was 4, is" in (tmp_path / str(number) / "run-said" / "0.out").read_text()
 
 
 def test_a_resumed_run_of_two_is_the_same_run(alone, tmp_path):
@@ -165,7 +164,7 @@ def test_a_sharded_model_gives_the_same_losses(short, tmp_path):
     assert difference(losses(short), losses(sharded)) < 1e-5
     model, _, summary = load_model(sharded.model_file)
     val = open_tokens(sharded.val_file)
-    assert train.evaluate(model, val, train.StopFlag())[0] == pytest.approx(summary["val_loss"], rel=1e-5)
+    assert train.evaluate(model, val)[0] == pytest.approx(summary["val_loss"], rel=1e-5)
     for changes in ({"shard_model": False}, {"accumulate": 2}):
         interrupt_after(sharded, 5)
         trained(2, sharded, **changes)
@@ -212,11 +211,12 @@ def test_all_processes_take_the_same_step_to_the_bit(tmp_path):
         torch.manual_seed(distributed.rank())  # other weights, which the first one's replace
         model = GPT(20, block_size=8, n_layer=2, n_head=2, n_embd=16)
         optimizer = Optimizer(model, CHAR, orthogonalise=distributed.orthogonalise_together)
-        loss_of, adding_up = distributed.data_parallel(model.loss, model)
+        run = SimpleNamespace(optimizer=optimizer, settings=CHAR)
+        loss_of, no_sync = distributed.data_parallel(model.loss, model)
         for step in range(3):
             idx, targets = torch.randint(20, (2, 4, 8), generator=torch.Generator().manual_seed(step))
             mine = distributed.batch_rows(4)
-            train.train_step(loss_of, optimizer, idx[mine], targets[mine], torch.ones(()), 1.0, 1, adding_up)
+            train.train_step(run, loss_of, no_sync, idx[mine], targets[mine], torch.ones(()))
         # The gradients before they are clipped, against those of the whole batch:
         optimizer.zero_grad()
         loss_of(idx[mine], targets[mine]).backward()
@@ -290,7 +290,7 @@ def test_one_process_agrees_with_itself():
 
 def test_only_the_first_process_prints_and_writes(four):
     said = four.checkpoint_dir.with_name("run-said")
-    assert "This is the first of 4 processes, each of which computes 2 of 8 sequences" in (said / "0.out").read_text()
+    assert "This is the first of 4 processes. Each computes 2 of the 8 sequences" in (said / "0.out").read_text()
     for rank in (1, 2, 3):
         assert (said / f"{rank}.out").read_text() == (said / f"{rank}.err").read_text() == ""
     assert len([entry for entry in log_of(four) if "loss" in entry]) == 50
@@ -315,7 +315,7 @@ def said_of(number: int, settings, folder: Path, fresh=False) -> tuple[list[int]
 @pytest.mark.parametrize(
     ("number", "changes", "message", "code"),
     [
-        (3, {}, "--batch-size 8 cannot be shared out evenly: it must be a multiple of the number of processes, 3", 2),
+        (3, {}, "--batch-size 8 cannot be divided evenly: it must be a multiple of the number of processes, 3", 2),
         (2, {"accumulate": 3}, "times --accumulate, 3", 2),
         (2, {"device": "cuda:1"}, "--device is auto, cpu or cuda", 2),
         (2, {"seed": 3}, "seed was 1337, is 3", 1),  # which only the first one reads
@@ -331,7 +331,7 @@ def test_an_error_of_all_is_told_once(four, tmp_path, number, changes, message, 
 def test_a_loss_that_is_not_finite_is_an_error_of_all(alone, tmp_path):
     wild = replace(anew(alone, tmp_path), learning_rate=1e30, grad_clip=0.0, warmup_steps=0)
     (code, *_), (error, *silent) = said_of(2, wild, tmp_path / "said")
-    assert code == 1 and "went wrong" in error and "Traceback" not in error
+    assert code == 1 and "Step 1 failed" in error and "Traceback" not in error
     assert silent == [""]
 
 
@@ -345,7 +345,7 @@ def test_an_error_of_one_process_names_it(alone, tmp_path):
 
     pids = begin(2, work, tmp_path / "said")
     assert [end_of(pid) for pid in reversed(pids)] == [1, 1]
-    assert (tmp_path / "said" / "1.err").read_text().startswith("error: Process 1: Token files or tok")
+    assert (tmp_path / "said" / "1.err").read_text().startswith("error: Process 1: The inputs differ")
     assert "Another process of this run has ended" in (tmp_path / "said" / "0.err").read_text()
 
 
@@ -356,8 +356,8 @@ def test_several_processes_need_torchrun(alone, tmp_path):
 
 def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeypatch):
     """--minutes and --compile auto, with clocks that disagree."""
-    monkeypatch.setitem(speed.COMPILE_FROM, "cpu", 0.0)
-    monkeypatch.setattr(speed, "compiler_missing", lambda device: None)
+    monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 0.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
     monkeypatch.setattr(
         torch,
         "compile",
@@ -378,7 +378,8 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
 
 def test_minutes_with_a_sharded_model(alone, tmp_path, monkeypatch):
     """Timed steps of a sharded model leave no trace in it, either."""
-    monkeypatch.setattr(train, "seconds_a_step", lambda *rest, **more: (speed.seconds_a_step(*rest, **more), 0.2)[1])
+    real = choose_step.seconds_per_step
+    monkeypatch.setattr(choose_step, "seconds_per_step", lambda *rest: (real(*rest), 0.2)[1])
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
     settings = trained(2, anew(alone, tmp_path), shard_model=True, minutes=0.05, eval_every=0)
     steps = newest_checkpoint(settings.checkpoint_dir)[1]["step"]
@@ -394,7 +395,7 @@ def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
     assert begun == [0, 0], (tmp_path / "said" / "0.err").read_text()
     assert f"{8 * 24 * 50:,} in 50 steps" in said and "Each process needs about" in said
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(UserError, match="--plan goes without --shard-model"):
+    with pytest.raises(UserError, match="--plan cannot be combined with --shard-model"):
         train.main(replace(settings, shard_model=True), fresh=False, plan=True)
 
 
@@ -471,7 +472,7 @@ def test_torchrun_hands_sigterm_on_and_the_same_command_goes_on(long, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "The same command goes on" in output, errors
+    assert "The same command resumes it" in output, errors
     goes_on_as(long, settings)
 
 
@@ -490,16 +491,16 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(long, tmp_path):
         time.sleep(0.01)
     os.kill(pids[1], signal.SIGTERM)
     assert [end_of(pid) for pid in pids] == [143, 143]
-    assert "The same command goes on" in (tmp_path / "said" / "0.out").read_text()
+    assert "The same command resumes it" in (tmp_path / "said" / "0.out").read_text()
     goes_on_as(long, settings)
 
 
 def test_a_signal_to_one_process_stops_the_plan_of_all(alone, tmp_path, monkeypatch):
-    def stopping(*rest, check, **more):
+    def stopping(run, *rest):
         if distributed.rank() == 1:
             signal.raise_signal(signal.SIGTERM)
-        check()
+        run.stop.check()
 
-    monkeypatch.setattr(train, "seconds_a_step", stopping)
+    monkeypatch.setattr(train, "print_estimate", stopping)
     pids = begin(2, training(anew(alone, tmp_path), plan=True), tmp_path / "said")
     assert [end_of(pid) for pid in pids] == [143, 143]
