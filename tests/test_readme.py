@@ -16,7 +16,7 @@ def test_every_section_with_commands_is_in_one_chain():
 
 
 def test_every_chain_has_a_test_file():
-    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "readme").glob("test_*.py")}
+    files = {path.stem.removeprefix("test_readme_") for path in ROOT.glob("tests/readme/test_*.py")}
     assert files == set(CHAINS)
 
 
