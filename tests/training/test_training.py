@@ -415,6 +415,22 @@ def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
     assert not char.model_file.exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved_by_a_stop(char, monkeypatch):
+    real = train.train_step
+
+    def break_the_weights_and_stop(run, *rest):
+        result = real(run, *rest)
+        if run.optimizer.steps == 7:
+            run.optimizer.weights[0] = math.nan
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(train, "train_step", break_the_weights_and_stop)
+    with pytest.raises(UserError, match=r"Step 7 failed: a weight.* is not a finite .*step_00000005.pt"):
+        train.main(char, fresh=False)
+    assert steps_of(char) == ["step_00000005.pt"]
+
+
 TORCHS = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
 
