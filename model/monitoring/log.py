@@ -26,7 +26,6 @@ class Log:
         self.path = folder and folder / "log.jsonl"
         if self.path is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         kept = list(self.lines_up_to(step)) if step is not None and self.path.exists() else []
         with whole_file(self.path) as file:
             file.writelines(kept)

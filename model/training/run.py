@@ -20,8 +20,7 @@ from model.storage.model_file import save_model
 from model.storage.run_folder import move_aside, only_training_in
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
-from model.training.batches import Batches
-from model.training.inputs import initial_weights, open_inputs
+from model.training.inputs import Batches, initial_weights, open_inputs
 from model.training.optimizer import Optimizer
 from model.training.run_settings import check_resumable, check_settings, recorded_settings
 from model.training.stop import StopFlag

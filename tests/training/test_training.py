@@ -30,8 +30,8 @@ from model.storage.checkpoint import newest_checkpoint
 from model.storage.model_file import load_model
 from model.storage.safe_load import load
 from model.training import choose_step
-from model.training.batches import Batches
 from model.training.command_line import training_flags
+from model.training.inputs import Batches
 from model.training.optimizer import Optimizer
 from model.training.run_settings import MAY_CHANGE, recorded_settings
 from plumbing.errors import UserError
