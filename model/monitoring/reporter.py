@@ -57,12 +57,8 @@ class Reporter(AbstractContextManager):
             print_device(run)
             print_summary(run)
         if run.settings.eval_every and run.tokenizer.counts_bytes and not self.baselines:
-            train, val = run.train_data, run.val_data
-            if distributed.is_first():
-                self.baselines = baselines.compute_baselines(
-                    train.tokens, val.tokens, run.tokenizer, val.tokens_per_byte
-                )
-            self.baselines = distributed.broadcast(self.baselines)
+            data = run.train_data.tokens, run.val_data.tokens, run.tokenizer, run.val_data.tokens_per_byte
+            self.baselines = distributed.broadcast(baselines.compute_baselines(*data) if distributed.is_first() else {})
         if self.verbose and self.baselines:
             most = baselines.VALIDATION_TOKENS
             part = f"the first {most:,} tokens of " if len(run.val_data) > most else ""
