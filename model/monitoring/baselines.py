@@ -89,7 +89,6 @@ def compute_baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, 
 
 
 def baselines_table(baselines: dict[str, float]) -> str:
-    """The baselines as lines with bars."""
     highest = max(baselines.values())
     return "\n".join(f"  {name:8} {bits:7.3f} {bar(bits / highest, 30)}" for name, bits in baselines.items())
 

@@ -41,10 +41,9 @@ def other_seconds(run: Run, steps: int, per_step: float, evaluate: Callable) -> 
     per_token = (time.perf_counter() - begin) / scored
     per_sample = 0.0
     if settings.sample_tokens:
-        begin = time.perf_counter()
-        sample = min(SAMPLED_TOKENS, settings.sample_tokens)
-        sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=sample), run.stop.check)
-        per_sample = (time.perf_counter() - begin) * settings.sample_tokens / sample
+        begin, tokens = time.perf_counter(), min(SAMPLED_TOKENS, settings.sample_tokens)
+        sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=tokens), run.stop.check)
+        per_sample = (time.perf_counter() - begin) * settings.sample_tokens / tokens
     evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
     if settings.eval_every:
         evaluations = 1 + (steps - 1) // settings.eval_every
@@ -101,15 +100,12 @@ def bytes_of(*tensors: Tensor) -> int:
 def activation_bytes(model: GPT, inputs: Tensor, targets: Tensor) -> int:
     """The bytes that the forward pass of a batch (B, T) keeps for the backward pass, weights aside. Counted, not
     estimated: autograd reports each tensor that it saves."""
-    kept = {}
-    hooks = torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
-    )
-    with hooks, torch.random.fork_rng():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None), torch.random.fork_rng():
         model.loss(inputs, targets)
-    for weight in model.parameters():
-        kept.pop(weight.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    return sum(size for address, size in sizes.items() if address not in weights)
 
 
 def flops_per_token(model: GPT) -> int:

@@ -35,7 +35,7 @@ class Recorder:
     that the model writes now.
 
     before(step) and after(step, norm) go around the training step that ends at `step`; due(step) says whether they do
-    anything. seconds: what the records have cost so far.
+    anything. `seconds` is what all records have taken.
     """
 
     def __init__(self, run: Run, log: Log, baselines: dict[str, float], sample: Callable[[], str]):
@@ -88,11 +88,9 @@ class Recorder:
         if self.log.about is None:
             self.log.about = self.about
             self.log.write(step=step, about=self.about)
-        record = self.predictions()
-        if self.weights_before is not None:
-            record |= self.update_sizes(norm)
+        moved = {} if self.weights_before is None else self.update_sizes(norm)
         self.weights_before = None
-        record["sample"] = self.sample()
+        record = self.predictions() | moved | {"sample": self.sample()}
         self.log.write(step=step, record=record)
         self.log.recorded.add(step)
         self.seconds += time.perf_counter() - start

@@ -48,8 +48,6 @@ class Reporter(AbstractContextManager):
     def __exit__(self, kind, error, traceback):
         self.progress.close()
 
-    # --- before the loop ----------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Print what the run consists of and what its loss will be compared with; record the model as it is."""
         run = self.run
@@ -84,8 +82,6 @@ class Reporter(AbstractContextManager):
         if self.sampled[0] != run.step:
             self.sampled = (run.step, sample_text(run.model, run.tokenizer, run.settings, run.stop.check))
         return self.sampled[1]
-
-    # --- events of the loop -------------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
         if self.first_step is None:
@@ -173,8 +169,6 @@ class Reporter(AbstractContextManager):
         if self.first_step is None:
             run.evaluation_seconds = time.perf_counter() - self.started
 
-    # --- the end ------------------------------------------------------------------------------------------------------
-
     def finish(self) -> None:
         """Save the model and say how good it is and what comes next."""
         run = self.run
@@ -188,10 +182,10 @@ class Reporter(AbstractContextManager):
                 f"This run is finished: step {run.step} of {run.max_steps}. To extend it, give a larger --max-steps; "
                 "to start over, --fresh."
             )
+        per_byte, took = metrics.show_bits_per_byte(run.bits_per_byte(val_loss)), time.perf_counter() - run.started
         print(
-            f"{shown_path(run.settings.model_file)}: {run.step:,} steps, validation loss {val_loss:.4f}, "
-            f"{metrics.show_bits_per_byte(run.bits_per_byte(val_loss))}; "
-            f"took {duration(time.perf_counter() - run.started)}"
+            f"{shown_path(run.settings.model_file)}: {run.step:,} steps, validation loss {val_loss:.4f}, {per_byte}; "
+            f"took {duration(took)}"
         )
         script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
         model_flag = file_flags(run.settings, CHAR, "model_file")

@@ -1,6 +1,5 @@
 """A training run: everything it consists of, how it is opened or resumed, and what it saves."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -75,8 +74,8 @@ class Run:
 
     def bits_per_byte(self, val_loss: float) -> float | None:
         """A validation loss in bits per byte; None for bare ids, whose bytes nobody has counted."""
-        value = metrics.bits_per_byte(val_loss, self.val_data.tokens_per_byte)
-        return None if math.isnan(value) else value
+        known = self.tokenizer.counts_bytes
+        return metrics.bits_per_byte(val_loss, self.val_data.tokens_per_byte) if known else None
 
     def save_checkpoint(self) -> Path:
         """Write the checkpoint of this step. Raises UserError if the weights or the optimizer's state are not finite.
@@ -105,8 +104,7 @@ class Run:
         return self.checkpoint
 
     def save_model(self, val_loss: float) -> None:
-        """Write the finished model: to --model-file, which holds the newest model of all runs, and into the run's own
-        folder."""
+        """Write the finished model to --model-file, which holds the newest of all runs, and into the run's folder."""
         training = {
             "steps": self.step,
             "tokens_seen": self.step * self.tokens_per_step,

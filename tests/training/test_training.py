@@ -134,6 +134,14 @@ def test_the_log_holds_the_figures_of_each_line(char):
     assert rates == pytest.approx([char.learning_rate * fraction for fraction in fractions])
 
 
+def test_tokens_per_second_leave_out_evaluations(char, monkeypatch):
+    real = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(1) or real(*args))
+    train.main(replace(char, max_steps=6, eval_every=3), fresh=False)
+    speeds = [entry["tokens_per_second"] for entry in log_of(char) if "loss" in entry]
+    assert len(speeds) == 3 and min(speeds) > 2 * 4 * 24 / 1.0, speeds  # the tokens of a line, in the second of one
+
+
 def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
     train.main(replace(char, dropout=0.0, max_steps=1, log_every=1), fresh=False)
     first = next(entry for entry in log_of(char) if "loss" in entry)
