@@ -40,7 +40,7 @@ from dataset import TokenFile, blocks_in_order
 from model.device import memory_advice, to_device
 from model.gpt import GPT
 from model.monitoring.estimate import print_estimate
-from model.monitoring.reporter import Reporter, check_finite, report_stop, step_failed
+from model.monitoring.reporter import Reporter, check_finite, report_stop
 from model.training import distributed
 from model.training.choose_step import choose_step
 from model.training.run import Run, open_run
@@ -137,23 +137,20 @@ def main(
     plan: bool = False,
 ) -> int:
     """Train, or with `plan` only estimate. Returns the exit code. The arguments are those of the command line."""
-    with (
-        distributed.process_group(settings.device),
-        open_run(settings, fresh, kind, init_from, ids, plan) as run,
-    ):
+    with distributed.process_group(settings.device), open_run(settings, fresh, kind, init_from, ids, plan) as run:
         run.started = STARTED
         try:
             if plan:
                 print_estimate(run, train_step, evaluate)
-                return 0
-            with Reporter(run) as report:
-                train(run, report)
-                report.finish()
+            else:
+                with Reporter(run) as report:
+                    train(run, report)
+                    report.finish()
             return 0
         except Stopped:
             return report_stop(run)
         except FloatingPointError as error:
-            raise step_failed(run, error) from None
+            raise run.failure(error) from None
 
 
 if __name__ == "__main__":

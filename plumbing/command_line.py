@@ -35,10 +35,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: Settings, *wanted: type
         elif field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            shown = shown_path(default) if isinstance(default, Path) else default
-            parser.add_argument(
-                flag, type=field.type, default=default, metavar=flag[2:].upper(), help=f"{text} [{shown}]"
-            )
+            text += f" [{shown_path(default) if isinstance(default, Path) else default}]"
+            parser.add_argument(flag, type=field.type, default=default, metavar=flag[2:].upper(), help=text)
 
 
 def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None = None):
@@ -58,9 +56,8 @@ def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv
 
 def model_flag(parser: argparse.ArgumentParser) -> None:
     """Add --model, for scripts that read a model; training writes it with --model-file."""
-    parser.add_argument(
-        "--model", dest="model_file", type=Path, default=CHAR.model_file, help="the model [gpt_model.pt]"
-    )
+    default, text = CHAR.model_file, "the model [gpt_model.pt]"
+    parser.add_argument("--model", dest="model_file", type=Path, default=default, help=text)
 
 
 def shard_flag(parser: argparse.ArgumentParser, of: str) -> None:
@@ -88,8 +85,7 @@ def file_flags(settings: Settings, default: Settings, names: str) -> str:
     `names` (separated by spaces) that is not the default."""
     text = ""
     for name in names.split():
-        path = getattr(settings, name)
-        if path.resolve() != getattr(default, name).resolve():
+        if (path := getattr(settings, name)).resolve() != getattr(default, name).resolve():
             flag = "--model" if name == "model_file" else flag_name(name)  # scripts that read a model call it --model
             text += f" {flag} {shlex.quote(shown_path(path))}"
     return text
@@ -100,8 +96,7 @@ def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
     that was not asked for."""
     taken = {path.resolve(): "is read here" for path in inputs if path}
     for flag, path in outputs.items():
-        if path and path.resolve() in taken:
-            use = taken[path.resolve()]
+        if path and (use := taken.get(path.resolve())):
             raise UsageError(f"{flag} would replace {shown_path(path)}, which {use}. Name another file.")
         if path:
             taken[path.resolve()] = f"{flag} writes"

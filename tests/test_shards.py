@@ -11,7 +11,7 @@ from runs import log_of, same
 import train
 from dataset import blocks_in_order, draw_batch, open_tokens, sidecar, token_writer
 from model.storage.model_file import load_model
-from model.training.batches import Batches
+from model.training.inputs import Batches
 from plumbing.errors import UserError
 
 FACTS = {"tokenizer_sha256": "a" * 64, "vocab_size": 500, "end_of_text_id": 0}

@@ -23,7 +23,7 @@ import lzma
 import numpy as np
 
 from model import metrics
-from model.tokenization.tokenizer import BareIds, Tokenizer
+from model.tokenization.tokenizer import Tokenizer
 from plumbing.text import bar
 
 # At most so many are counted and predicted, from the start of each file: 0.8 GB of memory, a quarter of a minute.
@@ -68,47 +68,37 @@ def look_up(counted: np.ndarray, asked: np.ndarray, vocab_size: int) -> tuple[np
 def keys(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
     """The n-grams of tokens (N,) as numbers, (N - n + 1,) int64: the digits of a number in base vocab_size."""
     number = np.zeros(len(tokens) - n + 1, np.int64)
-    for place in range(n):
+    for i in range(n):
         number *= vocab_size
-        number += tokens[place : len(tokens) - n + 1 + place]
+        number += tokens[i : len(tokens) - n + 1 + i]
     return number
 
 
-NGRAMS = ("uniform", "unigram", "bigram", "trigram")
-
-
-def compute_baselines(
-    train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer | BareIds, tokens_per_byte: float
-) -> dict[str, float]:
+def compute_baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, tokens_per_byte: float) -> dict:
     """The baselines by name, in bits per byte. train and val are all tokens of their files, (tokens,) uint16."""
     V, val = tokenizer.vocab_size, val[:VALIDATION_TOKENS]
     bits = [metrics.bits(metrics.uniform_loss(V)), *ngram_bits(train, val, V)]
-    found = {name: b * tokens_per_byte for name, b in zip(NGRAMS, bits, strict=True)}
-    text = text_of(val, tokenizer)
+    names = "uniform", "unigram", "bigram", "trigram"
+    found = {name: b * tokens_per_byte for name, b in zip(names, bits, strict=True)}
+    bytes_of = [tokenizer.token_bytes(token) for token in range(V)]
+    bytes_of[tokenizer.end_of_text_id] = b""  # the end of a text is no part of it
+    text = b"".join(map(bytes_of.__getitem__, val.tolist()))
     found["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
     found["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
     return found
 
 
-def text_of(tokens: np.ndarray, tokenizer: Tokenizer | BareIds) -> bytes:
-    """The bytes of text that tokens represent; the end of a text is no part of it."""
-    text = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
-    text[tokenizer.end_of_text_id] = b""
-    return b"".join(map(text.__getitem__, tokens.tolist()))
-
-
 def baselines_table(baselines: dict[str, float]) -> str:
-    """The baselines as lines with bars."""
     highest = max(baselines.values())
     return "\n".join(f"  {name:8} {bits:7.3f} {bar(bits / highest, 30)}" for name, bits in baselines.items())
 
 
 def verdict(bits_per_byte: float, baselines: dict[str, float]) -> str:
     """How a model compares: "better than the bigram, 0.110 bits per byte from the trigram"."""
-    if bits_per_byte >= max(baselines.values()):
-        return "no better than guessing"
     beaten = [name for name in baselines if bits_per_byte < baselines[name]]
     others = [name for name in baselines if bits_per_byte >= baselines[name]]
+    if not beaten:
+        return "no better than guessing"
     best = min(beaten, key=baselines.get)
     if not others:
         return f"better than {the(best)} by {baselines[best] - bits_per_byte:.3f} bits per byte"

@@ -64,15 +64,12 @@ class Diagnostics:
 
     def recorded(self, step: int, record: dict | None) -> list[str]:
         """A record of recorder.py, or None."""
-        if record is None:
-            return []
-        found = []
-        silent = record.get("silent_units", {})
-        if bad := [name for name, share in silent.items() if share > DEAD]:
-            shares = ", ".join(f"{silent[name]:.0%} of {name}" for name in bad)
+        record, found = record or {}, []
+        silent = record.get("silent_units", {}).items()
+        if dead := ", ".join(f"{fraction:.0%} of {name}" for name, fraction in silent if fraction > DEAD):
             found += self.once(
                 "dead units",
-                f"MLP units that are silent for every token: {shares}. They no longer learn and only cost time. Try a "
+                f"MLP units that are silent for every token: {dead}. They no longer learn and only cost time. Try a "
                 "lower --muon-rate, with --fresh, or fewer channels (--n-embd).",
             )
         gradients, updates = record.get("gradient_norm", {}), record.get("update_to_weight", {})

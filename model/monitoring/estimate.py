@@ -12,13 +12,13 @@ from model.generation.writer import sample_text
 from model.gpt import GPT
 from model.monitoring.summary import print_summary
 from model.training import distributed
-from model.training.choose_step import COMPILE_FROM, averaged_step, graph_if_possible, seconds_per_step
+from model.training.choose_step import COMPILE_FROM, TIMED_STEPS, averaged_step, graph_if_possible
 from model.training.optimizer import Optimizer
 from model.training.run import Run
 from plumbing.text import bar, duration
 
 COMPUTE_OPTIMAL = 20  # tokens per parameter: Hoffmann et al. 2022, Chinchilla (arXiv:2203.15556)
-TIMED_STEPS, SCORED_TOKENS, SAMPLED_TOKENS = 20, 8192, 20  # what the estimate is taken from
+SCORED_TOKENS, SAMPLED_TOKENS = 8192, 20  # what the estimate is taken from, beside TIMED_STEPS
 
 
 def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
@@ -26,36 +26,30 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     Nothing is written."""
     print_summary(run)
     settings = run.settings
-    step = averaged_step(run, train_step, run.model.loss)
-    _, seconds = graph_if_possible(step, lambda step: time_steps(run, step), run.device)
+    _, seconds = graph_if_possible(run, averaged_step(run, train_step, run.model.loss), at_most=math.inf)
     steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
     print("\n".join(estimate_lines(run, steps, seconds, other_seconds(run, steps, seconds, evaluate))))
     if settings.compile == "auto" and seconds * steps >= COMPILE_FROM.get(run.device.type, math.inf):
         print("A run as long as this is compiled first, if that is possible and proves to be faster.")
 
 
-def time_steps(run: Run, step: Callable) -> float:
-    return seconds_per_step(step, run.optimizer, run.batches, math.inf, run.stop.check, TIMED_STEPS)
-
-
-def other_seconds(run: Run, steps: int, seconds_per_step: float, evaluate: Callable) -> float:
+def other_seconds(run: Run, steps: int, per_step: float, evaluate: Callable) -> float:
     """Seconds of evaluations, samples and records beside the training steps."""
-    settings = run.settings
+    settings, val_tokens = run.settings, len(run.val_data)
     begin = time.perf_counter()
     _, scored = evaluate(run.model, run.val_data, run.stop.check, SCORED_TOKENS)
     per_token = (time.perf_counter() - begin) / scored
     per_sample = 0.0
     if settings.sample_tokens:
-        begin = time.perf_counter()
-        sample = min(SAMPLED_TOKENS, settings.sample_tokens)
-        sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=sample), run.stop.check)
-        per_sample = (time.perf_counter() - begin) * settings.sample_tokens / sample
+        begin, tokens = time.perf_counter(), min(SAMPLED_TOKENS, settings.sample_tokens)
+        sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=tokens), run.stop.check)
+        per_sample = (time.perf_counter() - begin) * settings.sample_tokens / tokens
     evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
     if settings.eval_every:
         evaluations = 1 + (steps - 1) // settings.eval_every
-        records = evaluations + steps.bit_length()  # each takes about as long as a step
-    tokens = len(run.val_data) + evaluations * min(settings.eval_tokens or len(run.val_data), len(run.val_data))
-    return per_token * tokens + per_sample * (1 + evaluations + records) + seconds_per_step * records
+        records = evaluations + steps.bit_length()  # each takes about as long as a step, and has a sample
+    tokens = val_tokens + evaluations * min(settings.eval_tokens or val_tokens, val_tokens)
+    return per_token * tokens + per_sample * (1 + records) + per_step * records
 
 
 def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[str]:
@@ -106,15 +100,12 @@ def bytes_of(*tensors: Tensor) -> int:
 def activation_bytes(model: GPT, inputs: Tensor, targets: Tensor) -> int:
     """The bytes that the forward pass of a batch (B, T) keeps for the backward pass, weights aside. Counted, not
     estimated: autograd reports each tensor that it saves."""
-    kept = {}
-    hooks = torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
-    )
-    with hooks, torch.random.fork_rng():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None), torch.random.fork_rng():
         model.loss(inputs, targets)
-    for weight in model.parameters():
-        kept.pop(weight.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    return sum(size for address, size in sizes.items() if address not in weights)
 
 
 def flops_per_token(model: GPT) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from model.storage.checks import is_integer
@@ -26,27 +25,22 @@ class Log:
         self.path = folder and folder / "log.jsonl"
         if self.path is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = list(self.lines_up_to(step)) if step is not None and self.path.exists() else []
-        with whole_file(self.path) as file:
-            file.writelines(kept)
-
-    def lines_up_to(self, step: int) -> Iterator[bytes]:
-        """Yield the lines to keep, and take note of what they contain."""
-        damaged = 0
-        for line in self.path.read_bytes().split(b"\n"):
+        kept, damaged = [], 0
+        for line in self.path.read_bytes().split(b"\n") if step is not None and self.path.exists() else []:
             entry = read_line(line)
             if entry is None:
                 damaged += line != b""
             elif entry["step"] <= step:
+                kept.append(line + b"\n")
                 if "val_loss" in entry:
                     self.evaluations[entry["step"]] = (entry["val_loss"], entry["val_tokens"])
                 if "record" in entry:
                     self.recorded.add(entry["step"])
                 self.about = entry.get("about", self.about)
-                yield line + b"\n"
         if damaged:  # a kill cuts one short
             print(f"{shown_path(self.path)}: left out {plural(damaged, 'damaged line')}")
+        with whole_file(self.path) as file:
+            file.writelines(kept)
 
     def write(self, **entry) -> None:
         if self.path is None:

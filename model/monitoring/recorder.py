@@ -35,14 +35,13 @@ class Recorder:
     that the model writes now.
 
     before(step) and after(step, norm) go around the training step that ends at `step`; due(step) says whether they do
-    anything. seconds: what the records have cost so far.
+    anything. `seconds` is what all records have taken.
     """
 
     def __init__(self, run: Run, log: Log, baselines: dict[str, float], sample: Callable[[], str]):
         self.model, self.log, self.sample = run.model, log, sample
-        self.every, self.grad_clip = run.settings.eval_every, run.settings.grad_clip
-        if run.settings.shard_model:  # a record needs all weights in one process
-            self.every = 0
+        self.grad_clip = run.settings.grad_clip
+        self.every = 0 if run.settings.shard_model else run.settings.eval_every  # one process must have all weights
         self.last = 0  # the step at which the run ends, once that is known
         self.seconds, self.weights_before = 0.0, None
         if not self.every:
@@ -52,7 +51,10 @@ class Recorder:
         self.inputs, self.targets, starts = held_out_blocks(run.val_data, run.model.block_size)
         T = self.inputs.shape[1]
         kinds = [kinds_of(run.val_data, run.tokenizer, start, T) for start in starts]
-        self.kinds = np.stack(kinds) if all(kind is not None for kind in kinds) else None  # (blocks, T), of the targets
+        if any(kind is None for kind in kinds):
+            self.kinds = {}
+        else:  # masks of the targets, (blocks, T)
+            self.kinds = {name: np.stack(kinds) == i for i, name in enumerate(KINDS)}
         self.positions = [T * (i + 1) // (POSITIONS + 1) for i in range(POSITIONS)]
         self.about = {
             "vocab_size": run.model.vocab_size,
@@ -61,7 +63,7 @@ class Recorder:
             "n_head": run.model.blocks[0].attention.n_head,
             "paragraph": [token_text(run.tokenizer, token) for token in [self.inputs[0, 0], *self.targets[0]]],
             "places": self.positions,
-            "kinds": {} if self.kinds is None else {name: int((self.kinds == i).sum()) for i, name in enumerate(KINDS)},
+            "kinds": {name: int(mask.sum()) for name, mask in self.kinds.items()},
         }
         self.seconds += time.perf_counter() - start
 
@@ -86,11 +88,9 @@ class Recorder:
         if self.log.about is None:
             self.log.about = self.about
             self.log.write(step=step, about=self.about)
-        record = self.predictions()
-        if self.weights_before is not None:
-            record |= self.update_sizes(norm)
+        moved = {} if self.weights_before is None else self.update_sizes(norm)
         self.weights_before = None
-        record["sample"] = self.sample()
+        record = self.predictions() | moved | {"sample": self.sample()}
         self.log.write(step=step, record=record)
         self.log.recorded.add(step)
         self.seconds += time.perf_counter() - start
@@ -114,23 +114,17 @@ class Recorder:
             if i == 0:
                 top = log_p[self.positions].exp().topk(min(CANDIDATES, model.vocab_size))
         model.train()
+        bits = np.stack(bits)  # (blocks, T)
         return {
             "surprise_bits": [round(float(b), 3) for b in bits[0]],
             "expected": [
                 [[token_text(self.tokenizer, token), round(p, 4)] for token, p in zip(ids, values, strict=True)]
                 for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
             ],
-            "kind_bits": self.bits_by_kind(np.stack(bits)),
+            "kind_bits": {name: round(float(bits[at].mean()), 4) for name, at in self.kinds.items() if at.any()},
             "silent_units": {name: round(silent(h), 4) for name, h in hidden.items()},
             "entropy_bits": [[round(h, 4) for h in entropy(layer).mean(0).tolist()] for layer in weights],
         }
-
-    def bits_by_kind(self, bits: np.ndarray) -> dict[str, float]:
-        """The mean surprise (blocks, T) of each kind of token; empty where the text is not Python."""
-        if self.kinds is None:
-            return {}
-        present = [(name, self.kinds == i) for i, name in enumerate(KINDS) if (self.kinds == i).any()]
-        return {name: round(float(bits[where].mean()), 4) for name, where in present}
 
     def update_sizes(self, norm: Tensor) -> dict:
         """How the last step moved each layer: the norm of its gradient before clipping, and the norm of the update
@@ -159,11 +153,10 @@ def silent(hidden: Tensor) -> float:
 def parameters_by_layer(model: GPT) -> dict[str, list[Tensor]]:
     """The weights of each layer, the embedding's before them, the last norm's and the head's after them."""
     tied = model.head.weight is model.embedding.weight
-    head = [] if tied else [model.head.weight]
     return {
         "embedding and head" if tied else "embedding": [model.embedding.weight],
         **{f"layer {i}": list(block.parameters()) for i, block in enumerate(model.blocks)},
-        "last norm" if tied else "head": [model.norm.weight, *head],
+        "last norm" if tied else "head": [model.norm.weight, *([] if tied else [model.head.weight])],
     }
 
 

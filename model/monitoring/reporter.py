@@ -6,6 +6,7 @@ the recorder (what the page of scripts/plot_training.py shows), the baselines an
 
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import Tensor
@@ -24,62 +25,51 @@ from model.storage.checkpoint import checkpoint_path
 from model.training import distributed
 from model.training.run import Run
 from plumbing.command_line import file_flags
-from plumbing.errors import UserError
 from plumbing.text import duration, shown_path, time_left
 
 
-class Reporter:
+class Reporter(AbstractContextManager):
     """Reports on a run. Of several processes, only the first prints and writes, but all of them call every method."""
 
     def __init__(self, run: Run):
         self.run, self.verbose = run, run.settings.debug
-        self.log = Log(run.settings.checkpoint_dir if distributed.is_first() else None, run.resumed_at)
-        self.log.evaluations, self.log.recorded, self.log.about = distributed.broadcast(
-            (self.log.evaluations, self.log.recorded, self.log.about)
-        )
+        self.log = log = Log(run.settings.checkpoint_dir if distributed.is_first() else None, run.resumed_at)
+        log.evaluations, log.recorded, log.about = distributed.broadcast((log.evaluations, log.recorded, log.about))
+        self.baselines = log.about["ladder"] if log.about else {}
         self.diagnostics = Diagnostics()
-        self.begin = self.mark = time.perf_counter()  # mark: when the work before the next event began
+        self.begin = time.perf_counter()
         self.first_step = None  # when training steps began, after the step was chosen
+        self.running_since = None  # when the steps after the newest pause began; None in a pause
+        self.steps, self.seconds = 0, 0.0  # training steps since the last line, and what those before the pause took
         self.sampled = (-1, "")  # the step of the newest sample, and its text
         hidden = self.verbose or not distributed.is_first()
         self.progress = tqdm(total=run.max_steps, initial=run.step, unit=" steps", disable=hidden, delay=2)
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, kind, error, traceback):
         self.progress.close()
 
-    # --- before the loop ----------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Print what the run consists of and what its loss will be compared with; record the model as it is."""
-        run, settings = self.run, self.run.settings
+        run = self.run
         if self.verbose:
             print_device(run)
             print_summary(run)
-        self.baselines = self.log.about["ladder"] if self.log.about else {}
-        if settings.eval_every and not self.baselines and not math.isnan(run.val_data.tokens_per_byte):
-            self.baselines = distributed.broadcast(self.compute_baselines() if distributed.is_first() else {})
+        if run.settings.eval_every and run.tokenizer.counts_bytes and not self.baselines:
+            data = run.train_data.tokens, run.val_data.tokens, run.tokenizer, run.val_data.tokens_per_byte
+            self.baselines = distributed.broadcast(baselines.compute_baselines(*data) if distributed.is_first() else {})
         if self.verbose and self.baselines:
             most = baselines.VALIDATION_TOKENS
             part = f"the first {most:,} tokens of " if len(run.val_data) > most else ""
             print(f"Baselines on {part}the validation set, in bits per byte (model/monitoring/baselines.py):")
             print(baselines.baselines_table(self.baselines))
         self.recorder = Recorder(run, self.log, self.baselines, self.sample)
+        start = time.perf_counter()
         self.record()
-        self.mark = time.perf_counter()
-
-    def compute_baselines(self) -> dict[str, float]:
-        run = self.run
-        return baselines.compute_baselines(
-            run.train_data.tokens, run.val_data.tokens, run.tokenizer, run.val_data.tokens_per_byte
-        )
+        self.started = time.perf_counter()
+        run.record_seconds = self.started - start
 
     def record(self, norm: Tensor | None = None) -> None:
-        record = self.recorder.after(self.run.step, norm)
-        self.warn(self.diagnostics.recorded(self.run.step, record))
-        self.run.record_seconds = self.recorder.seconds
+        self.warn(self.diagnostics.recorded(self.run.step, self.recorder.after(self.run.step, norm)))
 
     def warn(self, texts: list[str]) -> None:
         for text in texts:
@@ -93,63 +83,53 @@ class Reporter:
             self.sampled = (run.step, sample_text(run.model, run.tokenizer, run.settings, run.stop.check))
         return self.sampled[1]
 
-    # --- events of the loop -------------------------------------------------------------------------------------------
-
     def before_step(self) -> None:
         if self.first_step is None:
-            self.first_step = self.last_line = self.mark = time.perf_counter()
-            self.steps_since_line, self.other_seconds = 0, 0.0
+            self.first_step = time.perf_counter()
             self.recorder.last = self.run.max_steps
             self.progress.reset(total=self.run.max_steps)
             self.progress.update(self.run.step)
-        elif self.mark is not None:  # other work was done since the last step
-            self.other_seconds += time.perf_counter() - self.mark
-        self.mark = None
+        if self.running_since is None:
+            self.running_since = time.perf_counter()
         self.recorder.before(self.run.step + 1)
 
     def after_step(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         """A line every settings.log_every steps, and the recorder's record. Raises FloatingPointError if the loss or
         the gradient's norm of a printed step is not finite."""
         run = self.run
-        self.steps_since_line += 1
+        self.steps += 1
         self.progress.update()
         if run.step % run.settings.log_every == 0:
             self.training(loss, norm, rate)
         if self.checkpoint_due() or self.evaluation_due() or self.recorder.due(run.step):
             wait_for(run.device)
-            self.mark = time.perf_counter()
+            self.seconds += time.perf_counter() - self.running_since
+            self.running_since = None
             self.record(norm)
 
     def training(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         """The figures of a training step; `rate` is the fraction of the peak learning rates."""
-        run, settings = self.run, self.run.settings
+        run = self.run
         loss, norm = distributed.mean_over_processes(loss).item(), norm.item()
         check_finite(loss, norm)
         now = time.perf_counter()
-        figures = {
-            "loss": loss,
-            "surprise_bits": metrics.bits(loss),
-            "bits_per_byte": metrics.bits_per_byte(loss, run.train_data.tokens_per_byte),
-            "learning_rate": rate * settings.learning_rate,
-            "gradient_norm": norm,
-            "tokens_per_second": metrics.tokens_per_second(
-                self.steps_since_line * run.tokens_per_step, now - self.last_line - self.other_seconds
-            ),
-        }
-        self.log.write(step=run.step, **figures)
+        seconds = self.seconds + now - self.running_since
+        speed = metrics.tokens_per_second(self.steps * run.tokens_per_step, seconds)
+        self.running_since, self.steps, self.seconds = now, 0, 0.0
+        bits, per_byte = metrics.bits(loss), metrics.bits_per_byte(loss, run.train_data.tokens_per_byte)
+        self.log.write(
+            step=run.step, loss=loss, surprise_bits=bits, bits_per_byte=per_byte,
+            learning_rate=rate * run.settings.learning_rate, gradient_norm=norm, tokens_per_second=speed,
+        )  # fmt: skip
         self.diagnostics.trained(loss)
         if self.verbose:
             begun_at = run.resumed_at or 0
             left = time_left(run.step - begun_at, run.max_steps - begun_at, now - self.first_step)
-            per_byte = figures["bits_per_byte"]
             print(
-                f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}  loss {loss:.4f}  "
-                f"{figures['surprise_bits']:.2f} bits/token  "
-                + ("" if math.isnan(per_byte) else f"{per_byte:.2f} bits/byte  ")
-                + f"rate {rate:4.0%}  grad {norm:.2f}  {figures['tokens_per_second']:,.0f} tokens/s  "
-                f"{duration(left)} left"
+                f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}  loss {loss:.4f}  {bits:.2f} bits/token  "
+                + (f"{per_byte:.2f} bits/byte  " if run.tokenizer.counts_bytes else "")
+                + f"rate {rate:4.0%}  grad {norm:.2f}  {speed:,.0f} tokens/s  {duration(left)} left"
             )
-        self.last_line, self.steps_since_line, self.other_seconds = now, 0, 0.0
 
     def checkpoint_due(self) -> bool:
         return self.run.step % self.run.settings.checkpoint_every == 0 or self.run.step == self.run.max_steps
@@ -171,7 +151,7 @@ class Reporter:
         run = self.run
         if not math.isfinite(loss):
             raise FloatingPointError(f"the validation loss is {loss}")
-        bits_per_byte = metrics.bits_per_byte(loss, run.val_data.tokens_per_byte)
+        bits_per_byte = run.bits_per_byte(loss)
         part = "" if tokens == len(run.val_data) - 1 else f" on {tokens:,} tokens"
         print(
             f"validation at step {run.step}{part}: loss {loss:.4f} nats per token, perplexity "
@@ -187,9 +167,7 @@ class Reporter:
         if run.step > 0 or run.init_from is None:  # a model that has learned elsewhere does not start at ln(vocab_size)
             self.warn(self.diagnostics.evaluated(run.step, loss, tokens, run.model.vocab_size))
         if self.first_step is None:
-            run.evaluation_seconds = time.perf_counter() - self.mark
-
-    # --- the end ------------------------------------------------------------------------------------------------------
+            run.evaluation_seconds = time.perf_counter() - self.started
 
     def finish(self) -> None:
         """Save the model and say how good it is and what comes next."""
@@ -204,14 +182,14 @@ class Reporter:
                 f"This run is finished: step {run.step} of {run.max_steps}. To extend it, give a larger --max-steps; "
                 "to start over, --fresh."
             )
+        per_byte, took = metrics.show_bits_per_byte(run.bits_per_byte(val_loss)), time.perf_counter() - run.started
         print(
-            f"{shown_path(run.settings.model_file)}: {run.step:,} steps, validation loss {val_loss:.4f}, "
-            f"{metrics.show_bits_per_byte(run.bits_per_byte(val_loss))}; "
-            f"took {duration(time.perf_counter() - run.started)}"
+            f"{shown_path(run.settings.model_file)}: {run.step:,} steps, validation loss {val_loss:.4f}, {per_byte}; "
+            f"took {duration(took)}"
         )
         script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
-        prompt = "0" if run.tokenizer.kind == "none" else "def"
-        print(f"Next: python {script} --prompt {prompt}{file_flags(run.settings, CHAR, 'model_file')}")
+        model_flag = file_flags(run.settings, CHAR, "model_file")
+        print(f"Next: python {script} --prompt {run.tokenizer.default_prompt}{model_flag}")
 
 
 def check_finite(loss: float, norm: float) -> None:
@@ -228,13 +206,3 @@ def report_stop(run: Run) -> int:
     where = f", saved as {shown_path(path)}. The same command resumes it." if path else ", nothing to save yet."
     print(f"Stopped at step {run.step}{where}")
     return run.stop.exit_code
-
-
-def step_failed(run: Run, reason: object) -> UserError:
-    """The error of a run whose numbers are not finite any more."""
-    clip = "a lower --grad-clip" if run.settings.grad_clip else "--grad-clip 1"
-    return UserError(
-        f"Step {run.step} failed: {reason}. Nothing of it was saved. Try a lower --learning-rate or --muon-rate, "
-        f"{clip} or more --warmup-steps, with --fresh. The last good checkpoint: "
-        f"{shown_path(run.checkpoint) if run.checkpoint else 'none yet'}."
-    )

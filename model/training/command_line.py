@@ -15,18 +15,10 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
     arguments)."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is moved aside, not deleted")
-    parser.add_argument(
-        "--init-from",
-        type=Path,
-        metavar="DIR",
-        help="start with the weights, architecture and tokenizer of this folder in Hugging Face's layout (Qwen3)",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        choices=["file", "none"],
-        default="file",
-        help="none: the token files are bare ids (uint16) without a sidecar, such as nanoGPT's prepare.py writes",
-    )
+    text = "start with the weights, architecture and tokenizer of this folder in Hugging Face's layout (Qwen3)"
+    parser.add_argument("--init-from", type=Path, metavar="DIR", help=text)
+    text = "none: the token files are bare ids (uint16) without a sidecar, such as nanoGPT's prepare.py writes"
+    parser.add_argument("--tokenizer", choices=["file", "none"], default="file", help=text)
     parser.add_argument("--vocab-size", dest="ids", type=int, metavar="N", help="with --tokenizer none: number of ids")
     parser.add_argument("--plan", action="store_true", help="estimate the memory and time of the run, and stop there")
     add_flags(parser, settings, FILES, Model, Training, Sampling, "debug")

@@ -18,7 +18,12 @@ class CudaGraph:
     def __call__(self, *inputs: torch.Tensor):
         if self.calls_before > 0:
             self.calls_before -= 1
-            return self.call_on_side_stream(inputs)
+            side = torch.cuda.Stream()  # as for recording: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                result = self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            return result
         if self.graph is None:
             self.inputs = [x.clone() for x in inputs]
             self.graph = torch.cuda.CUDAGraph()
@@ -28,12 +33,3 @@ class CudaGraph:
             mine.copy_(given)
         self.graph.replay()
         return self.result
-
-    def call_on_side_stream(self, inputs):
-        """On a stream of its own, as recording does: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            result = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        return result

@@ -1,12 +1,16 @@
-"""What a run reads: two token files, their tokenizer, and with --init-from the weights of another model."""
+"""What a run reads: two token files, their tokenizer, the batches to train on, and with --init-from the weights of
+another model."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from config import BPE, CHAR, Model, Settings
-from dataset import TokenFile, open_bare_tokens, open_tokens
+from dataset import TokenFile, draw_batch, draw_starts, open_bare_tokens, open_tokens
+from model.device import to_device
 from model.storage.huggingface import read_folder
 from model.tokenization.tokenizer import BareIds, Tokenizer, load_tokenizer
 from model.training import distributed
@@ -28,7 +32,16 @@ def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFi
     else:
         tokenizer = load_tokenizer(settings.tokenizer_file)
         train, val = (open_tokens(path, checksums=distributed.local_rank() == 0) for path in paths)
-        check_tokenizer(settings, kind, tokenizer, train, val)
+        path = shown_path(settings.tokenizer_file)
+        if tokenizer.kind != kind:
+            script = {"char": "train.py", "bpe": "trainv2.py"}[tokenizer.kind]
+            raise UserError(f"{path} is a {tokenizer.kind} tokenizer; {script} trains on it.")
+        for data in (train, val):
+            if data.facts["tokenizer_sha256"] != tokenizer.sha256:
+                raise UserError(
+                    f"{shown_path(data.path)} was made with a different tokenizer than {path}. Run the "
+                    "scripts/prepare_dataset script again, with this --tokenizer-file."
+                )
     if settings.val_file.parent.samefile(settings.train_file):
         raise UserError(
             f"The folder to train on, {shown_path(settings.train_file)}, also contains the validation file. Move one "
@@ -42,18 +55,31 @@ def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFi
     return train, val, tokenizer
 
 
-def check_tokenizer(settings: Settings, kind: str, tokenizer: Tokenizer, *token_files: TokenFile) -> None:
-    """Raise UserError unless the tokenizer is of this kind and made the token files."""
-    path = shown_path(settings.tokenizer_file)
-    if tokenizer.kind != kind:
-        script = {"char": "train.py", "bpe": "trainv2.py"}[tokenizer.kind]
-        raise UserError(f"{path} is a {tokenizer.kind} tokenizer; {script} trains on it.")
-    for data in token_files:
-        if data.facts["tokenizer_sha256"] != tokenizer.sha256:
-            raise UserError(
-                f"{shown_path(data.path)} was made with a different tokenizer than {path}. Run the "
-                "scripts/prepare_dataset script again, with this --tokenizer-file."
-            )
+class Batches:
+    """batches(step) gives (inputs, targets), both (B, T) int64 on the device: a pure function of (seed, step).
+
+    Each of several processes gets its own rows. If a quarter of a GPU's free memory holds the whole token file, the
+    file moves there at the start, and a batch costs the bus only a few numbers.
+    """
+
+    def __init__(self, data: TokenFile, settings: Settings, device: torch.device):
+        self.data, self.device, self.resident = data, device, None
+        self.shape = (settings.block_size, settings.batch_size, settings.seed)
+        self.rows = distributed.batch_rows(settings.batch_size)
+        if device.type == "cuda" and 4 * len(data) < torch.cuda.mem_get_info(device)[0] / 4:
+            self.move_to_device()
+
+    def move_to_device(self) -> None:
+        """Copy all tokens to the device, as int32 (torch has little arithmetic for uint16)."""
+        self.resident = torch.from_numpy(self.data.tokens[:].astype(np.int32)).to(self.device)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        if self.resident is None:
+            inputs, targets = draw_batch(self.data.tokens, *self.shape, step, self.rows)
+            return to_device(inputs, self.device), to_device(targets, self.device)
+        starts = to_device(draw_starts(len(self.data), *self.shape, step)[self.rows], self.device)
+        window = self.resident[starts + torch.arange(self.shape[0] + 1, device=self.device)].long()  # (B, T + 1)
+        return window[:, :-1], window[:, 1:]
 
 
 def initial_weights(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:

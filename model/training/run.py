@@ -1,10 +1,8 @@
 """A training run: everything it consists of, how it is opened or resumed, and what it saves."""
 
-import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +19,7 @@ from model.storage.model_file import save_model
 from model.storage.run_folder import move_aside, only_training_in
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
-from model.training.batches import Batches
-from model.training.inputs import initial_weights, open_inputs
+from model.training.inputs import Batches, initial_weights, open_inputs
 from model.training.optimizer import Optimizer
 from model.training.run_settings import check_resumable, check_settings, recorded_settings
 from model.training.stop import StopFlag
@@ -53,9 +50,9 @@ class Run:
     resumed_at: int | None = None  # the step of the checkpoint that the run resumed from; None: a new run
     checkpoint: Path | None = None  # the newest one
     compiled: bool = False
-    started: float = field(default_factory=time.perf_counter)  # --minutes counts from here
+    started: float = 0.0  # by time.perf_counter(); --minutes counts from here
     evaluation_seconds: float = 0.0  # of the first evaluation, which predicts the others
-    record_seconds: float = 0.0  # of the first record, likewise
+    record_seconds: float = 0.0  # of the first record, with a sample of the model's text, likewise
 
     @property
     def max_steps(self) -> int:
@@ -77,17 +74,17 @@ class Run:
 
     def bits_per_byte(self, val_loss: float) -> float | None:
         """A validation loss in bits per byte; None for bare ids, whose bytes nobody has counted."""
-        value = metrics.bits_per_byte(val_loss, self.val_data.tokens_per_byte)
-        return None if math.isnan(value) else value
+        known = self.tokenizer.counts_bytes
+        return metrics.bits_per_byte(val_loss, self.val_data.tokens_per_byte) if known else None
 
     def save_checkpoint(self) -> Path:
-        """Write the checkpoint of this step. Raises FloatingPointError if the weights or the optimizer's state are not
-        finite. All processes call this; the first one writes."""
+        """Write the checkpoint of this step. Raises UserError if the weights or the optimizer's state are not finite.
+        All processes call this; the first one writes."""
         folder = self.settings.checkpoint_dir
         weights, state = distributed.gather_weights(self.model), self.optimizer.state_dict()
         if distributed.is_first():
             if not all(tensor.isfinite().all() for tensor in (*weights.values(), *state.values())):
-                raise FloatingPointError("a weight, or a value in the optimizer's state, is not a finite number")
+                raise self.failure("a weight, or a value in the optimizer's state, is not a finite number")
             content = {
                 "settings": recorded_settings(self.settings),
                 "sources": self.sources,
@@ -107,8 +104,7 @@ class Run:
         return self.checkpoint
 
     def save_model(self, val_loss: float) -> None:
-        """Write the finished model: to --model-file, which holds the newest model of all runs, and into the run's own
-        folder."""
+        """Write the finished model to --model-file, which holds the newest of all runs, and into the run's folder."""
         training = {
             "steps": self.step,
             "tokens_seen": self.step * self.tokens_per_step,
@@ -122,6 +118,15 @@ class Run:
         if distributed.is_first():
             for path in {self.settings.checkpoint_dir / CHAR.model_file.name, self.settings.model_file.absolute()}:
                 save_model(path, self.model, self.tokenizer, training, weights)
+
+    def failure(self, reason: object) -> UserError:
+        """The error of a run whose numbers are not finite any more."""
+        clip = "a lower --grad-clip" if self.settings.grad_clip else "--grad-clip 1"
+        return UserError(
+            f"Step {self.step} failed: {reason}. Nothing of it was saved. Try a lower --learning-rate or --muon-rate, "
+            f"{clip} or more --warmup-steps, with --fresh. The last good checkpoint: "
+            f"{shown_path(self.checkpoint) if self.checkpoint else 'none yet'}."
+        )
 
 
 # === opening a run ====================================================================================================
@@ -151,17 +156,13 @@ def open_run(
 
 
 def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | None, look_for_checkpoint: bool) -> Run:
-    weights, init_sha256 = None, None
+    weights, init_source = None, {}
     if init_from is not None:
-        settings, weights, init_sha256 = initial_weights(settings, init_from, kind)
-    train_data, val_data, tokenizer = open_inputs(settings, kind, ids)
-    sources = {
-        "tokenizer": tokenizer.sha256,
-        "training data": train_data.facts["sha256"],
-        "validation data": val_data.facts["sha256"],
-    }
-    if init_sha256 is not None:
-        sources["--init-from folder"] = init_sha256
+        settings, weights, sha256 = initial_weights(settings, init_from, kind)
+        init_source = {"--init-from folder": sha256}
+    train, val, tokenizer = open_inputs(settings, kind, ids)
+    data = {"training data": train.facts["sha256"], "validation data": val.facts["sha256"]}
+    sources = {"tokenizer": tokenizer.sha256, **data, **init_source}
     if distributed.broadcast(sources) != sources:
         raise UserError("The inputs differ from those of the first process. Copy them to every machine.")
     stop = StopFlag()
@@ -174,14 +175,15 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
         weights = saved["model"]
     device, dtype = pick_device_and_dtype(settings, saved)
     model = build_model(settings, tokenizer.vocab_size, weights)
+    optimizer_class = Optimizer
     if settings.shard_model:
+        from model.training.sharded_optimizer import ShardedOptimizer as optimizer_class  # takes a second to import
+
         distributed.shard_model(model, device)
     model.to(device).compute_in(dtype).train()
-    optimizer, batches = make_optimizer(model, settings, dtype), Batches(train_data, settings, device)
-    run = Run(
-        settings, kind, sources, train_data, val_data, tokenizer, model, optimizer, batches, device, dtype, stop,
-        init_from,
-    )  # fmt: skip
+    optimizer = optimizer_class(model, settings, dtype, distributed.orthogonalise_together)
+    batches = Batches(train, settings, device)
+    run = Run(settings, kind, sources, train, val, tokenizer, model, optimizer, batches, device, dtype, stop, init_from)
     if saved is not None:
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
@@ -233,10 +235,3 @@ def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] 
     if weights is not None:
         model.load_state_dict(weights)
     return model
-
-
-def make_optimizer(model: GPT, settings: Settings, dtype: torch.dtype) -> Optimizer:
-    kind = Optimizer
-    if settings.shard_model:
-        from model.training.sharded_optimizer import ShardedOptimizer as kind  # takes a second to import
-    return kind(model, settings, dtype, distributed.orthogonalise_together)

@@ -19,29 +19,24 @@ MAY_CHANGE = set(
 # These are not recorded as given: a checkpoint records what "auto" came to.
 RESOLVED = {"device", "dtype", "compile"}
 
-POSITIVE = (
-    "block_size n_layer n_head n_embd rotary_base batch_size accumulate learning_rate muon_rate checkpoint_every "
-    "log_every"
-)
-NOT_NEGATIVE = "weight_decay warmup_steps sample_tokens eval_every eval_tokens grad_clip"
-BELOW_ONE = "dropout momentum beta1 beta2"
-TEN_YEARS = 5_256_000  # in minutes
+LIMITS = [  # names, what their values must satisfy, and how to say so
+    ("block_size n_layer n_head n_embd rotary_base batch_size accumulate", lambda x: x > 0, "above 0"),
+    ("learning_rate muon_rate checkpoint_every log_every", lambda x: x > 0, "above 0"),
+    ("weight_decay warmup_steps sample_tokens eval_every eval_tokens grad_clip", lambda x: x >= 0, "0 or above"),
+    ("dropout momentum beta1 beta2", lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    ("decay_fraction", lambda x: 0 <= x <= 1, "from 0 to 1"),
+    ("minutes", lambda x: x <= 5_256_000, "at most 5,256,000, ten years"),
+    ("keep_checkpoints", lambda x: x >= 2, "at least 2: one to fall back to if the newest is damaged"),
+]
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise UsageError for values that no run can use. GPT checks n_embd against n_head."""
+    """Raise UsageError for values that no run can use, or that do not fit the number of processes. GPT checks n_embd
+    against n_head."""
     for name, value in asdict(settings).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{flag_name(name)} must be a finite number, and it is {value}.")
-    limits = [
-        (POSITIVE, lambda value: value > 0, "above 0"),
-        (NOT_NEGATIVE, lambda value: value >= 0, "0 or above"),
-        (BELOW_ONE, lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        ("decay_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
-        ("minutes", lambda value: value <= TEN_YEARS, f"at most {TEN_YEARS:,}, ten years"),
-        ("keep_checkpoints", lambda value: value >= 2, "at least 2: one to fall back to if the newest is damaged"),
-    ]
-    for names, possible, wanted in limits:
+    for names, possible, wanted in LIMITS:
         for name in names.split():
             if not possible(value := getattr(settings, name)):
                 raise UsageError(f"{flag_name(name)} must be {wanted}, and it is {value}.")
@@ -50,11 +45,6 @@ def check_settings(settings: Settings) -> None:
     if settings.compile not in ("auto", "on", "off"):
         raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
     check_seed(settings)
-    check_processes(settings)
-
-
-def check_processes(settings: Settings) -> None:
-    """Raise UsageError for settings that do not fit the number of processes."""
     processes = distributed.world_size()
     if settings.batch_size % (processes * settings.accumulate):
         raise UsageError(
@@ -83,8 +73,8 @@ def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
     harmful = [text for name, text in changed.items() if name not in MAY_CHANGE]
     compiled = "on" if saved["compiled"] else "off"
     for name, was in (("dtype", saved["dtype"]), ("compile", compiled)):
-        if getattr(settings, name) not in ("auto", was):
-            harmful.append(f"{name} was {was}, is {getattr(settings, name)}")
+        if (value := getattr(settings, name)) not in ("auto", was):
+            harmful.append(f"{name} was {was}, is {value}")
     for name in {**saved["sources"], **sources}:
         was, is_now = (which.get(name, "of none") for which in (saved["sources"], sources))
         if was != is_now:

@@ -16,6 +16,7 @@ import train
 from config import CHAR, ROOT
 from model.gpt import GPT
 from model.monitoring import estimate
+from model.training import choose_step
 from model.training.optimizer import Optimizer
 
 
@@ -77,7 +78,7 @@ def test_the_lines_by_hand():
 def test_a_plan_writes_nothing_and_leaves_a_run_alone(char, capsys, monkeypatch):
     train.main(char, fresh=False)
     before = {path: path.read_bytes() for path in char.checkpoint_dir.parent.rglob("*") if path.is_file()}
-    monkeypatch.setattr(estimate, "seconds_per_step", lambda *rest: 0.5)
+    monkeypatch.setattr(choose_step, "seconds_per_step", lambda *rest: 0.5)
     capsys.readouterr()
     assert train.main(replace(char, max_steps=100, eval_every=0), fresh=True, plan=True) == 0
     after = {path: path.read_bytes() for path in char.checkpoint_dir.parent.rglob("*") if path.is_file()}

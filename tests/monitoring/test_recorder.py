@@ -133,7 +133,7 @@ def test_a_look_against_plain_pytorch(parts):
     assert set(record["kind_bits"]) >= {"indentation", "keyword", "name", "operator", "line end"}
     with torch.no_grad():
         p = F.log_softmax(model(blocks), dim=-1).gather(2, torch.from_numpy(made.targets)[..., None])[..., 0]
-    names = made.kinds == KINDS.index("name")
+    names = made.kinds["name"]
     assert record["kind_bits"]["name"] == pytest.approx(
         -float(p[torch.from_numpy(names)].mean()) / math.log(2), abs=1e-3
     )

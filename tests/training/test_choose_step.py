@@ -2,6 +2,9 @@
 
 import copy
 import shutil
+import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from config import CHAR
 from model.gpt import GPT
 from model.training import choose_step
-from model.training.choose_step import compiler_missing, pick_step, seconds_per_step, worth_compiling
+from model.training.choose_step import compiler_missing, pick_step, seconds_per_step, steps_that_fit, worth_compiling
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 
@@ -29,16 +32,18 @@ def test_steps_that_are_timed_leave_no_trace():
     def batches(number):
         return idx + number, idx
 
+    stop = SimpleNamespace(check=lambda: None)
+    run = SimpleNamespace(optimizer=optimizer, batches=batches, device=torch.device("cpu"), stop=stop)
     step(idx, idx, None)
     weights, memory = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     random_numbers = torch.get_rng_state()
-    assert seconds_per_step(step, optimizer, batches) > 0
+    assert seconds_per_step(run, step, at_most=0.0) > 0
     assert [(int(i[0, 0]), float(rate)) for i, _, rate in taken[1:]] == [(0, 0.0), (1, 0.0), (2, 0.0)]
     assert all(torch.equal(weights[name], now) for name, now in model.state_dict().items())
     assert all(torch.equal(memory[name], now) for name, now in optimizer.state_dict().items())
     assert torch.equal(random_numbers, torch.get_rng_state())
     with pytest.raises(ZeroDivisionError):  # nor does one that fails half way
-        seconds_per_step(lambda *batch: step(*batch) or 1 / 0, optimizer, batches)
+        seconds_per_step(run, lambda *batch: step(*batch) or 1 / 0, at_most=0.0)
     assert all(torch.equal(weights[name], now) for name, now in model.state_dict().items())
 
 
@@ -60,6 +65,14 @@ def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missin
     assert capsys.readouterr().out.startswith(said)
 
 
+def fake_run(monkeypatch, device, time_step):
+    """A run of 100 steps, in which a step is what its loss is called, and time_step(step) gives its seconds."""
+    monkeypatch.setattr(choose_step, "seconds_per_step", lambda run, step, at_most: time_step(step))
+    monkeypatch.setattr(choose_step, "averaged_step", lambda run, train_step, loss_of: loss_of)
+    model = SimpleNamespace(loss="plain")
+    return SimpleNamespace(device=torch.device(device), model=model, timed=False, step=0, max_steps=100)
+
+
 @pytest.mark.parametrize(
     ("choice", "seconds", "compiled_seconds", "expected"),
     [
@@ -67,7 +80,6 @@ def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missin
         ("auto", 2.0, 3.0, "plain"),
         ("auto", 0.5, 0.1, "plain"),  # a hundred of these steps are not worth it
         ("on", 0.5, 3.0, "compiled"),
-        ("off", 2.0, 1.0, "plain"),
     ],
 )
 def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, expected):
@@ -75,21 +87,36 @@ def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, 
     monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
     times = {"plain": seconds, "compiled": compiled_seconds}
-    picked = pick_step(lambda f: f, "plain", times.get, torch.device("cpu"), choice, lambda seconds: 100 * seconds)
-    assert picked == (expected, times[expected], expected == "compiled")
+    run = fake_run(monkeypatch, "cpu", times.get)
+    assert pick_step(run, None, choice) == (expected, times[expected], expected == "compiled")
 
 
-def test_a_step_that_cannot_be_recorded_is_taken_as_it_stands(capsys):
+def test_uncompiled_steps_are_timed_only_for_minutes(monkeypatch):
+    taken = []
+    run = fake_run(monkeypatch, "cpu", lambda step: taken.append(step) or 2.0)
+    step, _, compiled = pick_step(run, None, "off")
+    assert (step, compiled, taken) == ("plain", False, [])
+    run.timed, run.started, run.settings = True, time.perf_counter(), replace(CHAR, minutes=1)
+    assert pick_step(run, None, "off") == ("plain", 2.0, False) and taken == ["plain"]
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_stands(monkeypatch, capsys):
     def time_step(step):
         if isinstance(step, CudaGraph):
             raise RuntimeError("no stream\nmore")
         return 1.0
 
-    def plain(loss_of):
-        return plain
-
-    assert pick_step(plain, None, time_step, torch.device("cuda"), "off", None) == (plain, 1.0, False)
+    assert pick_step(fake_run(monkeypatch, "cuda", time_step), None, "off") == ("plain", 1.0, False)
     assert "cannot be recorded as a CUDA graph, so it is slower: no stream\n" in capsys.readouterr().out
+
+
+def test_minutes_leave_room_for_evaluations_and_their_records():
+    """100 s for steps of 1 s, with an evaluation and a record of 1 s each after every second one."""
+    run = SimpleNamespace(val_data=range(0), tokens_per_step=1, evaluation_seconds=1.0, record_seconds=1.0)
+    run.settings, run.started = replace(CHAR, minutes=112.5 / 60, eval_every=2), time.perf_counter()
+    assert steps_that_fit(run, 1.0) == 50
+    run.settings = replace(run.settings, eval_every=0)
+    assert steps_that_fit(run, 1.0) == 100
 
 
 def test_a_compiler_is_looked_for_by_name(monkeypatch):

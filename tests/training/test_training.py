@@ -30,8 +30,8 @@ from model.storage.checkpoint import newest_checkpoint
 from model.storage.model_file import load_model
 from model.storage.safe_load import load
 from model.training import choose_step
-from model.training.batches import Batches
 from model.training.command_line import training_flags
+from model.training.inputs import Batches
 from model.training.optimizer import Optimizer
 from model.training.run_settings import MAY_CHANGE, recorded_settings
 from plumbing.errors import UserError
@@ -132,6 +132,14 @@ def test_the_log_holds_the_figures_of_each_line(char):
     rates = [entry["learning_rate"] for entry in lines]
     fractions = (2 / 3, 7 / 9, 5 / 9, 3 / 9, 1 / 9)  # the second of two steps of climb, then the fall
     assert rates == pytest.approx([char.learning_rate * fraction for fraction in fractions])
+
+
+def test_tokens_per_second_leave_out_evaluations(char, monkeypatch):
+    real = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(1) or real(*args))
+    train.main(replace(char, max_steps=6, eval_every=3), fresh=False)
+    speeds = [entry["tokens_per_second"] for entry in log_of(char) if "loss" in entry]
+    assert speeds[1] > 2 * 4 * 24 / 1.0, speeds  # the tokens of a line, in the second that an evaluation takes
 
 
 def test_the_first_loss_and_gradient_are_those_of_plain_pytorch(char):
@@ -413,6 +421,22 @@ def test_weights_that_are_not_finite_are_not_saved(char, monkeypatch):
         train.main(char, fresh=False)
     assert steps_of(char) == ["step_00000005.pt"]
     assert not char.model_file.exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved_by_a_stop(char, monkeypatch):
+    real = train.train_step
+
+    def break_the_weights_and_stop(run, *rest):
+        result = real(run, *rest)
+        if run.optimizer.steps == 7:
+            run.optimizer.weights[0] = math.nan
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(train, "train_step", break_the_weights_and_stop)
+    with pytest.raises(UserError, match=r"Step 7 failed: a weight.* is not a finite .*step_00000005.pt"):
+        train.main(char, fresh=False)
+    assert steps_of(char) == ["step_00000005.pt"]
 
 
 TORCHS = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
