@@ -59,9 +59,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # What needs torch is imported here, so that --help answers at once.
     from model.device import memory_advice, pick_device
-    from model.interpretation.surprise import most_surprising, score_text, summarize_surprise
+    from model.interpretation.surprise import most_surprising, score_text, spans_by_line, summarize_surprise
     from model.interpretation.surprise_map import legend_html, print_map, ranking_html, surprise_page_data, text_html
-    from model.interpretation.token_layout import spans_by_line
     from model.storage.model_file import load_model, show_training
 
     with memory_advice("Try a shorter text, or --device cpu."):
@@ -83,15 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(facts))
     print_most_surprising(ranking)
     if args.html:
-        page = fill_page(
-            "surprise_map.html",
-            facts,
-            surprise_page_data(tokenizer, found),
-            name=escape(args.file.name),
-            legend=legend_html(),
-            ranking=ranking_html(ranking),
-            lines=text_html(lines, span_bits, line_bits),
-        )
+        parts = {"name": escape(args.file.name), "legend": legend_html(), "ranking": ranking_html(ranking)}
+        parts["lines"] = text_html(lines, span_bits, line_bits)
+        page = fill_page("surprise_map.html", facts, surprise_page_data(tokenizer, found), **parts)
         write_page(args.html, page, plural(len(found.ids), "token"))
     else:
         flag = file_flags(settings, CHAR, "model_file")
