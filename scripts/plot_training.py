@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         for run in runs:
             print(f"{run['name']}: loss in nats per token, · in training, o in validation")
             print(plot_loss(run))
-            for last in run["evaluations"][-1:]:
+            if run["evaluations"]:
+                last = run["evaluations"][-1]
                 per_byte = metrics.show_bits_per_byte(last["val_bits_per_byte"])
                 print(f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, {per_byte}")
     if args.tensorboard:

@@ -80,7 +80,11 @@ def main(argv: list[str] | None = None) -> None:
     facts = summarize_surprise(args.file.name, tokenizer, found)
     ranking = most_surprising(tokenizer, found)
     print("\n".join(facts))
-    print_most_surprising(ranking)
+    print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
+    for row in ranking:
+        print(f"  line {row.line}, column {row.column}: {row.token}  {row.bits:.2f} bits, rank {row.rank:,}")
+        if row.instead:
+            print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if args.html:
         parts = {"name": escape(args.file.name), "legend": legend_html(), "ranking": ranking_html(ranking)}
         parts["lines"] = text_html(lines, span_bits, line_bits)
@@ -100,14 +104,6 @@ def read_text(path: Path) -> str:
     if data.count(0) * 4 > len(data):  # ids below 128 are valid UTF-8
         raise UserError(f"{shown_path(path)} is not text. {NO_TEXT}")
     return decode_text(data, path)
-
-
-def print_most_surprising(ranking: list) -> None:
-    print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
-    for row in ranking:
-        print(f"  line {row.line}, column {row.column}: {row.token}  {row.bits:.2f} bits, rank {row.rank:,}")
-        if row.instead:
-            print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
 
 
 if __name__ == "__main__":

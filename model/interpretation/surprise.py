@@ -47,7 +47,7 @@ def score_tokens(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) ->
 
     # About 4,096 tokens per batch, but at most 64 MB of logits (or one window).
     batch_size = max(1, min(4096, (1 << 24) // model.vocab_size) // block)
-    bits, rank, expected, p = [], [], [], []
+    batches = []
     with tqdm(total=len(ids), desc="reading", unit="token", unit_scale=True, delay=2, leave=False) as progress:
         for first in range(0, len(windows), batch_size):
             window = windows[first : first + batch_size].to(model.device)
@@ -59,14 +59,13 @@ def score_tokens(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) ->
             log_p = new.log_softmax(dim=-1)
             own = log_p.gather(1, targets[:, None])  # (scored, 1)
             top = log_p.topk(min(show, model.vocab_size))
-            bits.append(metrics.bits(-own[:, 0].cpu().double()).numpy())
-            rank.append(1 + (log_p > own).sum(dim=-1).cpu().numpy())
-            expected.append(top.indices.cpu().numpy())
-            p.append(top.values.exp().cpu().numpy())
+            scores = own[:, 0], 1 + (log_p > own).sum(dim=-1), top.indices, top.values.exp()
+            batches.append([score.cpu().numpy() for score in scores])
             progress.update(min(len(targets), len(ids) - progress.n))
-    bits, rank, expected, p = (np.concatenate(arrays)[: len(ids)] for arrays in (bits, rank, expected, p))
+    log_p, rank, expected, p = (np.concatenate(arrays)[: len(ids)] for arrays in zip(*batches, strict=True))
     # Sums of multiples of 2^-20 are exact, so the lines add up to the total. + 0.0 turns -0.0 into 0.0.
-    return TokenScores(np.round(bits * 2**20) / 2**20 + 0.0, rank, expected, p)
+    bits = np.round(metrics.bits(-log_p.astype(np.float64)) * 2**20) / 2**20 + 0.0
+    return TokenScores(bits, rank, expected, p)
 
 
 # --- where the tokens are ---------------------------------------------------------------------------------------------

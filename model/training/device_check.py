@@ -72,6 +72,7 @@ def tokens_to_check(block_size: int) -> np.ndarray:
 
 
 def run_on(device: torch.device, model: GPT, settings: Settings) -> DeviceRun:
+    """Generate, compute gradients and train with a copy of the model on a device."""
     model = copy.deepcopy(model).to(device)
     tokens = tokens_to_check(settings.block_size)
     ids, logits = generate_greedily(model, int(tokens[0]))

@@ -116,7 +116,6 @@ def snippet_seconds(code: str, *args) -> float:
 
 
 def rate_of(work: Callable, megabytes: float) -> float:
-    """MB/s of work()."""
     return megabytes / seconds_of(work)
 
 

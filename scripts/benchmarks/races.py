@@ -11,6 +11,7 @@ from pathlib import Path
 from config import BPE, CHAR, ROOT
 from dataset import TokenFile, open_tokens
 from model.metrics import bits_per_byte
+from plumbing.command_line import flag_name
 from plumbing.errors import UsageError
 from scripts.benchmarks.common import run_silently, seconds_of
 
@@ -93,16 +94,12 @@ def measure_races(args) -> list[dict]:
     """Whole runs in turn: one of nanoGPT, then ours. Losses are per token of the whole validation file."""
     if not args.nanogpt:
         raise UsageError("A race needs a second runner: name a checkout of nanoGPT with --nanogpt.")
-    name, nanogpt = args.race, args.nanogpt.resolve()
-    settings, dataset = BPE if name == "bpe" else CHAR, f"tinylittlegpt_{name}"
-    defaults = {
-        "--train-file": settings.train_file,
-        "--val-file": settings.val_file,
-        "--tokenizer-file": settings.tokenizer_file,
-    }
-    files = {flag: args.data.resolve() / path.name for flag, path in defaults.items()}
+    race, nanogpt, dataset = args.race, args.nanogpt.resolve(), f"tinylittlegpt_{args.race}"
+    settings = BPE if race == "bpe" else CHAR
+    names = "train_file", "val_file", "tokenizer_file"
+    files = {flag_name(name): args.data.resolve() / getattr(settings, name).name for name in names}
     val = lend_data(files, nanogpt, dataset)
-    iterations, our_runs = RACES[name]
+    iterations, our_runs = RACES[race]
     rows = []
     for seed in range(1, args.rounds + 1):
         seconds, loss = train_nanogpt(nanogpt, dataset, iterations)
@@ -112,7 +109,7 @@ def measure_races(args) -> list[dict]:
             minutes = 0.0 if to_a_loss else (seconds - 2.0) / 60
             our_seconds, our_loss = train_ours(script, flags, files, seed, minutes)
             row = {
-                "race": f"{name}, {'to the loss' if to_a_loss else 'same time'}",
+                "race": f"{race}, {'to the loss' if to_a_loss else 'same time'}",
                 "nanoGPT, s": round(seconds, 1),
                 "ours, s": round(our_seconds, 1),
                 "ratio": f"{seconds / our_seconds:.2f}",

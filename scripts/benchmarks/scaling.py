@@ -14,6 +14,7 @@ from config import ROOT
 from dataset import token_writer
 from model.device import pick_device, pick_dtype
 from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
+from plumbing.command_line import flag_name
 from scripts.benchmarks.common import medians, run_silently
 from scripts.benchmarks.models import MODELS, SCALING_STEPS
 
@@ -66,7 +67,7 @@ def random_data(shape: dict, folder: Path) -> list:
         with token_writer(folder / f"{name}.bin", facts) as writer:
             writer.add(np.random.default_rng(0).integers(tokenizer.vocab_size, size=tokens, dtype=np.uint16), tokens)
     for name in ("block_size", "n_layer", "n_head", "n_embd"):
-        flags += [f"--{name.replace('_', '-')}", shape[name]]
+        flags += [flag_name(name), shape[name]]
     return flags
 
 
