@@ -60,15 +60,17 @@ def main(argv: list[str] | None = None) -> None:
 
         layers, heads = range(len(model.blocks)), range(model.blocks[0].attention.n_head)
         names = [f"L{i}{component}" for i in layers for component in (*(f"H{head}" for head in heads), "MLP", "")]
-        costs = ablation_costs(model, batches, names)
+        costs = ablation_costs(model, batches, names, loss)
         scores = head_scores(model, batches[0][0], settings.seed)
     roles = {name: head_role(row) for name, row in scores.items()}
-    print_costs(costs, roles, None if tokenizer.kind == "none" else val.tokens_per_byte)
-    print_head_scores(scores)
+    print_costs(costs, roles, val.tokens_per_byte if tokenizer.counts_bytes else None)
+    print("What the heads do, as scores from 0 to 1:")
+    print("           previous                same                    induction")
+    for name, row in scores.items():
+        print(f"  {name:8} " + "  ".join(f"{score:4.2f} {bar(score, 16)}" for score in row).rstrip())
     script = "generatev2.py" if tokenizer.kind == "bpe" else "generate.py"
-    prompt = "0" if tokenizer.kind == "none" else "def"
-    model_flags = file_flags(settings, CHAR, "model_file")
-    print(f"Next: python {script}{model_flags} --prompt {prompt} --quiet --off {max(scores, key=costs.get)}")
+    flags = f"{file_flags(settings, CHAR, 'model_file')} --prompt {tokenizer.default_prompt}"
+    print(f"Next: python {script}{flags} --quiet --off {max(scores, key=costs.get)}")
 
 
 def open_validation(settings: Settings, path: Path | None, tokenizer) -> TokenFile:
@@ -100,13 +102,6 @@ def print_costs(costs: dict[str, float], roles: dict[str, str], tokens_per_byte:
         per_byte = "" if tokens_per_byte is None else f"{metrics.bits_per_byte(cost, tokens_per_byte):+7.3f} "
         bars = bar(max(0.0, cost) / highest)
         print(f"  {title:14} {cost:+8.4f} {per_byte}{bars} {roles.get(name, '')}".rstrip())
-
-
-def print_head_scores(scores: dict[str, tuple[float, float, float]]) -> None:
-    print("What the heads do, as scores from 0 to 1:")
-    print("           previous                same                    induction")
-    for name, row in scores.items():
-        print(f"  {name:8} " + "  ".join(f"{score:4.2f} {bar(score, 16)}" for score in row).rstrip())
 
 
 if __name__ == "__main__":

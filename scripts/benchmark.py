@@ -56,9 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
     scale = subjects.add_parser("scale", parents=[common], help="tokens/s of several processes")
     scale.add_argument("--size", choices=SCALING_STEPS, default="10.7M", help="of the model [%(default)s]")
-    scale.add_argument(
-        "--batch-size", type=int, default=16, help="sequences per step, over all processes [%(default)s]"
-    )
+    scale.add_argument("--batch-size", type=int, default=16, help="sequences per step, over all processes [16]")
     scale.add_argument("--processes", type=int, help="at most [the number of GPUs, or of processor cores]")
     scale.add_argument("--shard-model", action="store_true", help="also measure a run with --shard-model")
 
@@ -68,33 +66,20 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
-    """The rows of the table."""
-    if args.subject == "data":
-        from scripts.benchmarks.data_path import measure_data
-
-        return measure_data(args)
-    if args.subject == "generate":
-        from scripts.benchmarks.generating import measure_generating
-
-        return measure_generating(args)
-    if args.subject == "scale":
-        from scripts.benchmarks.scaling import measure_scaling
-
-        return measure_scaling(args)
-    if args.race:
-        from scripts.benchmarks.races import measure_races
-
-        return measure_races(args)
-    from scripts.benchmarks.training import measure_training
-
-    return measure_training(args)
-
-
-def main() -> int:
+def main() -> None:
     args = parse_arguments()
     from scripts.benchmarks.common import describe_machine, print_table
 
+    if args.subject == "data":
+        from scripts.benchmarks.data_path import measure_data as measure
+    elif args.subject == "generate":
+        from scripts.benchmarks.generating import measure_generating as measure
+    elif args.subject == "scale":
+        from scripts.benchmarks.scaling import measure_scaling as measure
+    elif args.race:
+        from scripts.benchmarks.races import measure_races as measure
+    else:
+        from scripts.benchmarks.training import measure_training as measure
     print(describe_machine())
     rows = measure(args)
     print_table(rows)
@@ -102,7 +87,6 @@ def main() -> int:
         with whole_file(args.json) as file:
             file.write(json.dumps({"machine": describe_machine(), "rows": rows}, indent=2).encode() + b"\n")
         print(f"The figures are in {shown_path(args.json)}.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,57 +14,50 @@ changes the sixth digit; a wrong operation changes the first ones. Exit code 1 m
 """
 
 import argparse
-from collections.abc import Sequence
 
 import _root
 
-from config import CHAR, Settings
+from config import CHAR
 from plumbing.command_line import add_flags, parse
 from plumbing.errors import UsageError, run_script
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = "block_size n_layer n_head n_embd rotary_base tie_embeddings batch_size learning_rate muon_rate seed device"
     add_flags(parser, CHAR, f"{names} debug")
     settings, _ = parse(parser, CHAR, argv)
 
-    from model.device import memory_advice
-
-    with memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd."):
-        return check_device(settings)
-
-
-def check_device(settings: Settings) -> int:
-    """Run the model on the CPU and on the device, and print how they compare. Returns the exit code."""
+    # What needs torch is imported here, so that --help answers at once.
     import torch
 
-    from model.device import pick_device
+    from model.device import memory_advice, pick_device
     from model.training import device_check
     from model.training.run_settings import check_settings
 
     check_settings(settings)
-    device = pick_device(settings.device)
-    model = device_check.model_to_check(settings)
-    total = sum(weight.numel() for weight in model.parameters())
-    print(f"{total:,} random weights on the CPU and on {device}, in fp32, torch {torch.__version__}")
-    if device.type == "cpu":
-        print("  This compares the CPU with itself: torch found no other device, or --device cpu was given.")
-    reference = device_check.run_on(torch.device("cpu"), model, settings)
-    if not reference.is_finite():
-        raise UsageError(
-            "With these flags, even the CPU computes numbers that are not finite, so there is nothing to compare with. "
-            "Try a lower --learning-rate or --muon-rate."
-        )
-    run = device_check.run_on(device, model, settings)
-    found = device_check.differences(run, reference)
-    if settings.debug:
-        print_losses(reference.losses, run.losses, device)
-        print_largest(found, device_check.TOLERANCE)
-    print(f"Training: {reference.tokens_per_second:,.0f} tokens/s on the CPU, {run.tokens_per_second:,.0f} on {device}")
-    if device.type != "cpu":  # a CPU would swap, or the system would kill this process, before an error came
-        largest = device_check.largest_batch(model, device, settings)
-        print(f"Memory: a batch of {largest:,} sequences of {settings.block_size} tokens fits (--batch-size)")
+    with memory_advice("Try a smaller --batch-size, --block-size, --n-layer or --n-embd."):
+        device, model = pick_device(settings.device), device_check.model_to_check(settings)
+        total = sum(weight.numel() for weight in model.parameters())
+        print(f"{total:,} random weights on the CPU and on {device}, in fp32, torch {torch.__version__}")
+        if device.type == "cpu":
+            print("  This compares the CPU with itself: torch found no other device, or --device cpu was given.")
+        reference = device_check.run_on(torch.device("cpu"), model, settings)
+        if not reference.is_finite():
+            raise UsageError(
+                "With these flags, even the CPU computes numbers that are not finite, so there is nothing to compare "
+                "with. Try a lower --learning-rate or --muon-rate."
+            )
+        run = device_check.run_on(device, model, settings)
+        found = device_check.differences(run, reference)
+        if settings.debug:
+            print_losses(reference.losses, run.losses, device)
+            print_largest(found, device_check.TOLERANCE)
+        speeds = f"{reference.tokens_per_second:,.0f} tokens/s on the CPU, {run.tokens_per_second:,.0f} on {device}"
+        print(f"Training: {speeds}")
+        if device.type != "cpu":  # a CPU would swap, or the system would kill this process, before an error came
+            largest = device_check.largest_batch(model, device, settings)
+            print(f"Memory: a batch of {largest:,} sequences of {settings.block_size} tokens fits (--batch-size)")
     wrong = {name: by for name, by in found.items() if not by <= device_check.TOLERANCE}
     if wrong:
         name, by = next(iter(wrong.items()))

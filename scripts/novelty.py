@@ -56,9 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     text = args.file.read_bytes()
     corpus = np.memmap(settings.corpus, dtype=np.uint8, mode="r")
     matches, covered = find_matches(text, corpus, args.shortest, args.most)
-    print(
-        f"{args.file.name}, {len(text):,} bytes, against {len(corpus) / 1e6:,.1f} MB of {shown_path(settings.corpus)}"
-    )
+    size = f"{len(corpus) / 1e6:,.1f} MB"
+    print(f"{args.file.name}, {len(text):,} bytes, against {size} of {shown_path(settings.corpus)}")
     for start, source, length in matches:
         passage = visible(text[start : start + length].decode("utf-8", errors="replace"))
         if len(passage) > 90:
@@ -88,8 +87,7 @@ def find_matches(text: bytes, corpus: np.ndarray, shortest: int, most: int) -> t
     new = np.append(True, (np.diff(c - t) != 0) | (np.diff(t) > SEED))[: len(t)]
     first, last = np.flatnonzero(new), np.flatnonzero(np.append(new[1:], True)[: len(t)])
     left = extend(own, corpus, t[first] - 1, c[first] - 1, -1)
-    right = extend(own, corpus, t[last], c[last], 1)
-    length = left + t[last] - t[first] + right
+    length = left + t[last] - t[first] + extend(own, corpus, t[last], c[last], 1)
     keep = np.flatnonzero(length >= shortest)
     t, c, length = (t[first] - left)[keep], (c[first] - left)[keep], length[keep]
 
@@ -148,8 +146,7 @@ def hash_seeds(data: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
 
 def extend(text: np.ndarray, corpus: np.ndarray, t: np.ndarray, c: np.ndarray, direction: int) -> np.ndarray:
     """How many bytes agree from t in the text and c in the corpus (hits,) on, in a direction (1 or -1)."""
-    length = np.zeros(len(t), np.int64)
-    active = np.arange(len(t))
+    length, active = np.zeros(len(t), np.int64), np.arange(len(t))
     while len(active):
         a, b = t[active] + direction * length[active], c[active] + direction * length[active]
         inside = (a >= 0) & (a < len(text)) & (b >= 0) & (b < len(corpus))

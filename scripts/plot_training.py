@@ -30,22 +30,31 @@ VALIDATION = ("val_loss", "val_bits_per_byte")  # of a "val_loss" line
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run", type=Path, nargs="?", default=CHAR.checkpoint_dir, help="folder of a run, or its log [checkpoints/char]"
-    )
+    run_help = "folder of a run, or its log [checkpoints/char]"
+    parser.add_argument("run", type=Path, nargs="?", default=CHAR.checkpoint_dir, help=run_help)
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN", help="plot these runs as well")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the page to this file")
     parser.add_argument("--text", action="store_true", help="plot the loss in the terminal")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write event files for TensorBoard there")
     add_flags(parser, CHAR, "debug")
     settings, args = parse(parser, CHAR, argv)
-    runs = read_runs([args.run, *args.compare])
+    paths = [args.run, *args.compare]
+    runs = [read_run(path) for path in paths]
+    names = [run["name"] for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if names.count(run["name"]) > 1:
+            run["name"] = shown_path(path)
     if args.html and args.html.suffix == ".jsonl":
         raise UsageError(f"--html would write a page into {shown_path(args.html)}. Name another file.")
 
     if args.text or not (args.html or args.tensorboard):
         for run in runs:
-            print_loss(run)
+            print(f"{run['name']}: loss in nats per token, · in training, o in validation")
+            print(plot_loss(run))
+            if run["evaluations"]:
+                last = run["evaluations"][-1]
+                per_byte = metrics.show_bits_per_byte(last["val_bits_per_byte"])
+                print(f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, {per_byte}")
     if args.tensorboard:
         count = sum(write_tensorboard(run, args.tensorboard) for run in runs)
         print(f"{count:,} figures in {shown_path(args.tensorboard)}. Next: tensorboard --logdir {args.tensorboard}")
@@ -57,20 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         print("Next: add --html data/training.html to see everything as a page.")
 
 
-def read_runs(paths: list[Path]) -> list[dict]:
-    """The runs from their logs. Two folders can have the same name: then the whole paths become the names."""
-    runs = [read_run(path) for path in paths]
-    names = [run["name"] for run in runs]
-    for run, path in zip(runs, paths, strict=True):
-        if names.count(run["name"]) > 1:
-            run["name"] = shown_path(path)
-    return runs
-
-
 def read_run(path: Path) -> dict:
     """A run from its log: its name, what it says about itself ("about"), and its training lines, evaluations, warnings
-    and records, each as a list of entries in the order of their steps. Incomplete lines are skipped: the last line of a
-    run in progress can be one."""
+    and records, each in the order of their steps. A line that is incomplete, as the last one can be, is skipped."""
     from model.monitoring.log import read_line  # imports torch
 
     path = path / "log.jsonl" if path.is_dir() else path
@@ -78,8 +76,7 @@ def read_run(path: Path) -> dict:
         raise UserError(f"There is no log {shown_path(path)}. Name the folder of a run, such as checkpoints/bpe.")
     about, warnings, lines, evaluations, records = {}, [], {}, {}, {}
     for text in path.read_bytes().split(b"\n"):
-        entry = read_line(text)
-        if entry is None:
+        if (entry := read_line(text)) is None:
             continue
         step, about = entry["step"], entry.get("about", about)
         # A run that was killed and resumed may log a step twice. The later entry counts.
@@ -93,23 +90,11 @@ def read_run(path: Path) -> dict:
             warnings.append({"step": step, "text": entry["warning"]})
     if not lines and not evaluations:
         raise UserError(f"{shown_path(path)} has no figures yet. Wait for the first line of the training.")
-    return {
-        "name": path.resolve().parent.name,  # resolved, because the name of "." is empty
-        "about": about,
-        "lines": [lines[step] for step in sorted(lines)],
-        "evaluations": [evaluations[step] for step in sorted(evaluations)],
-        "warnings": warnings,
-        "records": [records[step] for step in sorted(records)],
-    }
-
-
-def print_loss(run: dict) -> None:
-    print(f"{run['name']}: loss in nats per token, · in training, o in validation")
-    print(plot_loss(run))
-    if run["evaluations"]:
-        last = run["evaluations"][-1]
-        per_byte = metrics.show_bits_per_byte(last["val_bits_per_byte"])
-        print(f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, {per_byte}")
+    name = path.resolve().parent.name  # resolved, because the name of "." is empty
+    run = {"name": name, "about": about, "warnings": warnings}
+    for name, entries in (("lines", lines), ("evaluations", evaluations), ("records", records)):
+        run[name] = [entries[step] for step in sorted(entries)]
+    return run
 
 
 def plot_loss(run: dict, width: int = 64, height: int = 16) -> str:
@@ -121,22 +106,19 @@ def plot_loss(run: dict, width: int = 64, height: int = 16) -> str:
         return "  no finite loss to plot"
     low, high = min(y for _, y, _ in points), max(y for _, y, _ in points)
     last_step = max(step for step, _, _ in points) or 1
-    rows = [[" "] * width for _ in range(height)]
+    rows, lines = [[" "] * width for _ in range(height)], []
     for step, y, mark in points:
         row = round((high - y) / ((high - low) or 1) * (height - 1))
         rows[row][round(step / last_step * (width - 1))] = mark
-    lines = []
     for i, row in enumerate(rows):
         loss = math.exp(high - (high - low) * i / (height - 1))
         label = f"{loss:8.3f}" if i % 5 == 0 else " " * 8
         lines.append(f"  {label} │{''.join(row)}".rstrip())
-    lines.append(" " * 11 + "└" + "─" * width)
-    lines.append(f"{'step 0':>17}{last_step:>{width - 6},}")
-    return "\n".join(lines)
+    return "\n".join([*lines, " " * 11 + "└" + "─" * width, f"{'step 0':>17}{last_step:>{width - 6},}"])
 
 
 def write_tensorboard(run: dict, folder: Path) -> int:
-    """Write the figures of a run as event files. Returns how many numbers it wrote."""
+    """Write the figures of a run as event files. Returns their number."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

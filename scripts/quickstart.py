@@ -29,77 +29,51 @@ from plumbing.errors import run_script
 from plumbing.text import duration, shown_path
 
 
-class PipelineStep(NamedTuple):
+class Stage(NamedTuple):
     title: str
     command: str  # {minutes} is the time for one training
-    reads: tuple[Path, ...] = ()
-    writes: tuple[Path, ...] = ()  # the step is skipped if these are up to date; without any, it always runs
-
-
-def with_sidecars(*token_files: Path) -> tuple[Path, ...]:
-    """Token files and the descriptions that complete them."""
-    return tuple(path for file in token_files for path in (file, sidecar(file)))
+    reads: Path | None = None  # the newest file that it reads, the work of an earlier stage
+    writes: tuple[Path, ...] = ()  # the stage is skipped if these are up to date; without any, it always runs
 
 
 FIXED_MINUTES = 1.0  # everything except the two trainings, on two cores
 PARQUET = CHAR.parquet_dir / "folder.parquet"
 SAMPLE = DATA / "corpus_sample.txt"
+CHAR_IDS = (CHAR.train_file, sidecar(CHAR.train_file), CHAR.val_file, sidecar(CHAR.val_file))
+BPE_IDS = (BPE.train_file, sidecar(BPE.train_file), BPE.val_file, sidecar(BPE.val_file))
 # The trainings read about 4 MB in their minutes, and scoring 6 % of it takes seconds. So few documents differ a lot
 # from draw to draw: the default seed picks mostly tables of encodings, which are too easy.
 CORPUS = "--corpus data/corpus_sample.txt"
-STEPS = [
-    PipelineStep("1. Gather source files", "ingestion/ingest_folder.py", (), (PARQUET,)),
-    PipelineStep("2. Extract their text", "scripts/extract_parquets_to_text.py", (PARQUET,), (CHAR.corpus,)),
-    PipelineStep(
-        "3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", (CHAR.corpus,), (SAMPLE,)
-    ),
-    PipelineStep(
-        "4. Train a character tokenizer",
-        f"scripts/train_tokenizer_character_level.py {CORPUS}",
-        (SAMPLE,),
-        (CHAR.tokenizer_file,),
-    ),
-    PipelineStep(
-        "4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", (SAMPLE,), (BPE.tokenizer_file,)
-    ),
-    PipelineStep(
-        "5. Turn the text into character ids",
-        f"scripts/prepare_dataset.py {CORPUS} --val-fraction 0.06",
-        (SAMPLE, CHAR.tokenizer_file),
-        with_sidecars(CHAR.train_file, CHAR.val_file),
-    ),
-    PipelineStep(
-        "5. Turn the text into BPE ids",
-        f"scripts/prepare_dataset_bpe.py {CORPUS} --val-fraction 0.06",
-        (SAMPLE, BPE.tokenizer_file),
-        with_sidecars(BPE.train_file, BPE.val_file),
-    ),
+TRAIN_CHARACTERS = "scripts/train_tokenizer_character_level.py"
+IDS = f"{CORPUS} --val-fraction 0.06"
+STAGES = [
+    Stage("1. Gather source files", "ingestion/ingest_folder.py", None, (PARQUET,)),
+    Stage("2. Extract their text", "scripts/extract_parquets_to_text.py", PARQUET, (CHAR.corpus,)),
+    Stage("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", CHAR.corpus, (SAMPLE,)),
+    Stage("4. Train a character tokenizer", f"{TRAIN_CHARACTERS} {CORPUS}", SAMPLE, (CHAR.tokenizer_file,)),
+    Stage("4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", SAMPLE, (BPE.tokenizer_file,)),
+    Stage("5. Turn the text into character ids", f"scripts/prepare_dataset.py {IDS}", CHAR.tokenizer_file, CHAR_IDS),
+    Stage("5. Turn the text into BPE ids", f"scripts/prepare_dataset_bpe.py {IDS}", BPE.tokenizer_file, BPE_IDS),
     # Both trainings always run: they know where they stopped.
-    PipelineStep("6. Train on characters", "train.py --minutes {minutes:g}"),
-    PipelineStep("7. Watch the model choose eight characters", 'generate.py --prompt "def " --tokens 8 --readable'),
-    PipelineStep("7. Generate text with the character model", 'generate.py --prompt "def " --tokens 400 --quiet'),
-    PipelineStep("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}"),
-    PipelineStep("7. Watch the model choose eight tokens", 'generatev2.py --prompt "def" --tokens 8 --readable'),
-    PipelineStep("7. Generate text with the BPE model", 'generatev2.py --prompt "def" --tokens 150 --quiet'),
-]
-TRY_NEXT = [
-    f'{script} --prompt "def hello_world():" --tokens 64 --readable' for script in ("generate.py", "generatev2.py")
+    Stage("6. Train on characters", "train.py --minutes {minutes:g}"),
+    Stage("7. Watch the model choose eight characters", 'generate.py --prompt "def " --tokens 8 --readable'),
+    Stage("7. Generate text with the character model", 'generate.py --prompt "def " --tokens 400 --quiet'),
+    Stage("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}"),
+    Stage("7. Watch the model choose eight tokens", 'generatev2.py --prompt "def" --tokens 8 --readable'),
+    Stage("7. Generate text with the BPE model", 'generatev2.py --prompt "def" --tokens 150 --quiet'),
 ]
 
 
-def up_to_date(step: PipelineStep) -> bool:
-    """Whether all files that a step writes exist and are not older than the files it reads."""
-    if not step.writes or not all(path.exists() for path in step.writes):
+def up_to_date(stage: Stage) -> bool:
+    """Whether all files that a stage writes exist and are not older than the file it reads."""
+    if not stage.writes or not all(path.exists() for path in stage.writes):
         return False
-    newest = max((path.stat().st_mtime for path in step.reads), default=0)
-    return newest <= min(path.stat().st_mtime for path in step.writes)
+    return not stage.reads or stage.reads.stat().st_mtime <= min(path.stat().st_mtime for path in stage.writes)
 
 
 def run_command(command: str) -> int:
-    """Run a script with this Python, its output going where ours goes. Returns its exit code.
-
-    Ctrl-C reaches the script directly, SIGTERM is passed on. We wait for it: a training saves before it ends.
-    """
+    """Run a script with this Python, its output going where ours goes. Returns its exit code. Ctrl-C reaches the script
+    directly, SIGTERM is passed on. We wait for it: a training saves before it ends."""
     process = subprocess.Popen([sys.executable, *shlex.split(command)], cwd=ROOT)  # noqa: S603 (our own scripts)
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     terminate = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
@@ -107,15 +81,6 @@ def run_command(command: str) -> int:
     signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGTERM, terminate)
     return code
-
-
-def print_results() -> None:
-    """The score of each run, from its log."""
-    for name, settings in (("characters", CHAR), ("BPE", BPE)):
-        lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
-        last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
-        bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
-        print(f"{name:10} {bits}, after {last['step']:,} steps")
 
 
 def main() -> int:
@@ -126,21 +91,25 @@ def main() -> int:
 
     start = time.perf_counter()
     print(f"From source files to two trained models in about {args.minutes:g} minutes. You could type each command.")
-    for step in STEPS:
-        command = step.command.format(minutes=minutes)
-        print(f"\n=== {step.title}\n$ python {command}")
-        if up_to_date(step):
-            print(f"skipped: {', '.join(map(shown_path, step.writes))}: already up to date")
+    for stage in STAGES:
+        command = stage.command.format(minutes=minutes)
+        print(f"\n=== {stage.title}\n$ python {command}")
+        if up_to_date(stage):
+            print(f"skipped: {', '.join(map(shown_path, stage.writes))}: already up to date")
         elif code := run_command(command):
             print(f"\nThat ended with exit code {code}.", file=sys.stderr)
             print("Fix what the message above says, then run the quickstart again: it resumes here.", file=sys.stderr)
             return code if code > 0 else 128 - code
 
     print(f"\n=== Done in {duration(time.perf_counter() - start)}")
-    print_results()
+    for name, settings in (("characters", CHAR), ("BPE", BPE)):
+        lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
+        last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
+        bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
+        print(f"{name:10} {bits}, after {last['step']:,} steps")
     print("Both models are ready. Try each:")
-    for command in TRY_NEXT:
-        print(f"  python {command}")
+    for script in ("generate.py", "generatev2.py"):
+        print(f'  python {script} --prompt "def hello_world():" --tokens 64 --readable')
     print("Next: open README.md and do the steps again with your own files.")
     return 0
 

@@ -59,9 +59,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # What needs torch is imported here, so that --help answers at once.
     from model.device import memory_advice, pick_device
-    from model.interpretation.surprise import most_surprising, score_text, summarize_surprise
+    from model.interpretation.surprise import most_surprising, score_text, spans_by_line, summarize_surprise
     from model.interpretation.surprise_map import legend_html, print_map, ranking_html, surprise_page_data, text_html
-    from model.interpretation.token_layout import spans_by_line
     from model.storage.model_file import load_model, show_training
 
     with memory_advice("Try a shorter text, or --device cpu."):
@@ -81,17 +80,15 @@ def main(argv: list[str] | None = None) -> None:
     facts = summarize_surprise(args.file.name, tokenizer, found)
     ranking = most_surprising(tokenizer, found)
     print("\n".join(facts))
-    print_most_surprising(ranking)
+    print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
+    for row in ranking:
+        print(f"  line {row.line}, column {row.column}: {row.token}  {row.bits:.2f} bits, rank {row.rank:,}")
+        if row.instead:
+            print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if args.html:
-        page = fill_page(
-            "surprise_map.html",
-            facts,
-            surprise_page_data(tokenizer, found),
-            name=escape(args.file.name),
-            legend=legend_html(),
-            ranking=ranking_html(ranking),
-            lines=text_html(lines, span_bits, line_bits),
-        )
+        parts = {"name": escape(args.file.name), "legend": legend_html(), "ranking": ranking_html(ranking)}
+        parts["lines"] = text_html(lines, span_bits, line_bits)
+        page = fill_page("surprise_map.html", facts, surprise_page_data(tokenizer, found), **parts)
         write_page(args.html, page, plural(len(found.ids), "token"))
     else:
         flag = file_flags(settings, CHAR, "model_file")
@@ -107,14 +104,6 @@ def read_text(path: Path) -> str:
     if data.count(0) * 4 > len(data):  # ids below 128 are valid UTF-8
         raise UserError(f"{shown_path(path)} is not text. {NO_TEXT}")
     return decode_text(data, path)
-
-
-def print_most_surprising(ranking: list) -> None:
-    print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
-    for row in ranking:
-        print(f"  line {row.line}, column {row.column}: {row.token}  {row.bits:.2f} bits, rank {row.rank:,}")
-        if row.instead:
-            print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
 
 
 if __name__ == "__main__":

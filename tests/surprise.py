@@ -3,8 +3,7 @@
 import torch
 
 from model.gpt import GPT
-from model.interpretation.surprise import score_tokens
-from model.interpretation.token_layout import layout_tokens
+from model.interpretation.surprise import layout_tokens, score_tokens
 from model.storage.model_file import save_model
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer

@@ -61,9 +61,7 @@ def head_columns(attention: Attention, head: int) -> slice:
 @torch.inference_mode()
 def logit_lens(model: GPT, residual: Tensor) -> Tensor:
     """The logits (..., V) if the model ended here: its final norm and head applied to a residual stream (..., C).
-
-    nostalgebraist 2020, "interpreting GPT: the logit lens".
-    """
+    nostalgebraist 2020, "interpreting GPT: the logit lens"."""
     return model.head(model.norm(residual))
 
 

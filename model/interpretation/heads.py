@@ -11,8 +11,7 @@ ROLE_SCORE = 0.3  # the score from which on a head is named after its role
 
 def attention_pattern(attention: Tensor) -> Tensor:
     """Where heads look: attention (..., T, T) -> (..., 3), the mean fraction that goes to the previous token, to the
-    token itself and to the first token. The first row is left out, since the first token sees only itself; with one
-    token the result is 0."""
+    token itself and to the first token, over all rows but the first. With one token the result is 0."""
     T = attention.size(-1)
     if T < 2:
         return attention.new_zeros(*attention.shape[:-2], 3)
@@ -25,11 +24,6 @@ def entropy(attention: Tensor) -> Tensor:
     """How widely heads look: attention (..., T, T) -> (...), the mean over rows of -sum p log2 p, in bits. 0 bits means
     a single token, 3 bits as widely as evenly over eight."""
     return -(attention.float() * attention.float().clamp(min=1e-30).log2()).sum(-1).mean(-1)
-
-
-def previous_token(attention: Tensor) -> Tensor:
-    """Attention (B, H, T, T) -> (H,): the mean fraction that goes to the previous token."""
-    return attention_pattern(attention)[..., 0].mean(0)
 
 
 def same_token(attention: Tensor, idx: Tensor) -> Tensor:
@@ -50,10 +44,8 @@ def induction(attention: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def head_scores(model: GPT, idx: Tensor, seed: int) -> dict[str, tuple[float, float, float]]:
-    """The scores of each head, in the order of ROLES: {"L0H0": (0.1, 0.0, 0.7), ...}.
-
-    The first two are measured on idx (B, T), which should be text, the third on random tokens that come twice.
-    """
+    """The scores of each head, in the order of ROLES: {"L0H0": (0.1, 0.0, 0.7), ...}. The first two are measured on idx
+    (B, T), which should be text, the third on random tokens that come twice."""
     on_text, on_repeated = [], []
     model(idx, weights=on_text)  # (B, H, T, T) of each layer
     n = model.block_size // 2
@@ -63,7 +55,8 @@ def head_scores(model: GPT, idx: Tensor, seed: int) -> dict[str, tuple[float, fl
     scores = {}
     for layer, text in enumerate(on_text):
         repeated = induction(on_repeated[layer]).tolist() if on_repeated else [0.0] * text.size(1)
-        rows = zip(previous_token(text).tolist(), same_token(text, idx).tolist(), repeated, strict=True)
+        previous = attention_pattern(text)[..., 0].mean(0).tolist()
+        rows = zip(previous, same_token(text, idx).tolist(), repeated, strict=True)
         scores |= {f"L{layer}H{head}": row for head, row in enumerate(rows)}
     return scores
 

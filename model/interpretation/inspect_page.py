@@ -102,21 +102,16 @@ def lens_data(model: GPT, forward: ForwardPass, ids: list[int]) -> dict[str, np.
     """The logit lens after the embedding and each layer: ids and probabilities of the likeliest tokens, (L + 1, T, K),
     and probability and rank of the actual next token, (L + 1, T - 1)."""
     next_ids = torch.tensor(ids[1:], dtype=torch.long)[:, None]  # (T - 1, 1)
-    lens_ids, lens_p, next_p, next_rank = [], [], [], []
+    layers = []
     for residual in forward.residual:
         logits = logit_lens(model, residual).float().cpu()  # (T, V)
         p = logits.softmax(dim=-1)
-        top = p.topk(min(SHOWN, model.vocab_size))
-        lens_ids.append(top.indices)
-        lens_p.append(top.values)
-        next_p.append(p[:-1].gather(1, next_ids)[:, 0])
-        next_rank.append(1 + (logits[:-1] > logits[:-1].gather(1, next_ids)).sum(-1))
-    return {
-        "lens_ids": torch.stack(lens_ids).numpy().astype(np.uint16),
-        "lens_p": torch.stack(lens_p).numpy(),
-        "next_p": torch.stack(next_p).numpy(),
-        "next_rank": torch.stack(next_rank).numpy().astype(np.uint32),
-    }
+        lens_p, lens_ids = p.topk(min(SHOWN, model.vocab_size))
+        next_rank = 1 + (logits[:-1] > logits[:-1].gather(1, next_ids)).sum(-1)
+        layers.append((lens_ids, lens_p, p[:-1].gather(1, next_ids)[:, 0], next_rank))
+    lens_ids, lens_p, next_p, next_rank = (torch.stack(rows).numpy() for rows in zip(*layers, strict=True))
+    lens_ids, next_rank = lens_ids.astype(np.uint16), next_rank.astype(np.uint32)
+    return {"lens_ids": lens_ids, "lens_p": lens_p, "next_p": next_p, "next_rank": next_rank}
 
 
 def attribution_data(model: GPT, forward: ForwardPass, final_ids: np.ndarray, ids: list[int]) -> dict[str, np.ndarray]:

@@ -1,7 +1,12 @@
-"""The surprise of every token of a text, as scripts/surprise_map.py shows it; its docstring has the rules."""
+"""The surprise of every token of a text, and where the tokens are: lines, columns, and spans of whole characters.
+scripts/surprise_map.py shows them; its docstring has the rules."""
 
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -9,10 +14,9 @@ from tqdm import tqdm
 
 from model import metrics
 from model.gpt import GPT
-from model.interpretation.token_layout import TokenLayout, layout_tokens, visible_span
 from model.tokenization.display import token_text
-from model.tokenization.tokenizer import Tokenizer
-from plumbing.text import plural
+from model.tokenization.tokenizer import Tokenizer, code_points
+from plumbing.text import plural, visible
 
 MOST_SURPRISING = 10  # tokens in the ranking
 
@@ -43,7 +47,7 @@ def score_tokens(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) ->
 
     # About 4,096 tokens per batch, but at most 64 MB of logits (or one window).
     batch_size = max(1, min(4096, (1 << 24) // model.vocab_size) // block)
-    bits, rank, expected, p = [], [], [], []
+    batches = []
     with tqdm(total=len(ids), desc="reading", unit="token", unit_scale=True, delay=2, leave=False) as progress:
         for first in range(0, len(windows), batch_size):
             window = windows[first : first + batch_size].to(model.device)
@@ -55,14 +59,78 @@ def score_tokens(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) ->
             log_p = new.log_softmax(dim=-1)
             own = log_p.gather(1, targets[:, None])  # (scored, 1)
             top = log_p.topk(min(show, model.vocab_size))
-            bits.append(metrics.bits(-own[:, 0].cpu().double()).numpy())
-            rank.append(1 + (log_p > own).sum(dim=-1).cpu().numpy())
-            expected.append(top.indices.cpu().numpy())
-            p.append(top.values.exp().cpu().numpy())
+            scores = own[:, 0], 1 + (log_p > own).sum(dim=-1), top.indices, top.values.exp()
+            batches.append([score.cpu().numpy() for score in scores])
             progress.update(min(len(targets), len(ids) - progress.n))
-    bits, rank, expected, p = (np.concatenate(arrays)[: len(ids)] for arrays in (bits, rank, expected, p))
+    log_p, rank, expected, p = (np.concatenate(arrays)[: len(ids)] for arrays in zip(*batches, strict=True))
     # Sums of multiples of 2^-20 are exact, so the lines add up to the total. + 0.0 turns -0.0 into 0.0.
-    return TokenScores(np.round(bits * 2**20) / 2**20 + 0.0, rank, expected, p)
+    bits = np.round(metrics.bits(-log_p.astype(np.float64)) * 2**20) / 2**20 + 0.0
+    return TokenScores(bits, rank, expected, p)
+
+
+# --- where the tokens are ---------------------------------------------------------------------------------------------
+
+Line = list[tuple[int, str]]  # the parts of a line: (index of the span, its visible text in this line)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where each of N tokens is. A span is the shortest run of tokens that covers whole characters, mostly one token.
+    There are S of them."""
+
+    line: np.ndarray  # (N,) the line in which the token starts, from 0
+    column: np.ndarray  # (N,) the character of that line in which it starts, from 0
+    lines: int
+    first: np.ndarray  # (S + 1,) the first token of each span, then N
+    starts: np.ndarray  # (S + 1,) the character at which each span starts, then the length of the text
+
+
+def layout_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> TokenLayout:
+    """Lines, columns and spans of the tokens `ids` of a text. Only "\\n" ends a line."""
+    characters = code_points(text)
+    if tokenizer.kind == "char":  # one token per character, <|unk|> included
+        at = np.arange(len(ids))  # the character in which each token starts
+        whole = np.ones(len(ids), dtype=bool)  # whether it starts where the character does
+    else:
+        sizes = {token: len(tokenizer.token_bytes(token)) for token in set(ids.tolist())}
+        byte = np.cumsum([0, *(sizes[token] for token in ids.tolist())])[:-1]  # at which each token starts
+        ends = np.cumsum(1 + (characters > 0x7F) + (characters > 0x7FF) + (characters > 0xFFFF))  # of UTF-8 characters
+        at = np.searchsorted(ends, byte, side="right")
+        whole = byte == np.append(0, ends)[at]
+    line_ends = np.flatnonzero(characters == ord("\n"))
+    line = np.searchsorted(line_ends, at)
+    column = at - np.append(0, line_ends + 1)[line]
+    lines = len(line_ends) + (not text.endswith("\n"))
+    return TokenLayout(line, column, lines, np.append(np.flatnonzero(whole), len(ids)), np.append(at[whole], len(text)))
+
+
+def spans_by_line(text: str, layout: TokenLayout) -> Iterator[Line]:
+    """Yield the parts of each line. "a\\n  b" in the spans "a", "\\n ", " b" gives [(0, "a"), (1, "↵")] and
+    [(1, "·"), (2, "·b")]."""
+    line = []
+    for span, (start, end) in enumerate(pairwise(layout.starts.tolist())):
+        for part in re.findall(r"[^\n]*\n|[^\n]+", text[start:end]):
+            line.append((span, visible_span(part)))
+            if part.endswith("\n"):
+                yield line
+                line = []
+    if line:
+        yield line
+
+
+def visible_span(text: str) -> str:
+    """A text with visible white space. A combining mark without its letter gets a dotted circle, as Unicode suggests:
+    otherwise it would be drawn on its neighbour."""
+    return ("◌" if cell_width(text[0]) == 0 else "") + visible(text)
+
+
+def cell_width(text: str) -> int:
+    """Columns that a text takes in a terminal: two for East Asian wide characters, none for combining marks."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
+
+
+# --- both together ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -75,11 +143,9 @@ class TextSurprise:
     layout: TokenLayout
 
     def line_bits(self) -> list[float]:
-        """The surprise of each line."""
         return np.bincount(self.layout.line, weights=self.scores.bits, minlength=self.layout.lines).tolist()
 
     def span_bits(self) -> list[float]:
-        """The surprise of each span."""
         return np.add.reduceat(self.scores.bits, self.layout.first[:-1]).tolist()
 
 
@@ -92,29 +158,24 @@ def score_text(model: GPT, tokenizer: Tokenizer, text: str, show: int) -> TextSu
 
 def summarize_surprise(name: str, tokenizer: Tokenizer, found: TextSurprise) -> list[str]:
     """What the surprise of a text adds up to, as lines for the terminal and the page."""
-    utf8_bytes, tokens, total = len(found.text.encode()), len(found.ids), float(found.scores.bits.sum())
+    size, tokens, total = len(found.text.encode()), len(found.ids), float(found.scores.bits.sum())
     loss = total / tokens * metrics.LN2
+    counts = f"{plural(found.layout.lines, 'line')}, {plural(size, 'byte')}, {plural(tokens, 'token')}"
     facts = [
-        f"{name}: {plural(found.layout.lines, 'line')}, {plural(utf8_bytes, 'byte')}, {plural(tokens, 'token')}, "
-        f"{total:,.1f} bits",
-        f"{metrics.bits_per_byte(loss, tokens / utf8_bytes):.3f} bits per byte, mean surprise "
-        f"{metrics.bits(loss):.3f} bits per token, loss {loss:.4f} nats per token, perplexity "
-        f"{metrics.perplexity(loss):.2f}",
+        f"{name}: {counts}, {total:,.1f} bits",
+        f"{metrics.bits_per_byte(loss, tokens / size):.3f} bits per byte, mean surprise {metrics.bits(loss):.3f} bits "
+        f"per token, loss {loss:.4f} nats per token, perplexity {metrics.perplexity(loss):.2f}",
     ]
     if unknown := Counter(tokenizer.unknown(found.text, found.ids)):
         named = [f"{visible_span(character)} ({count:,})" for character, count in unknown.most_common(20)]
-        if len(unknown) > 20:
-            named.append("...")
-        facts.append(
-            f"{plural(unknown.total(), 'character')} unknown to the model, read as <|unk|>: {', '.join(named)}"
-        )
+        named += ["..."] if len(unknown) > 20 else []
+        count = plural(unknown.total(), "character")
+        facts.append(f"{count} unknown to the model, read as <|unk|>: {', '.join(named)}")
     return facts
 
 
 @dataclass(frozen=True)
 class SurprisingToken:
-    """One of the most surprising tokens."""
-
     span: int
     line: int  # from 1
     column: int  # from 1
@@ -137,7 +198,6 @@ def most_surprising(tokenizer: Tokenizer, found: TextSurprise) -> list[Surprisin
             token = f"{token} (in {visible_span(text[start:end])})"
         candidates = zip(scores.expected[i].tolist(), scores.p[i].tolist(), strict=True)
         instead = [(token_text(tokenizer, other), p) for other, p in candidates if other != ids[i]]
-        line, column = int(layout.line[i]) + 1, int(layout.column[i]) + 1
-        bits, rank = float(scores.bits[i]), int(scores.rank[i])
-        rows.append(SurprisingToken(span, line, column, token, bits, rank, instead))
+        place = span, int(layout.line[i]) + 1, int(layout.column[i]) + 1
+        rows.append(SurprisingToken(*place, token, float(scores.bits[i]), int(scores.rank[i]), instead))
     return rows

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.interpretation.surprise import SurprisingToken, TextSurprise
-from model.interpretation.token_layout import Line, cell_width
+from model.interpretation.surprise import Line, SurprisingToken, TextSurprise, cell_width
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer
 
@@ -62,17 +61,13 @@ def print_map(lines: list[Line], span_bits: list[float], line_bits: list[float],
     for number, (line, bits) in enumerate(zip(lines, line_bits, strict=True), 1):
         gutter = f"{number:>5} {bits:>8.1f}  "
         for row in wrapped(line, width - len(gutter)):
-            if colours:
-                print(gutter + "".join(painted(text, span_bits[span]) for span, text in row))
-            else:
-                print(gutter + "".join(text for _, text in row))
-                marks = ""
-                for span, text in row:
-                    marks += (surprise_mark(span_bits[span]) if span != last else "").ljust(cell_width(text))
-                    last = span
-                if marks.strip():
-                    print(" " * len(gutter) + marks.rstrip())
-            gutter = " " * len(gutter)
+            print(gutter + "".join(painted(text, span_bits[span]) if colours else text for span, text in row))
+            gutter, marks = " " * len(gutter), ""
+            for span, text in row:
+                marks += (surprise_mark(span_bits[span]) if span != last else "").ljust(cell_width(text))
+                last = span
+            if marks.strip() and not colours:
+                print(gutter + marks.rstrip())
     if colours:
         print("surprise in bits: " + "  ".join(map(painted, RANGES, [0, *BORDERS])))
     else:

@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,8 @@ def run_on(device: torch.device, model: GPT, settings: Settings) -> DeviceRun:
     model = copy.deepcopy(model).to(device)
     tokens = tokens_to_check(settings.block_size)
     ids, logits = generate_greedily(model, int(tokens[0]))
-    batches = []
-    for step in range(STEPS):
-        batch = draw_batch(tokens, settings.block_size, settings.batch_size, settings.seed, step)
-        batches.append([to_device(array, device) for array in batch])
-
+    draw_step = partial(draw_batch, tokens, settings.block_size, settings.batch_size, settings.seed)
+    batches = [[to_device(array, device) for array in draw_step(step)] for step in range(STEPS)]
     model.train()
     model.loss(*batches[0]).backward()
     gradients = {name: weight.grad.float().cpu().clone() for name, weight in model.named_parameters()}
@@ -118,9 +116,7 @@ def one_step(model: GPT, optimizer: Optimizer, idx: Tensor, targets: Tensor, set
 
 def differences(run: DeviceRun, reference: DeviceRun) -> dict[str, float]:
     """The relative difference of everything that was computed, such as {"loss of step 0": 2e-7, ...}."""
-    found = {}
-    for name, gradient in reference.gradients.items():
-        found[f"gradient of {name}"] = relative_difference(run.gradients[name], gradient)
+    found = {f"gradient of {n}": relative_difference(run.gradients[n], g) for n, g in reference.gradients.items()}
     for step, (loss, expected) in enumerate(zip(run.losses, reference.losses, strict=True)):
         found[f"loss of step {step}"] = relative_difference(torch.tensor(loss), torch.tensor(expected))
     for i, (logits, expected) in enumerate(zip(run.logits, reference.logits, strict=True)):

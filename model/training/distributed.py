@@ -32,7 +32,6 @@ from plumbing.errors import UsageError, UserError
 
 
 def world_size() -> int:
-    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -122,9 +121,8 @@ def silenced() -> Iterator[None]:
 def is_lost_connection(error: Exception) -> bool:
     """Whether this is an error of communicating with a process that no longer exists."""
     signs = ("gloo/transport", "Connection closed", "Connection reset", "Broken pipe")
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return told or isinstance(error, dist.DistError)
 
 
 # === agreement ========================================================================================================
@@ -143,15 +141,12 @@ def broadcast_checkpoint(content: dict | None) -> dict | None:
     """broadcast() for the content of a checkpoint. Its tensors are sent one by one."""
     if world_size() == 1:
         return content
-    received = None
+    keys, without_data = ("model", "optimizer"), None
     if content is not None:
-        received = dict(content)
-        for key in ("model", "optimizer"):
-            received[key] = {name: tensor.to("meta") for name, tensor in content[key].items()}
-    received = broadcast(received)
-    if received is None:
-        return None
-    for key in ("model", "optimizer"):
+        shapes = {key: {name: tensor.to("meta") for name, tensor in content[key].items()} for key in keys}
+        without_data = {**content, **shapes}
+    received = broadcast(without_data)
+    for key in keys if received is not None else ():
         for name, shape in received[key].items():
             tensor = content[key][name] if is_first() else torch.empty_like(shape, device="cpu")
             dist.broadcast(tensor, 0)
@@ -161,16 +156,12 @@ def broadcast_checkpoint(content: dict | None) -> dict | None:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return sum_over_processes(flag)[0] > 0
 
 
 def wait_for_all() -> None:
     """Return when all processes have reached this line."""
-    any_process(False)
+    sum_over_processes(0)
 
 
 def sum_over_processes(*numbers: float) -> list[float]:

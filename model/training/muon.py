@@ -35,8 +35,7 @@ MARGIN = 1.01
 def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = MARGIN) -> Tensor:
     """U V^T of each matrix U S V^T in a stack (k, m, n), approximately: singular values come out between 0.85 and 1.15,
     or lower where they were below a thousandth of the norm. Each step is three batched products over the whole stack,
-    in its precision; bfloat16 is enough.
-    """
+    in its precision; bfloat16 is enough."""
     if matrices.size(1) > matrices.size(2):  # the products are (m, m), so let m be the shorter side
         return orthogonalise(matrices.mT, coefficients, margin).mT
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)  # at least the largest singular value
@@ -51,8 +50,7 @@ def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = 
 
 def muon_update(grad: Tensor, mean: Tensor, momentum: float) -> Tensor:
     """Update the moving mean of the gradients in place. Returns Nesterov's look-ahead: the mean after the same gradient
-    once more. Elementwise, so any shape.
-    """
+    once more. Elementwise, so any shape."""
     mean.lerp_(grad, 1 - momentum)
     return grad.lerp(mean, momentum)
 

@@ -73,10 +73,9 @@ class Optimizer:
             weight.view(shape).addcmul_(orthogonal, rate, value=-update_scale(*shape[1:]))
 
     def adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, square: Tensor, rate: Tensor) -> None:
-        """Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization (arXiv:1711.05101), algorithm 2, without
-        the decay. Of these weights only the head decays, in step(): norm weights belong near 1, and the embedding of a
-        rare token would decay at every step but learn only when the token occurs.
-        """
+        """Loshchilov and Hutter 2017 (arXiv:1711.05101), algorithm 2, without the decay. Of these weights only the head
+        decays, in step(): norm weights belong near 1, and the embedding of a rare token would decay at every step but
+        learn only when the token occurs."""
         beta1, beta2 = self.settings.beta1, self.settings.beta2
         mean.lerp_(grads, 1 - beta1)
         square.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)

@@ -69,11 +69,10 @@ class ShardedOptimizer(Optimizer):
 
     def state_dict(self) -> dict:
         """As Optimizer's, in CPU memory."""
-        vectors = {
-            name: torch.cat([tensor.full_tensor().reshape(-1).cpu() for tensor in tensors])
-            for name, tensors in (("mean", self.mean), ("square", self.square))
-        }
-        return {**vectors, "steps": self.steps.cpu()}
+        state = {}
+        for name, tensors in (("mean", self.mean), ("square", self.square)):
+            state[name] = torch.cat([tensor.full_tensor().reshape(-1).cpu() for tensor in tensors])
+        return {**state, "steps": self.steps.cpu()}
 
     def load_state_dict(self, state: dict) -> None:
         self.steps.copy_(state["steps"])

@@ -1,4 +1,4 @@
-"""What all benchmarks use: the limits of the machine, medians, timing a command, a table."""
+"""What all benchmarks use: the limits of the machine, medians, running and timing commands, a table."""
 
 import os
 import platform
@@ -24,12 +24,8 @@ def describe_machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-# --- limits -----------------------------------------------------------------------------------------------------------
-
-
 def matmul_flops(dtype: torch.dtype, size: int = 0) -> float:
-    """Floating-point operations per second in a product of two matrices (size, size). The default size is large enough
-    for a CPU or a GPU to reach its best."""
+    """Floating-point operations per second of (size, size) matrix products, by default large enough for the best."""
     device = pick_device("auto")
     size = size or (1024 if device.type == "cpu" else 8192)
     a = torch.randn(size, size, device=device).to(dtype)
@@ -55,7 +51,10 @@ def median_seconds(work: Callable, device: torch.device, repeat: int) -> float:
     return statistics.median(times[1:])
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
+def seconds_of(work: Callable) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def medians(rounds: list[dict]) -> dict:
@@ -63,18 +62,15 @@ def medians(rounds: list[dict]) -> dict:
     return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def command_seconds(command: list, folder: Path, **variables: str) -> float:
-    """Run a command to its end without showing its output. Returns its wall time, including the start of Python."""
-    start = time.perf_counter()
+def run_silently(command: list, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command to its end, in a folder and with environment variables, and capture its output as text."""
+    command, env = [str(part) for part in command], os.environ | variables
     done = subprocess.run(  # noqa: S603
-        list(map(str, command)), cwd=folder, env=os.environ | variables, capture_output=True, text=True,
-        encoding="utf-8",
-    )  # fmt: skip
+        command, cwd=folder, env=env, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
-        raise UserError(
-            f"{' '.join(map(str, command[:3]))} ... ended with exit code {done.returncode}: {done.stderr[-400:]}"
-        )
-    return time.perf_counter() - start
+        raise UserError(f"{' '.join(command[:3])} ... ended with exit code {done.returncode}: {done.stderr[-400:]}")
+    return done
 
 
 def print_table(rows: list[dict]) -> None:

@@ -4,12 +4,9 @@ import contextlib
 import functools
 import os
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,16 +17,9 @@ from config import ROOT
 from model.tokenization.bpe_encoder import END, BPEEncoder
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.character_encoder import CharacterEncoder
-from model.tokenization.tokenizer import (
-    Tokenizer,
-    load_tokenizer,
-    make_bpe_tokenizer,
-    make_character_tokenizer,
-    save_tokenizer,
-)
-from plumbing.errors import UserError
+from model.tokenization.tokenizer import load_tokenizer, make_bpe_tokenizer, make_character_tokenizer, save_tokenizer
 from plumbing.parallel import cores, in_input_order
-from scripts.benchmarks.common import medians
+from scripts.benchmarks.common import medians, run_silently, seconds_of
 
 # A first script: rows as Python strings, one write each. Prints the seconds.
 TO_PYLIST = """
@@ -66,26 +56,22 @@ finally:
 """
 
 
-# --- the inputs -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
 class Inputs:
-    """What the steps read. Slow peers get `texts`, 20 MB of the documents: their rates do not depend on the size."""
+    """What the steps read: in a folder the documents as a parquet file and both tokenizers, trained on them. Slow peers
+    get `texts`, 20 MB of the documents: their rates do not depend on the size."""
 
-    folder: Path
-    documents: list[bytes]
-    texts: list[str]
-    char: Tokenizer
-    bpe: Tokenizer
-
-    @property
-    def megabytes(self) -> float:
-        return sum(map(len, self.documents)) / 1e6
-
-    @property
-    def texts_megabytes(self) -> float:
-        return sum(len(text.encode()) for text in self.texts) / 1e6
+    def __init__(self, documents: list[bytes], folder: Path):
+        schema = pa.schema([("content", pa.string())])
+        with pq.ParquetWriter(folder / "p.parquet", schema, compression="zstd") as writer:
+            for batch in text_batches(documents, 16_000_000):
+                writer.write_table(pa.table({"content": pa.array([t.decode() for t in batch], pa.string())}, schema))
+        self.folder, self.documents, self.megabytes = folder, documents, sum(map(len, documents)) / 1e6
+        few = documents[: max(1, len(documents) * 20 // round(max(self.megabytes, 20)))]
+        self.texts, self.texts_megabytes = [text.decode() for text in few], sum(map(len, few)) / 1e6
+        char = make_character_tokenizer("".join(text.decode() for text in dict.fromkeys(documents)))
+        save_tokenizer(char, folder / "char.json")
+        save_tokenizer(train_bpe_tokenizer(self.texts, 8192), folder / "bpe.json")
+        self.char, self.bpe = load_tokenizer(folder / "char.json"), load_tokenizer(folder / "bpe.json")
 
 
 def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
@@ -101,22 +87,7 @@ def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
                     found[data] = None
                     size += len(data)
     print(f"{size / 1e6:,.0f} MB of different Python files", file=sys.stderr)
-    documents = list(found)
-    return documents * max(1, round(megabytes * 1e6 / size))
-
-
-def prepare_inputs(documents: list[bytes], folder: Path) -> Inputs:
-    """Write the parquet file and train both tokenizers."""
-    schema = pa.schema([("content", pa.string())])
-    with pq.ParquetWriter(folder / "p.parquet", schema, compression="zstd") as writer:
-        for batch in text_batches(documents, 16_000_000):
-            writer.write_table(pa.table({"content": pa.array([t.decode() for t in batch], pa.string())}, schema))
-    megabytes = sum(map(len, documents)) / 1e6
-    texts = [text.decode() for text in documents[: max(1, len(documents) * 20 // round(max(megabytes, 20)))]]
-    char = make_character_tokenizer("".join(text.decode() for text in dict.fromkeys(documents)))
-    save_tokenizer(char, folder / "char.json")
-    save_tokenizer(train_bpe_tokenizer(texts, 8192), folder / "bpe.json")
-    return Inputs(folder, documents, texts, load_tokenizer(folder / "char.json"), load_tokenizer(folder / "bpe.json"))
+    return list(found) * max(1, round(megabytes * 1e6 / size))
 
 
 def text_batches(texts: list[bytes], size: int = 1 << 23) -> Iterator[list[bytes]]:
@@ -132,34 +103,23 @@ def text_batches(texts: list[bytes], size: int = 1 << 23) -> Iterator[list[bytes
         yield batch
 
 
-# --- one measurement each ---------------------------------------------------------------------------------------------
-
-
 def script_figures(script: str, *flags) -> dict[str, float]:
     """Run a step of the pipeline: the MB/s that it prints, its peak memory in MB."""
-    command = [sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, encoding="utf-8")  # noqa: S603
-    if done.returncode:
-        raise UserError(f"{script} ended with exit code {done.returncode}: {done.stderr[-400:]}")
-    rates, peak = re.findall(r"([\d.]+) MB/s", done.stdout), re.findall(r"(\d+) kB at most", done.stdout)
+    out = run_silently([sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]).stdout
+    rates, peak = re.findall(r"([\d.]+) MB/s", out), re.findall(r"(\d+) kB at most", out)
     return {"ours": float(rates[-1]), "peak": float(peak[-1]) * 1024 / 1e6}
 
 
 def snippet_seconds(code: str, *args) -> float:
     """Run a few lines in a process of their own. Returns the seconds that they print."""
-    command = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)  # noqa: S603
-    return float(done.stdout)
+    return float(run_silently([sys.executable, "-c", code, *args]).stdout)
 
 
 def rate_of(work: Callable, megabytes: float) -> float:
-    """MB/s of work()."""
-    start = time.perf_counter()
-    work()
-    return megabytes / (time.perf_counter() - start)
+    return megabytes / seconds_of(work)
 
 
-def encode_with_ours(tokenizer: Tokenizer, texts: list[bytes]) -> None:
+def encode_with_ours(tokenizer, texts: list[bytes]) -> None:
     """Our encoder on all cores, from text in memory to ids in memory. It starts without any known words."""
     words = BPEEncoder(tokenizer) if tokenizer.kind == "bpe" else None
     work = functools.partial(encode_batch, tokenizer, words)
@@ -167,24 +127,19 @@ def encode_with_ours(tokenizer: Tokenizer, texts: list[bytes]) -> None:
         list(results)
 
 
-def encode_batch(tokenizer: Tokenizer, words: BPEEncoder | None, texts: list[bytes]) -> Iterator[None]:
+def encode_batch(tokenizer, words: BPEEncoder | None, texts: list[bytes]) -> Iterator[None]:
     for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*texts, b""])):
         pass
     yield None
 
 
-def tiktoken_encoding(tokenizer: Tokenizer):
-    """The same vocabulary and pattern for tiktoken, or None if it is not installed."""
-    try:
-        import tiktoken
-    except ImportError:
-        return None
+def tiktoken_encoding(tokenizer):
+    """The same vocabulary and pattern for tiktoken."""
+    import tiktoken
+
     ranks = {tokenizer.token_bytes(token): token for token in range(1, tokenizer.vocab_size)}
     pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
     return tiktoken.Encoding("ours", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-
-
-# --- the rows ---------------------------------------------------------------------------------------------------------
 
 
 def parquet_to_text(inputs: Inputs) -> dict[str, float]:
@@ -210,12 +165,13 @@ def characters_to_ids(inputs: Inputs) -> dict[str, float]:
 
 
 def bpe_to_ids(inputs: Inputs) -> dict[str, float]:
-    library, peer, size = inputs.bpe.library, tiktoken_encoding(inputs.bpe), inputs.texts_megabytes
+    library, size = inputs.bpe.library, inputs.texts_megabytes
     figures = {
         "ours": rate_of(lambda: encode_with_ours(inputs.bpe, inputs.documents), inputs.megabytes),
         "tokenizers": rate_of(lambda: library.encode_batch_fast(inputs.texts, add_special_tokens=False), size),
     }
-    if peer:
+    with contextlib.suppress(ImportError):  # not installed
+        peer = tiktoken_encoding(inputs.bpe)
         figures["tiktoken"] = rate_of(lambda: peer.encode_ordinary_batch(inputs.texts, num_threads=2), size)
     return figures
 
@@ -248,14 +204,12 @@ def measure_data(args) -> list[dict]:
     """The table: each step of the data path on all cores, the peers' rates, and the limit where there is one."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     documents = gather_python(args.folders, args.megabytes)
-    megabytes = sum(map(len, documents)) / 1e6
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        inputs = prepare_inputs(documents, Path(folder))
+        inputs = Inputs(documents, Path(folder))
         rounds = [{step: measure(inputs) for step, measure in STEPS.items()} for _ in range(args.rounds)]
     rows = [data_row(step, medians([figures[step] for figures in rounds])) for step in STEPS]
-    count = max(1, round(len(documents) * min(1, args.train_megabytes / megabytes)))
-    texts = [document.decode() for document in documents[:count]]
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    documents = documents[: max(1, round(len(documents) * min(1, args.train_megabytes / inputs.megabytes)))]
+    texts, megabytes = [document.decode() for document in documents], sum(map(len, documents)) / 1e6
     return [*rows, data_row(f"train BPE, 8,192 ids, {megabytes:.0f} MB", train_bpe(texts, megabytes))]
 
 

@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import os
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from model.gpt import GPT
 from model.storage.model_file import save_model
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
 from plumbing.settings import values_of
-from scripts.benchmarks.common import command_seconds, medians, memory_bandwidth
+from scripts.benchmarks.common import medians, memory_bandwidth, run_silently, seconds_of
 from scripts.benchmarks.models import MODELS, is_tied
 
 
@@ -51,7 +50,8 @@ def generating_row(name: str, dtype: torch.dtype, args, folder: Path) -> dict:
     read_bytes = dtype.itemsize * sum(
         w.numel() for n, w in model.named_parameters() if n != "embedding.weight" or w.size(0) > 1000
     )
-    ours = OurGenerator(model, [1] if name == "15M" else random_prompt(model))
+    prompt = [1] if name == "15M" else torch.randint(model.vocab_size, (model.block_size // 2,)).tolist()
+    ours = OurGenerator(model, prompt)
     contenders = {"ours": ours.rate, "with candidates": functools.partial(ours.rate, record=5)}
     peer, peer_rate = find_peer(name, model, args, folder)
     if peer_rate:
@@ -81,10 +81,6 @@ def random_model(name: str, dtype: torch.dtype) -> GPT:
     return model.to(pick_device("auto")).compute_in(dtype)
 
 
-def random_prompt(model: GPT) -> list[int]:
-    return torch.randint(model.vocab_size, (model.block_size // 2,)).tolist()
-
-
 def find_peer(name: str, model: GPT, args, folder: Path) -> tuple[str, Callable | None]:
     """(name, a function that measures its rate) of the peer for this shape."""
     if name == "15M" and args.llama2c and model.device.type == "cpu":
@@ -103,8 +99,7 @@ class OurGenerator:
         self.one_token = fast_one_token(model, self.cache)
 
     def rate(self, record: int = 0) -> float:
-        """Tokens per second. With `record`, that many candidates per step are recorded and formatted as generate.py
-        does, then discarded."""
+        """Tokens per second. With `record`, that many candidates per step are formatted as by generate.py."""
         self.cache.length = 0
         logits = read(self.model, self.prompt, self.cache)[-1]
         tokens = self.model.block_size - len(self.prompt)
@@ -147,24 +142,22 @@ class NanoGPTGenerator:
 
 def llama2c_rate(binary: Path, model_file: Path) -> float:
     """The tokens per second that llama2.c reports for 256 tokens, greedy, which is its fastest."""
-    command = [str(binary.resolve()), str(model_file), "-t", "0", "-n", "256"]
-    done = subprocess.run(command, cwd=binary.parent, capture_output=True, check=True)  # noqa: S603
-    return float(done.stderr.decode().split("achieved tok/s:")[1])
+    done = run_silently([binary.resolve(), model_file, "-t", 0, "-n", 256], binary.parent)
+    return float(done.stderr.split("achieved tok/s:")[1])
 
 
 def random_llama2c_model(model: GPT, folder: Path) -> Path:
     """Write random weights of our model's shape in llama2.c's first format."""
     a, path = model.architecture, folder / "llama2c.bin"
-    C, hidden, n_layer = a["n_embd"], model.blocks[0].mlp.down.weight.size(1), a["n_layer"]
-    header = (C, hidden, n_layer, a["n_head"], a["n_head"], a["vocab_size"], a["block_size"])
-    matrices = 4 * C * C + 3 * C * hidden
+    V, B, C, L, H = (a[name] for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head"))
+    hidden = model.blocks[0].mlp.down.weight.size(1)
     with open(path, "wb") as file:
-        file.write(struct.pack("7i", *header))
-        for numbers, std in (
-            (a["vocab_size"] * C, 0.02), (n_layer * C, 0), (n_layer * 4 * C * C, 0.02), (n_layer * C, 0),
-            (n_layer * (matrices - 4 * C * C), 0.02), (C, 0), (a["block_size"] * C // a["n_head"], 0.02),
-        ):  # fmt: skip
-            file.write((torch.randn(numbers) * std if std else torch.ones(numbers)).numpy().tobytes())
+        file.write(struct.pack("7i", C, hidden, L, H, H, V, B))
+        # embedding, norms, attention, norms, MLPs, last norm, angles; norms are ones
+        matrices, norms = (V * C, L * 4 * C * C, L * 3 * C * hidden, B * C // H), (L * C, L * C, C, 0)
+        for random, ones in zip(matrices, norms, strict=True):
+            file.write((torch.randn(random) * 0.02).numpy().tobytes())
+            file.write(torch.ones(ones).numpy().tobytes())
     return path
 
 
@@ -174,22 +167,10 @@ def print_first_token(folder: Path, rounds: int) -> None:
     model = GPT(tokenizer.vocab_size, **values_of(CHAR, Model))
     path = folder / "model.pt"
     save_model(path, model, tokenizer, {"steps": 0, "val_bits_per_byte": 0.0})
-    commands = {
-        "import": [sys.executable, "-c", "import torch"],
-        "generate": [
-            sys.executable,
-            ROOT / "generate.py",
-            "--model",
-            path,
-            "--prompt",
-            "def ",
-            "--tokens",
-            1,
-            "--quiet",
-        ],
-    }
-    seconds = medians([{name: command_seconds(command, ROOT) for name, command in commands.items()}
-                       for _ in range(rounds)])  # fmt: skip
+    generate_one = ["generate.py", "--model", path, "--prompt", "def ", "--tokens", 1, "--quiet"]
+    arguments = {"import": ["-c", "import torch"], "generate": generate_one}
+    run = {name: functools.partial(run_silently, [sys.executable, *given], ROOT) for name, given in arguments.items()}
+    seconds = medians([{name: seconds_of(work) for name, work in run.items()} for _ in range(rounds)])
     print(
         f"First token of the default model, with the start of Python: {seconds['generate']:.2f} s; importing torch "
         f"alone: {seconds['import']:.2f} s; ratio {seconds['generate'] / seconds['import']:.2f}"

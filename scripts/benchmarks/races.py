@@ -3,16 +3,17 @@
 import json
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from config import BPE, CHAR, ROOT
 from dataset import TokenFile, open_tokens
 from model.metrics import bits_per_byte
+from plumbing.command_line import flag_name
 from plumbing.errors import UsageError
-from scripts.benchmarks.common import command_seconds
+from scripts.benchmarks.common import run_silently, seconds_of
 
 # The command for a CPU from nanoGPT's README; the number of iterations and the data are added to it.
 NANOGPT_TRAIN = """config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1
@@ -58,25 +59,22 @@ def train_nanogpt(nanogpt: Path, dataset: str, iterations: int) -> tuple[float, 
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--dataset={dataset}", f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
         flags += [f"--eval_interval={iterations // 8}", f"--out_dir={folder}"]
-        seconds = command_seconds([sys.executable, "train.py", *NANOGPT_TRAIN.split(), *flags], nanogpt)
+        command = [sys.executable, "train.py", *NANOGPT_TRAIN.split(), *flags]
+        seconds = seconds_of(partial(run_silently, command, nanogpt))
         command = [sys.executable, "-c", NANOGPT_SCORE, Path(folder, "ckpt.pt"), nanogpt / "data" / dataset / "val.bin"]
-        done = subprocess.run(  # noqa: S603
-            list(map(str, command)), cwd=nanogpt, capture_output=True, text=True, encoding="utf-8", check=True
-        )
-        return seconds, float(done.stdout.split()[-1])
+        return seconds, float(run_silently(command, nanogpt).stdout.split()[-1])
 
 
 def train_ours(script: str, flags: str, files: dict[str, Path], seed: int, minutes: float) -> tuple[float, float]:
     """Train our model, from the command to the saved model. Returns (seconds, loss over the whole validation file)."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / script, *flags.split(), "--seed", seed]
-        command += ["--eval-every", 0, "--sample-tokens", 0]
-        command += ["--checkpoint-dir", folder, "--model-file", Path(folder, "model.pt")]
+        command = [sys.executable, ROOT / script, *flags.split(), "--seed", seed, "--eval-every", 0]
+        command += ["--sample-tokens", 0, "--checkpoint-dir", folder, "--model-file", Path(folder, "model.pt")]
         for flag, path in files.items():
             command += [flag, path]
         if minutes > 0:
             command += ["--minutes", minutes]
-        seconds = command_seconds(command, ROOT)
+        seconds = seconds_of(partial(run_silently, command, ROOT))
         last = Path(folder, "log.jsonl").read_text("utf-8").splitlines()[-1]
         return seconds, json.loads(last)["val_loss"]
 
@@ -92,18 +90,18 @@ def lend_data(files: dict[str, Path], nanogpt: Path, dataset: str) -> TokenFile:
     return val
 
 
-def race(nanogpt: Path, name: str, folder: Path, rounds: int) -> list[dict]:
+def measure_races(args) -> list[dict]:
     """Whole runs in turn: one of nanoGPT, then ours. Losses are per token of the whole validation file."""
-    settings, dataset = BPE if name == "bpe" else CHAR, f"tinylittlegpt_{name}"
-    files = {
-        "--train-file": folder / settings.train_file.name,
-        "--val-file": folder / settings.val_file.name,
-        "--tokenizer-file": folder / settings.tokenizer_file.name,
-    }
+    if not args.nanogpt:
+        raise UsageError("A race needs a second runner: name a checkout of nanoGPT with --nanogpt.")
+    race, nanogpt, dataset = args.race, args.nanogpt.resolve(), f"tinylittlegpt_{args.race}"
+    settings = BPE if race == "bpe" else CHAR
+    names = "train_file", "val_file", "tokenizer_file"
+    files = {flag_name(name): args.data.resolve() / getattr(settings, name).name for name in names}
     val = lend_data(files, nanogpt, dataset)
-    iterations, our_runs = RACES[name]
+    iterations, our_runs = RACES[race]
     rows = []
-    for seed in range(1, rounds + 1):
+    for seed in range(1, args.rounds + 1):
         seconds, loss = train_nanogpt(nanogpt, dataset, iterations)
         for script, flags in our_runs:
             to_a_loss = "--max-steps" in flags
@@ -111,7 +109,7 @@ def race(nanogpt: Path, name: str, folder: Path, rounds: int) -> list[dict]:
             minutes = 0.0 if to_a_loss else (seconds - 2.0) / 60
             our_seconds, our_loss = train_ours(script, flags, files, seed, minutes)
             row = {
-                "race": f"{name}, {'to the loss' if to_a_loss else 'same time'}",
+                "race": f"{race}, {'to the loss' if to_a_loss else 'same time'}",
                 "nanoGPT, s": round(seconds, 1),
                 "ours, s": round(our_seconds, 1),
                 "ratio": f"{seconds / our_seconds:.2f}",
@@ -124,9 +122,3 @@ def race(nanogpt: Path, name: str, folder: Path, rounds: int) -> list[dict]:
             print("; ".join(f"{key}: {value}" for key, value in row.items()), file=sys.stderr)
             rows.append(row)
     return rows
-
-
-def measure_races(args) -> list[dict]:
-    if not args.nanogpt:
-        raise UsageError("A race needs a second runner: name a checkout of nanoGPT with --nanogpt.")
-    return race(args.nanogpt.resolve(), args.race, args.data.resolve(), args.rounds)

@@ -14,67 +14,60 @@ from config import ROOT
 from dataset import token_writer
 from model.device import pick_device, pick_dtype
 from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
-from scripts.benchmarks.common import command_seconds, medians
+from plumbing.command_line import flag_name
+from scripts.benchmarks.common import medians, run_silently
 from scripts.benchmarks.models import MODELS, SCALING_STEPS
 
 
 def measure_scaling(args) -> list[dict]:
     """Whole trainings with train.py on random tokens. On a CPU: one process with one thread; one process with several
     threads; several processes with one thread each. On a machine with GPUs: one process per GPU, from 1 to all of them.
-    All use the same batch, because the loss must stay the same. The tokens per second are from train.py's log.
-    """
-    device = pick_device("auto")
+    All use the same batch, because the loss must stay the same. The tokens per second are from train.py's log."""
+    device, steps = pick_device("auto"), SCALING_STEPS[args.size]
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
-    steps = SCALING_STEPS[args.size]
     flags = ["--device", device.type, "--dtype", dtype, "--batch-size", args.batch_size, "--max-steps", steps]
     flags += ["--log-every", steps // 6, "--checkpoint-every", 10 * steps, "--compile", "off"]
     flags += ["--eval-every", 0, "--sample-tokens", 0]
-    runs = configurations(args, device)
-    with tempfile.TemporaryDirectory() as folder:
-        flags += random_data(MODELS[args.size], Path(folder))
-        rate = medians([
-            {run: training_rate(run[0], run[1], [*flags, *run[2]], Path(folder)) for run in runs}
-            for _ in range(args.rounds)
-        ])  # fmt: skip
-    rows = []
-    for run in runs:
-        processes, threads, own_flags = run
-        speedup = rate[run] / rate[runs[0]]
-        rows.append({
-            "model": args.size,
-            "processes": f"{processes}, sharded" if own_flags else str(processes),
-            "threads each": threads,
-            "tokens/s": f"{rate[run]:,.0f}",
-            "speedup": f"{speedup:.2f}",
-            "scaling loss": f"{1 - speedup / (processes * threads):.0%}",
-        })  # fmt: skip
-    return rows
-
-
-def configurations(args, device: torch.device) -> list[tuple[int, int, tuple]]:
-    """(processes, threads per process, flags of its own) of each run, the one to compare with first."""
     most = args.processes or torch.cuda.device_count() or os.cpu_count()
+    # (processes, threads per process, flags of its own) of each run, the one to compare with first
     if device.type == "cuda":
         runs = [(processes, 1, ()) for processes in range(1, most + 1) if args.batch_size % processes == 0]
     else:
         runs = [(1, 1, ()), (1, most, ()), (most, 1, ())]
     if args.shard_model:
         runs.append((most, 1, ("--shard-model",)))
-    return runs
+    with tempfile.TemporaryDirectory() as folder:
+        flags += random_data(MODELS[args.size], Path(folder))
+        rounds = []
+        for _ in range(args.rounds):
+            rounds.append({run: training_rate(*run[:2], [*flags, *run[2]], Path(folder)) for run in runs})
+    rows, rate = [], medians(rounds)
+    for processes, threads, own_flags in runs:
+        tokens_per_second = rate[processes, threads, own_flags]
+        speedup = tokens_per_second / rate[runs[0]]
+        rows.append({
+            "model": args.size,
+            "processes": f"{processes}, sharded" if own_flags else str(processes),
+            "threads each": threads,
+            "tokens/s": f"{tokens_per_second:,.0f}",
+            "speedup": f"{speedup:.2f}",
+            "scaling loss": f"{1 - speedup / (processes * threads):.0%}",
+        })  # fmt: skip
+    return rows
 
 
 def random_data(shape: dict, folder: Path) -> list:
     """Write token files of random ids. Returns the flags with which train.py trains a model of this shape on them."""
-    tokenizer_file, train_file, val_file = folder / "tokenizer.json", folder / "train.bin", folder / "val.bin"
+    tokenizer_file = folder / "tokenizer.json"
     save_tokenizer(make_character_tokenizer(map(chr, range(32, 30 + shape["vocab_size"]))), tokenizer_file)
-    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer, flags = load_tokenizer(tokenizer_file), ["--tokenizer-file", tokenizer_file]
     facts = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "end_of_text_id": 0}
-    for path, tokens in ((train_file, 1_000_000), (val_file, 100)):
-        with token_writer(path, facts) as writer:
+    for name, tokens in (("train", 1_000_000), ("val", 100)):
+        flags += [f"--{name}-file", folder / f"{name}.bin"]
+        with token_writer(folder / f"{name}.bin", facts) as writer:
             writer.add(np.random.default_rng(0).integers(tokenizer.vocab_size, size=tokens, dtype=np.uint16), tokens)
-    flags = ["--tokenizer-file", tokenizer_file, "--train-file", train_file, "--val-file", val_file]
     for name in ("block_size", "n_layer", "n_head", "n_embd"):
-        flags += [f"--{name.replace('_', '-')}", shape[name]]
+        flags += [flag_name(name), shape[name]]
     return flags
 
 
@@ -83,8 +76,6 @@ def training_rate(processes: int, threads: int, flags: list, folder: Path) -> fl
     run = Path(tempfile.mkdtemp(dir=folder))
     outputs = ["--checkpoint-dir", run / "run", "--model-file", run / "model.pt", "--fresh", "--quiet"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command_seconds(
-        [sys.executable, *launcher, ROOT / "train.py", *flags, *outputs], ROOT, OMP_NUM_THREADS=str(threads)
-    )
+    run_silently([sys.executable, *launcher, ROOT / "train.py", *flags, *outputs], ROOT, OMP_NUM_THREADS=str(threads))
     lines = map(json.loads, (run / "run" / "log.jsonl").read_text("utf-8").splitlines())
     return statistics.median([line["tokens_per_second"] for line in lines if "tokens_per_second" in line][1:])

@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,15 @@ from config import CHAR
 from dataset import draw_batch
 from model.device import keep_memory, pick_device, pick_dtype, wait_for
 from model.gpt import GPT
+from model.monitoring.estimate import flops_per_token
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 from plumbing.errors import UserError
-from scripts.benchmarks.common import matmul_flops, medians
+from scripts.benchmarks.common import matmul_flops, medians, seconds_of
 from scripts.benchmarks.models import BATCH_SIZES, GPU_BATCH_SIZES, MODELS, is_tied
 
 LEAST_SECONDS = 10.0  # small models run more rounds than asked for, until this much time has passed
+EVALUATION_TOKENS = 4096  # per batch of an evaluation on a CPU, as in train.py's evaluate()
 GPU_STEPS = 20  # steps that are timed together on a GPU; a training waits for the GPU only at its log lines
 
 # Runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a CPU
@@ -55,15 +57,9 @@ class NanoGPTStep:
     """nanoGPT's training step, in a process of its own."""
 
     def __init__(self, script: str, folder: Path, *args):
-        command = [sys.executable, "-c", script, *map(str, args)]
+        command, pipe = [sys.executable, "-c", script, *map(str, args)], subprocess.PIPE
         self.process = subprocess.Popen(  # noqa: S603 (the checkout that the user names)
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
+            command, cwd=folder, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8"
         )
 
     def seconds(self, steps: int = 1) -> float:
@@ -90,13 +86,14 @@ class OurStep:
         self.idx, self.targets = torch.randint(shape["vocab_size"], (2, batch_size, shape["block_size"]), device=device)
         self.rate = torch.ones((), device=device)
         self.device, self.steps = device, 1 if device.type == "cpu" else GPU_STEPS
-        self.tokens = np.zeros(1 << 24, np.uint16)  # a training file
-        self.graph = CudaGraph(self.compute) if device.type != "cpu" else None
+        tokens = np.zeros(1 << 24, np.uint16)  # a training file
+        self.draw = partial(draw_batch, tokens, shape["block_size"], batch_size, 1, 0)
+        self.graph = CudaGraph(self.whole_step) if device.type != "cpu" else None
 
     def seconds(self) -> dict[str, float]:
         """Seconds per step, and on a CPU those of its parts and of one batch of an evaluation."""
         if self.graph:
-            return {"step": seconds_of(self.replay) / self.steps}
+            return {"step": seconds_of(self.replay_graph) / self.steps}
         forward_backward, update = seconds_of(self.forward_backward), seconds_of(self.update)
         data, evaluation = seconds_of(self.draw), seconds_of(self.evaluate)
         return {"step": forward_backward + update + data, "update": update, "data": data, "evaluation": evaluation}
@@ -110,57 +107,31 @@ class OurStep:
         self.optimizer.clip(1.0)
         self.optimizer.step(self.rate)
 
-    def draw(self) -> None:
-        batch_size, block_size = self.idx.shape
-        draw_batch(self.tokens, block_size, batch_size, 1, 0)
-
     @torch.inference_mode()
     def evaluate(self) -> None:
-        sequences = evaluation_batch_size(self.model.block_size)
+        sequences = EVALUATION_TOKENS // self.model.block_size
         self.model.loss(self.idx[:1].expand(sequences, -1), self.targets[:1].expand(sequences, -1))
 
-    def compute(self) -> None:
+    def whole_step(self) -> None:
         self.forward_backward()
         self.update()
 
-    def replay(self) -> None:
+    def replay_graph(self) -> None:
         for _ in range(self.steps):
             self.graph()
         wait_for(self.device)
 
 
-def seconds_of(work: Callable) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def evaluation_batch_size(block_size: int) -> int:
-    """Sequences per batch of an evaluation on a CPU, as in train.py's evaluate()."""
-    return max(1, 4096 // block_size)
-
-
-def flops_per_step(model: GPT, tokens: int) -> float:
-    """6 N + 12 L C T per token: Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B. An embedding that is not
-    the head is only looked up."""
-    shape = model.architecture
-    weights = sum(p.numel() for p in model.parameters())
-    if not shape["tie_embeddings"]:
-        weights -= model.embedding.weight.numel()
-    return tokens * (6 * weights + 12 * shape["n_layer"] * shape["n_embd"] * shape["block_size"])
-
-
 def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
-    """The row of one model: our step, nanoGPT's and a matrix product in turn, so that what slows down the machine slows
-    down all three."""
+    """The row of one model: our step, nanoGPT's and a matrix product in turn."""
     device = pick_device("auto")
     shape, batch_size = MODELS[name], (BATCH_SIZES if device.type == "cpu" else GPU_BATCH_SIZES)[name]
     if device.type == "cpu":
         keep_memory()
-    dtype = pick_dtype("auto", device)
+    dtype, tokens = pick_dtype("auto", device), batch_size * shape["block_size"]
     ours = OurStep(shape, batch_size, device, dtype, compile)
     peer = NanoGPTStep(NANOGPT_STEP, nanogpt, *shape.values(), batch_size) if nanogpt else None
-    flops = flops_per_step(ours.model, batch_size * shape["block_size"])
+    flops = tokens * flops_per_token(ours.model)
     results, begin = [], time.perf_counter()
     while len(results) <= rounds or time.perf_counter() - begin <= LEAST_SECONDS:
         figures = ours.seconds()
@@ -171,12 +142,11 @@ def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) ->
         results.append(figures)
     if peer:
         peer.close()
-    return training_row(name, batch_size * shape["block_size"], flops, medians(results[1:]))  # the first one compiles
+    return training_row(name, tokens, flops, medians(results[1:]))  # the first one compiles
 
 
 def training_row(name: str, tokens: int, flops: float, figures: dict) -> dict:
-    """On a CPU also the fraction of the step that goes to the update and the data, and of the run to evaluations with
-    the settings of config.py."""
+    """On a CPU also the fractions of time that the update, the data and config.py's evaluations take."""
     step, peer = figures["step"], not math.isnan(figures["nanoGPT"])
     row = {
         "model": name,
@@ -189,8 +159,7 @@ def training_row(name: str, tokens: int, flops: float, figures: dict) -> dict:
         "of the limit": f"{figures['of the limit']:.0%}",
     }
     if "update" in figures:
-        block_size = MODELS[name]["block_size"]
-        batches = CHAR.eval_tokens / evaluation_batch_size(block_size) / block_size
+        batches = CHAR.eval_tokens / EVALUATION_TOKENS
         evaluation = figures["evaluation"] * batches / CHAR.eval_every  # seconds per training step
         row |= {
             "update": f"{figures['update'] / step:.0%}",

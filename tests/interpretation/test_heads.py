@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.interpretation.heads import head_role, induction, previous_token, same_token
+from model.interpretation.heads import attention_pattern, head_role, induction, same_token
 
 T = 8
 
@@ -22,9 +22,9 @@ UNIFORM = torch.tril(torch.ones(T, T)) / torch.arange(1, T + 1)[:, None]
 
 def test_a_previous_token_head():
     before = [0, *range(T - 1)]
-    scores = previous_token(heads(before, range(T), [0] * T))
+    scores = attention_pattern(heads(before, range(T), [0] * T))[0, :, 0]
     assert scores.tolist() == pytest.approx([1, 0, 1 / 7])  # of seven tokens, the second has the first before it
-    uniform = previous_token(UNIFORM[None, None]).item()
+    uniform = attention_pattern(UNIFORM)[0].item()
     assert uniform == pytest.approx(np.mean([1 / i for i in range(2, T + 1)]))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from surprise import KNOWN, TOKENIZERS, layout
 
-from model.interpretation.token_layout import cell_width, layout_tokens, spans_by_line
+from model.interpretation.surprise import cell_width, layout_tokens, spans_by_line
 
 
 @pytest.fixture(params=["char", "bpe"])

@@ -46,7 +46,7 @@ def test_the_ranking_is_that_of_losses_without_each_component(trained, capsys):
     val = open_tokens(trained.val_file)
     for name, cost in rows:
         with ablated(model, name):
-            loss, _ = train.evaluate(model, val, train.StopFlag())
+            loss, _ = train.evaluate(model, val)
         assert float(cost) == pytest.approx(loss - training["val_loss"], abs=1e-4)
     model_file = shlex.quote(shown_path(trained.model_file))
     assert f"Next: python generate.py --model {model_file} --prompt def --quiet --off L" in out

@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic and its way to measure a peer. What it measures is for the person who runs it."""
 
+import argparse
 import json
 import sys
 
@@ -97,7 +98,8 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
     (nanogpt / "train.py").write_text(TRAIN % vocab_size)
     flags = "--block-size 24 --n-layer 1 --n-embd 16 --n-head 2 --max-steps 3 --device cpu --dtype float32"
     monkeypatch.setattr(races, "RACES", {"char": (2000, [("train.py", flags)])})
-    (row,) = races.race(nanogpt, "char", char.train_file.parent, rounds=1)
+    args = argparse.Namespace(nanogpt=nanogpt, race="char", data=char.train_file.parent, rounds=1)
+    (row,) = races.measure_races(args)
     assert row["race"] == "char, to the loss"
     assert float(row["nanoGPT, loss"]) == pytest.approx(torch.tensor(vocab_size).log().item(), abs=1e-4)
     assert 0 < float(row["ours, loss"]) < float(row["nanoGPT, loss"])

@@ -12,6 +12,7 @@ import pytest
 from surprise import KNOWN, TOKENIZERS, layout, map_runner, score
 
 from config import ROOT
+from model.interpretation.surprise import cell_width
 from model.interpretation.surprise_map import (
     BORDERS,
     RANGES,
@@ -21,7 +22,6 @@ from model.interpretation.surprise_map import (
     surprise_mark,
     wrapped,
 )
-from model.interpretation.token_layout import cell_width
 from model.tokenization.display import token_text
 from plumbing.errors import UsageError, UserError
 from plumbing.text import visible
