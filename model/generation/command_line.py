@@ -13,28 +13,22 @@ from plumbing.errors import UsageError, UserError
 from plumbing.text import shown_path
 
 
-def generation_flags(
-    settings: Settings, description: str, argv: Sequence[str] | None = None
-) -> tuple[Settings, Namespace]:
-    """Parse the command line. Returns the settings with the flags applied, and all arguments."""
+def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
+    """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", help="text to continue; without one, the text starts a new document")
     prompt.add_argument("--prompt-file", type=Path, help="use the exact text of this file as the prompt")
     prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
-    own = shown_path(settings.checkpoint_dir / settings.model_file.name)
-    parser.add_argument("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
-    parser.add_argument("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
-    parser.add_argument(
-        "--stop-at-newline", dest="stop", action="append_const", const="\n", help="stop before the first line end"
-    )
-    parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
-    parser.add_argument("--explain", action="store_true", help="show in a table what each setting did at each step")
-    parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
-    parser.add_argument(
-        "--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable"
-    )
+    add, own = parser.add_argument, shown_path(settings.checkpoint_dir / settings.model_file.name)
+    add("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
+    add("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
+    add("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
+    add("--stop-at-newline", dest="stop", action="append_const", const="\n", help="stop before the first line end")
+    add("--output-file", type=Path, help="write the text to this file as well")
+    add("--explain", action="store_true", help="show in a table what each setting did at each step")
+    add("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
+    add("--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable")
     add_flags(parser, settings, Generation, "seed device debug")
     return parse_before_torch(parser, settings, argv)
 

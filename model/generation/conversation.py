@@ -21,8 +21,7 @@ def converse(settings: Settings, complete: Callable[[str, Settings], object]) ->
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
+        if not (line := sys.stdin.readline()):
             return 0
         line = line.removesuffix("\n")
         try:

@@ -1,19 +1,19 @@
 """What a generator shows while it writes: the text on stdout, everything else on stderr."""
 
 import functools
+import json
 import math
 import os
-import statistics
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from typing import BinaryIO
 
 from config import Settings
 from model import metrics
 from model.generation.sampling import Step
-from model.generation.step_display import explain_step, show_step
-from model.generation.trace import trace_step
+from model.generation.step_display import explain_step, show_step, trace_step
 from model.generation.writer import Completion, Writer
 from model.tokenization.display import token_text
 from plumbing.corpus import END_OF_TEXT
@@ -28,11 +28,11 @@ def say(line: str) -> None:
 class Display:
     """Shows the prompt, each step, the text as it comes, and a summary, as the flags in `args` want it.
 
-    `trace` takes each step as plain data, or is None. begin(), show() for each step, and finish() show one prompt's
-    texts, then the next prompt's.
+    begin(), show() for each step, and finish() show one prompt's texts, then the next prompt's. `trace` is a file for a
+    line of JSON per step, or None.
     """
 
-    def __init__(self, args: Namespace, trace: Callable[[dict], None] | None = None):
+    def __init__(self, args: Namespace, trace: BinaryIO | None = None):
         self.args, self.trace = args, trace
         self.step_text = explain_step if args.explain else show_step
         self.output, self.completion = Output(), 0
@@ -55,9 +55,8 @@ class Display:
         """The prompt token by token: id, text, and how surprised the model was to read it."""
         ids = writer.ids
         if ids == [self.tokenizer.end_of_text_id]:
-            bare = self.tokenizer.kind == "none"
-            say(f"No prompt: starting from {'id 0' if bare else '<|endoftext|>, as at the start of a document'}.")
-            return
+            start = "<|endoftext|>, as at the start of a document" if self.tokenizer.counts_bytes else "id 0"
+            return say(f"No prompt: starting from {start}.")
         say(f"The prompt has {plural(len(ids), 'token')}:")
         p = writer.logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
         surprises = ["(the first: nothing predicts it)"] + [f"surprise {metrics.surprise(x):6.2f} bits" for x in p]
@@ -68,8 +67,9 @@ class Display:
         """Show a step, by which a text became longer by `new`."""
         number, show, lines = len(text.surprises), self.settings.show, []
         if self.trace:
-            entry = trace_step(text.sample, number, step, show, self.tokenizer)
-            self.trace({"completion": self.completion, **entry})
+            entry = {"completion": self.completion, **trace_step(text.sample, number, step, show, self.tokenizer)}
+            self.trace.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self.trace.flush()  # for others to read at once
         if self.settings.debug:
             name = f"sample {text.sample}, step {number}" if self.settings.samples > 1 else f"step {number}"
             lines.append(functools.partial(self.step_text, name, step, show, self.token_text))
@@ -77,9 +77,9 @@ class Display:
 
     def write(self, text: str, *lines: Callable[[], str]) -> None:
         """Put a text to stdout, unless it is to come at the end, and lines to stderr."""
-        if self.streams:
-            self.written += len(text)
-        self.output.add(text if self.streams else "", *lines)
+        text = text if self.streams else ""
+        self.written += len(text)
+        self.output.add(text, *lines)
 
     def finish(self, texts: list[Completion], end: str) -> str:
         """Show the rest of the texts and a summary. Returns all that was written to stdout, save a newline."""
@@ -100,13 +100,11 @@ class Display:
 
 def summary(text: Completion, seconds: float) -> str:
     """The figures of a text that was written in so many seconds."""
-    count, mean = len(text.surprises), statistics.fmean(text.surprises)
-    loss = mean * metrics.LN2
-    unknown = math.nan if text.tokenizer.kind == "none" else math.inf
-    per_byte = metrics.bits_per_byte(loss, count / text.bytes) if text.bytes else unknown
+    count, total = len(text.surprises), sum(text.surprises)
+    per_byte = (total / text.bytes if text.bytes else math.inf) if text.tokenizer.counts_bytes else None
     return (
-        f"Stopped after {plural(count, 'token')}: {text.end}. Mean surprise {mean:.2f} bits, "
-        f"perplexity {metrics.perplexity(loss):.2f}, {metrics.show_bits_per_byte(per_byte)}; "
+        f"Stopped after {plural(count, 'token')}: {text.end}. Mean surprise {total / count:.2f} bits, "
+        f"perplexity {metrics.perplexity(total / count * metrics.LN2):.2f}, {metrics.show_bits_per_byte(per_byte)}; "
         f"{metrics.tokens_per_second(count, seconds):,.0f} tokens/s"
     )
 

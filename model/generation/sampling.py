@@ -51,9 +51,8 @@ class Step:
 def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
     """Make tokens that are already in the text less likely: (V,) -> (V,). `seen` (V,) is True for them.
 
-    Keskar et al. 2019, CTRL (arXiv:1909.05858), section 4.1, divide their logits by the penalty. That would make a
-    token with a negative logit more likely, so negative ones are multiplied, as in Hugging Face. With a penalty of 2,
-    3 becomes 1.5 and -3 becomes -6.
+    Keskar et al. 2019, CTRL (arXiv:1909.05858), section 4.1, divide by the penalty. A negative logit, which that would
+    raise, is multiplied, as in Hugging Face. With a penalty of 2, 3 becomes 1.5 and -3 becomes -6.
     """
     if penalty == 1:
         return logits
@@ -65,8 +64,8 @@ def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
 def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
     """The ids of the n highest of V logits, from high to low, (n,). Of equal logits, the lower id comes first.
 
-    Sorting 50,000 numbers takes milliseconds. So the logits are divided into groups, and each group gives its maximum.
-    At least n logits reach the n-th highest maximum, seldom many more, and only those are sorted.
+    Sorting 50,000 numbers takes milliseconds. So only those are sorted that reach the n-th highest of the maxima of
+    groups of logits: at least n, seldom many more.
     """
     rows = len(logits) // (8 * n)
     if rows > 1:
@@ -80,8 +79,7 @@ def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
 
 def apply_temperature(ordered: np.ndarray, temperature: float) -> np.ndarray:
     """Divide logits, sorted from high to low, by the temperature. The first is subtracted, so that exp cannot overflow.
-    Temperature 0 is greedy: all but the first become minus infinity.
-    """
+    Temperature 0 is greedy: all but the first become minus infinity."""
     if temperature == 0:
         return np.where(np.arange(len(ordered)) == 0, 0.0, -np.inf)
     return (ordered - ordered[0]) / max(temperature, 1e-30)  # smaller ones would overflow, and are greedy as well
@@ -103,13 +101,12 @@ def sampling_probabilities(
     by_k = min(top_k or len(p), len(p))
     p[by_k:] = 0
     p /= np.add.reduce(p)
-    by_p = by_k
+    by_min = by_p = by_k
     if top_p < 1:
         before = p.cumsum() - p  # the sum of all more likely ones: while it is below top_p, this one is needed
-        by_p = min(int(np.count_nonzero(before < top_p)), by_k)
+        by_min = by_p = min(int(np.count_nonzero(before < top_p)), by_k)
         p[by_p:] = 0
         p /= p.sum()
-    by_min = by_p
     if min_p > 0:
         by_min = min(int(np.count_nonzero(p >= min_p * p[0])), by_p)
         p[by_min:] = 0
@@ -130,11 +127,8 @@ def draw(p: np.ndarray, random_number: float) -> tuple[int, np.ndarray]:
 def choose(
     logits: np.ndarray, random_number: float, sampling: Sampling, seen: np.ndarray | None = None, record: int = 0
 ) -> Step:
-    """Choose the next token from logits (V,) with a random number in [0, 1).
-
-    `seen` (V,) is True for the tokens of the text so far, prompt included; only a penalty needs it. The Step keeps at
-    least `record` candidates, to be shown.
-    """
+    """Choose the next token from logits (V,) with a random number in [0, 1). `seen` (V,) is True for the tokens of the
+    text so far, prompt included; only a penalty needs it. The Step keeps at least `record` candidates, to be shown."""
     top_k = sampling.top_k
     penalised = penalise(logits, seen, sampling.repetition_penalty)
     n = min(max(top_k, record), len(logits)) if top_k else len(logits)
@@ -155,8 +149,7 @@ def choose(
 
 
 def random_numbers(seed: int) -> Iterator[float]:
-    """Endless random numbers in [0, 1), the same on every device. Groups of 100 are faster than single ones, and equal
-    to them."""
+    """Endless random numbers in [0, 1), the same on every device. Groups of 100 are the same numbers, sooner."""
     generator = torch.Generator().manual_seed(seed % 2**64)
     while True:
         yield from torch.rand(100, generator=generator, dtype=torch.float64).tolist()
@@ -174,11 +167,8 @@ def read(model: GPT, ids: list[int], cache: KeyValueCache) -> torch.Tensor:
 
 
 def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_token: Callable | None = None):
-    """Logits (B, V) after each of B texts of the same length, all but the last token of which are in the cache.
-
-    When the block is full, its older half is forgotten: the newest block_size // 2 tokens are read again, from
-    position 0.
-    """
+    """Logits (B, V) after each of B texts of the same length, all but the last token of which are in the cache. A full
+    block forgets its older half: the newest block_size // 2 tokens are read again, from position 0."""
     if cache.length == model.block_size:
         cache.length = 0
         texts = [text[-max(1, model.block_size // 2) :] for text in texts]
@@ -204,9 +194,8 @@ def generate(
         logits = read(model, ids, cache)
         for (step,) in generate(model, ids, logits[-1], cache, settings): ...
 
-    Sample i is the text of the seed settings.seed + i, and all are fed to the model as one batch. Each token uses one
-    random number. `one_token` is a faster way to feed one token (one_token.py), for a single sample, made for this
-    cache. For a model in eval mode.
+    For a model in eval mode. Sample i is the text of the seed settings.seed + i, and all are fed to the model as one
+    batch. `one_token` is a faster way to feed one token (one_token.py), for a single sample, made for this cache.
     """
     samples, show = settings.samples, settings.show
     texts = [list(ids) for _ in range(samples)]
