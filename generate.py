@@ -18,7 +18,7 @@ writes <|endoftext|>. With several --samples, each starts with the prompt, and a
 """
 
 from config import CHAR, Settings
-from model.generation.command_line import check_generation_flags, generation_flags, prompt_of
+from model.generation.command_line import check_generation_flags, converse, generation_flags, prompt_of, say
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import shown_path
 
@@ -33,8 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from model.device import memory_advice, pick_device
-from model.generation.conversation import converse
-from model.generation.display import Display, say
+from model.generation.display import Display
 from model.generation.step_display import trace_file
 from model.generation.writer import Completion, Writer
 from model.gpt import GPT
@@ -82,8 +81,11 @@ def open_model(paths: list[Path], kind: str) -> tuple[GPT, Tokenizer | BareIds, 
     raise UserError(f"{shown_path(path)} is a {tokenizer.kind} model: {advice}.")
 
 
-def open_writer(paths: list[Path], settings: Settings, args: Namespace, kind: str) -> Writer:
-    """A writer for the model, with what is --off switched off."""
+def main(settings: Settings, args: Namespace, kind: str = "char") -> int:
+    # Without --model: the newest model, else the newest of this pipeline's own run.
+    paths = [args.model] if args.model else [settings.model_file, settings.checkpoint_dir / settings.model_file.name]
+    check_generation_flags(settings, args, paths)
+    prompt = prompt_of(args)
     model, tokenizer, about = open_model(paths, kind)
     for name in args.off:
         try:
@@ -93,15 +95,6 @@ def open_writer(paths: list[Path], settings: Settings, args: Namespace, kind: st
     writer = Writer(model.to(pick_device(settings.device)), tokenizer, args.stop)
     if settings.debug:
         say(about + (f", without {', '.join(args.off)}" if args.off else ""))
-    return writer
-
-
-def main(settings: Settings, args: Namespace, kind: str = "char") -> int:
-    # Without --model: the newest model, else the newest of this pipeline's own run.
-    paths = [args.model] if args.model else [settings.model_file, settings.checkpoint_dir / settings.model_file.name]
-    check_generation_flags(settings, args, paths)
-    prompt = prompt_of(args)
-    writer = open_writer(paths, settings, args, kind)
     output_file = whole_file(args.output_file) if args.output_file else nullcontext()
     with trace_file(args.trace) if args.trace else nullcontext() as trace, output_file as file:
         display = Display(args, trace)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from config import Settings
 from model import metrics
+from model.generation.command_line import say
 from model.generation.sampling import Step
 from model.generation.step_display import explain_step, show_step, trace_step
 from model.generation.writer import Completion, Writer
@@ -20,17 +21,10 @@ from plumbing.corpus import END_OF_TEXT
 from plumbing.text import plural
 
 
-def say(line: str) -> None:
-    """Print to stderr: stdout is for the text alone."""
-    print(line, file=sys.stderr)
-
-
 class Display:
-    """Shows the prompt, each step, the text as it comes, and a summary, as the flags in `args` want it.
-
-    begin(), show() for each step, and finish() show one prompt's texts, then the next prompt's. `trace` is a file for a
-    line of JSON per step, or None.
-    """
+    """Shows the prompt, each step, the text as it comes, and a summary, as the flags in `args` want it. begin(), show()
+    for each step, and finish() show one prompt's texts, then the next prompt's. `trace` is a file for a line of JSON
+    per step, or None."""
 
     def __init__(self, args: Namespace, trace: BinaryIO | None = None):
         self.args, self.trace = args, trace
@@ -110,12 +104,10 @@ def summary(text: Completion, seconds: float) -> str:
 
 
 class Output:
-    """Text for stdout and lines for stderr, collected and written ten times per second.
-
-    Writing each token at once would take as long as a small model takes to choose it, and nobody reads that fast. A
-    line comes as a function that makes it: making many in a row is twice as fast as making each between two tokens,
-    when the processor's caches are full of the model's weights.
-    """
+    """Text for stdout and lines for stderr, collected and written ten times per second. Writing each token at once
+    would take as long as a small model takes to choose it, and nobody reads that fast. A line comes as a function that
+    makes it: making many in a row is twice as fast as making each between two tokens, when the processor's caches are
+    full of the model's weights."""
 
     def __init__(self):
         self.text, self.lines, self.due = [], [], 0.0

@@ -30,10 +30,8 @@ LARGEST_SCORE = 80.0
 
 class OneToken:
     """step(token) gives the logits (V,) that model(token, cache) gives, up to fp32 rounding; the cache grows by one.
-
     For fp32 weights on the CPU and a cache of one sequence. The next call overwrites the logits. The step does not see
-    weights that change after it was made. Notation as in layers.py.
-    """
+    weights that change after it was made. Notation as in layers.py."""
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps

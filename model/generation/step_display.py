@@ -49,11 +49,9 @@ def removed_by(step: Step, i: int) -> str:
 
 
 def explain_step(name: str, step: Step, show: int, text_of: Callable[[int], str]) -> str:
-    """One step as a table: each candidate after every setting, in the order in which the settings act.
-
-    The probabilities, laid end to end, fill the interval from 0 to 1, each `from` to `to`. The random number selects
-    the token whose interval it falls into. Candidates without a row of their own are summed up in their place.
-    """
+    """One step as a table: each candidate after every setting, in the order in which the settings act. The
+    probabilities, laid end to end, fill the interval from 0 to 1, each `from` to `to`. The random number selects the
+    token whose interval it falls into. Candidates without a row of their own are summed up in their place."""
     lines = [
         f"{name}: the random number is {step.random_number:.6f}",
         f"      id  token                   logit   penalised    tempered  removed by   "

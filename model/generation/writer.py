@@ -88,11 +88,7 @@ class TextStream:
 
     def uncertain(self, text: str) -> int:
         """How many characters at the end of the text may be the beginning of a stop text."""
-        longest = max(map(len, self.stops), default=0)
-        for n in range(min(longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-n:]) for stop in self.stops):
-                return n
-        return 0
+        return max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 class Completion:
@@ -128,8 +124,7 @@ def sample_text(
     model: GPT, tokenizer: Tokenizer | BareIds, settings: Settings, check: Callable[[], None] = lambda: None
 ) -> str:
     """What training shows of a model: settings.sample_tokens tokens after <|endoftext|>, with the sampling settings and
-    the seed. In fp32, as generate.py writes. check() is called before each token.
-    """
+    the seed. In fp32, as generate.py writes. check() is called before each token."""
     if not settings.sample_tokens:
         return ""
     settings = replace(settings, tokens=settings.sample_tokens, samples=1)
