@@ -132,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if tokenizer.kind == "char":
             print("  llama.cpp drops characters that the model has never seen; here they are read as <|unk|>")
     write_folder(args.output, files, model)
-    megabytes = sum(map(len, files.values())) / 1e6
-    print(f"{folder}: {len(files)} files, {megabytes:.1f} MB, read back: the same")
+    print(f"{folder}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB, read back: the same")
     print(f"Next: edit {shown_path(args.output / 'README.md')}: what the model was trained on, and its licence")
 
 

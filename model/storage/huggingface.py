@@ -117,25 +117,22 @@ def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: 
     """The files of the folder, by name. config.json is last: without it, nobody takes the folder for a model."""
     weights = {name: tensor.contiguous() for name, tensor in to_qwen3(model).items()}
     end, roles = tokenizer.end_of_text_id, ("bos_token", "eos_token", "pad_token")
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **dict.fromkeys(roles, END_OF_TEXT),
-        "model_max_length": model.block_size,
-        "clean_up_tokenization_spaces": False,  # decoding gives back exactly the text that was encoded
-        "split_special_tokens": True,  # a text that reads <|endoftext|> is text, as it is here
-    }
-    if tokenizer.kind == "char":
-        tokenizer_config["unk_token"] = UNKNOWN
-    generation_config = {
-        **{f"{role}_id": end for role in roles},
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "max_length": model.block_size,
-    }
     configs = {
-        "tokenizer_config.json": tokenizer_config,
-        "generation_config.json": generation_config,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **dict.fromkeys(roles, END_OF_TEXT),
+            **({"unk_token": UNKNOWN} if tokenizer.kind == "char" else {}),
+            "model_max_length": model.block_size,
+            "clean_up_tokenization_spaces": False,  # decoding gives back exactly the text that was encoded
+            "split_special_tokens": True,  # a text that reads <|endoftext|> is text, as it is here
+        },
+        "generation_config.json": {
+            **{f"{role}_id": end for role in roles},
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "max_length": model.block_size,
+        },
         "config.json": qwen3_config(model.architecture, end),
     }
     return {

@@ -65,7 +65,11 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
             )
         architecture, weights = checks.require(content, "architecture", dict), checks.require(content, "weights", dict)
         checks.check_tensors(weights, checks.meta_model(architecture, weights).state_dict())
-        tokenizer = read_tokenizer(checks.require(content, "tokenizer", dict), architecture["vocab_size"], path)
+        stored, vocab_size = checks.require(content, "tokenizer", dict), architecture["vocab_size"]
+        text, bare = checks.require(stored, "json", str), stored.get("kind") == "none"
+        tokenizer = BareIds(vocab_size) if bare else Tokenizer(text, f"the tokenizer in {shown_path(path)}")
+        if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, stored.get("sha256")):
+            raise ValueError("its tokenizer does not belong to its weights")
         training = checks.require(content, "training", dict)
         bits_known = checks.is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
         data_known = isinstance(training.get("data", {}), dict)
@@ -80,13 +84,3 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
             "Name another file with --model."
         ) from None
     return model.eval(), tokenizer, training
-
-
-def read_tokenizer(content: dict, vocab_size: int, path: Path) -> Tokenizer | BareIds:
-    """The tokenizer in the model file at `path`. Raises UserError or ValueError."""
-    text = checks.require(content, "json", str)
-    bare = content.get("kind") == "none"
-    tokenizer = BareIds(vocab_size) if bare else Tokenizer(text, f"the tokenizer in {shown_path(path)}")
-    if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, content.get("sha256")):
-        raise ValueError("its tokenizer does not belong to its weights")
-    return tokenizer
