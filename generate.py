@@ -18,7 +18,7 @@ writes <|endoftext|>. With several --samples, each starts with the prompt, and a
 """
 
 from config import CHAR, Settings
-from model.generation.command_line import check_generation_flags, generation_flags, prompt_of
+from model.generation.command_line import check_generation_flags, converse, generation_flags, prompt_of, say
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import shown_path
 
@@ -33,9 +33,8 @@ from pathlib import Path
 import numpy as np
 
 from model.device import memory_advice, pick_device
-from model.generation.conversation import converse
-from model.generation.display import Display, say
-from model.generation.trace import trace_file
+from model.generation.display import Display
+from model.generation.step_display import trace_file
 from model.generation.writer import Completion, Writer
 from model.gpt import GPT
 from model.interpretation.ablation import switch_off
@@ -69,12 +68,6 @@ def complete(prompt: str, settings: Settings, writer: Writer, display: Display) 
     return display.finish(texts, end), code
 
 
-def model_files(settings: Settings, args: Namespace) -> list[Path]:
-    """Where to look for a model: --model, or else the newest model, then the newest of this pipeline's own run."""
-    newest = settings.model_file
-    return [args.model] if args.model else [newest, settings.checkpoint_dir / newest.name]
-
-
 def open_model(paths: list[Path], kind: str) -> tuple[GPT, Tokenizer | BareIds, str]:
     """The first model whose tokenizer is of this kind, or that has none: model, tokenizer, and a line about it."""
     other = ""
@@ -84,13 +77,15 @@ def open_model(paths: list[Path], kind: str) -> tuple[GPT, Tokenizer | BareIds, 
             return model, tokenizer, f"{other}{shown_path(path)}: {show_training(training)}"
         other = f"{shown_path(path)} is a {tokenizer.kind} model, so this uses "
     advice = f"use {SCRIPTS[tokenizer.kind][0]} for it"
-    if len(paths) > 1:
-        advice += f", or train a {kind} model with {SCRIPTS[kind][1]}"
+    advice += f", or train a {kind} model with {SCRIPTS[kind][1]}" if len(paths) > 1 else ""
     raise UserError(f"{shown_path(path)} is a {tokenizer.kind} model: {advice}.")
 
 
-def open_writer(paths: list[Path], settings: Settings, args: Namespace, kind: str) -> Writer:
-    """A writer for the model, with what is --off switched off."""
+def main(settings: Settings, args: Namespace, kind: str = "char") -> int:
+    # Without --model: the newest model, else the newest of this pipeline's own run.
+    paths = [args.model] if args.model else [settings.model_file, settings.checkpoint_dir / settings.model_file.name]
+    check_generation_flags(settings, args, paths)
+    prompt = prompt_of(args)
     model, tokenizer, about = open_model(paths, kind)
     for name in args.off:
         try:
@@ -100,14 +95,6 @@ def open_writer(paths: list[Path], settings: Settings, args: Namespace, kind: st
     writer = Writer(model.to(pick_device(settings.device)), tokenizer, args.stop)
     if settings.debug:
         say(about + (f", without {', '.join(args.off)}" if args.off else ""))
-    return writer
-
-
-def main(settings: Settings, args: Namespace, kind: str = "char") -> int:
-    paths = model_files(settings, args)
-    check_generation_flags(settings, args, paths)
-    prompt = prompt_of(args)
-    writer = open_writer(paths, settings, args, kind)
     output_file = whole_file(args.output_file) if args.output_file else nullcontext()
     with trace_file(args.trace) if args.trace else nullcontext() as trace, output_file as file:
         display = Display(args, trace)

@@ -75,26 +75,19 @@ def model_card(folder: Path, model, tokenizer, training: dict) -> str:
         "validation loss, nats per token": training.get("val_loss"),
         "validation, bits per byte of text": training["val_bits_per_byte"],
     }
-    rows = [f"| {name} | {table_cell(value)} |" for name, value in figures.items() if value is not None]
+    form = {str: "", int: ",", float: ",.4f"}
+    rows = [f"| {name} | {value:{form[type(value)]}} |" for name, value in figures.items() if value is not None]
     init_from, data = training.get("init_from"), training.get("data", {})
     source, size = data.get("source"), data.get("utf8_bytes")
-    described = "Say here what it was trained on."
-    if isinstance(source, str) and isinstance(size, int):
-        described = f"{size:,} bytes of text from {Path(source).name!r}."
+    known = isinstance(source, str) and isinstance(size, int)
     return CARD.format(
         name=folder.resolve().name,
         folder=shown_path(folder),
         start=f", starting from the weights of {init_from!r}" if init_from else "",
         rows="\n".join(rows),
         block_size=a["block_size"],
-        data=described,
+        data=f"{size:,} bytes of text from {Path(source).name!r}." if known else "Say here what it was trained on.",
     )
-
-
-def table_cell(value: float | int | str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 def show_names(model) -> None:
@@ -139,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if tokenizer.kind == "char":
             print("  llama.cpp drops characters that the model has never seen; here they are read as <|unk|>")
     write_folder(args.output, files, model)
-    megabytes = sum(map(len, files.values())) / 1e6
-    print(f"{folder}: {len(files)} files, {megabytes:.1f} MB, read back: the same")
+    print(f"{folder}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB, read back: the same")
     print(f"Next: edit {shown_path(args.output / 'README.md')}: what the model was trained on, and its licence")
 
 

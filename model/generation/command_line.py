@@ -1,9 +1,15 @@
-"""The command line of generate.py and generatev2.py, and what it refuses. Answers --help without importing torch."""
+"""What generate.py and generatev2.py read from people: flags, the prompt, and with --interactive line after line.
+
+Answers --help without importing torch.
+"""
 
 import argparse
 import math
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 
 from config import Generation, Settings
@@ -12,29 +18,31 @@ from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
 from plumbing.text import shown_path
 
+# The settings that --interactive can change between two prompts, all of them numbers, with their types.
+NUMBERS = {f.name: f.type for f in fields(Generation)} | {"seed": int}
 
-def generation_flags(
-    settings: Settings, description: str, argv: Sequence[str] | None = None
-) -> tuple[Settings, Namespace]:
-    """Parse the command line. Returns the settings with the flags applied, and all arguments."""
+
+def say(line: str) -> None:
+    """Print to stderr: stdout is for the text alone."""
+    print(line, file=sys.stderr)
+
+
+def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
+    """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", help="text to continue; without one, the text starts a new document")
     prompt.add_argument("--prompt-file", type=Path, help="use the exact text of this file as the prompt")
     prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
-    own = shown_path(settings.checkpoint_dir / settings.model_file.name)
-    parser.add_argument("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
-    parser.add_argument("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
-    parser.add_argument(
-        "--stop-at-newline", dest="stop", action="append_const", const="\n", help="stop before the first line end"
-    )
-    parser.add_argument("--output-file", type=Path, help="write the text to this file as well")
-    parser.add_argument("--explain", action="store_true", help="show in a table what each setting did at each step")
-    parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
-    parser.add_argument(
-        "--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable"
-    )
+    add, own = parser.add_argument, shown_path(settings.checkpoint_dir / settings.model_file.name)
+    add("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
+    add("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
+    add("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
+    add("--stop-at-newline", dest="stop", action="append_const", const="\n", help="stop before the first line end")
+    add("--output-file", type=Path, help="write the text to this file as well")
+    add("--explain", action="store_true", help="show in a table what each setting did at each step")
+    add("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
+    add("--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable")
     add_flags(parser, settings, Generation, "seed device debug")
     return parse_before_torch(parser, settings, argv)
 
@@ -75,3 +83,39 @@ def prompt_of(args: Namespace) -> str:
     if not args.prompt_file.is_file():
         raise UserError(f"There is no prompt file {shown_path(args.prompt_file)}.")
     return decode_text(args.prompt_file.read_bytes(), args.prompt_file)
+
+
+def converse(settings: Settings, complete: Callable[[str, Settings], object]) -> int:
+    """--interactive: complete each line of stdin. Lines that start with / change settings. Returns the exit code."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    say("Each line is a prompt. /temperature 0.5 changes a setting, / shows them all, // starts a prompt with a /.")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            return 0
+        line = line.removesuffix("\n")
+        try:
+            if line == "/":
+                say("  ".join(f"{name} {getattr(settings, name)}" for name in NUMBERS))
+            elif line.startswith("/") and not line.startswith("//"):
+                settings = changed_settings(settings, line)
+            else:
+                with suppress(KeyboardInterrupt):  # while the prompt is read; later, complete() takes care of it
+                    complete(line.removeprefix("/"), settings)
+        except UserError as error:  # the next line may be better
+            say(f"error: {error}")
+
+
+def changed_settings(settings: Settings, line: str) -> Settings:
+    """The settings after a line such as "/temperature 0.5"."""
+    name, _, value = line.removeprefix("/").strip().partition(" ")
+    name = name.replace("-", "_")
+    if name not in NUMBERS:
+        raise UsageError(f"There is no setting {name!r} to change here. / shows all of them.")
+    try:
+        settings = replace(settings, **{name: NUMBERS[name](value)})
+    except ValueError:
+        raise UsageError(f"{value!r} is not a value for {name}.") from None
+    check_generation_settings(settings)
+    return settings

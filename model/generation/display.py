@@ -1,38 +1,32 @@
 """What a generator shows while it writes: the text on stdout, everything else on stderr."""
 
 import functools
+import json
 import math
 import os
-import statistics
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from typing import BinaryIO
 
 from config import Settings
 from model import metrics
+from model.generation.command_line import say
 from model.generation.sampling import Step
-from model.generation.step_display import explain_step, show_step
-from model.generation.trace import trace_step
+from model.generation.step_display import explain_step, show_step, trace_step
 from model.generation.writer import Completion, Writer
 from model.tokenization.display import token_text
 from plumbing.corpus import END_OF_TEXT
 from plumbing.text import plural
 
 
-def say(line: str) -> None:
-    """Print to stderr: stdout is for the text alone."""
-    print(line, file=sys.stderr)
-
-
 class Display:
-    """Shows the prompt, each step, the text as it comes, and a summary, as the flags in `args` want it.
+    """Shows the prompt, each step, the text as it comes, and a summary, as the flags in `args` want it. begin(), show()
+    for each step, and finish() show one prompt's texts, then the next prompt's. `trace` is a file for a line of JSON
+    per step, or None."""
 
-    `trace` takes each step as plain data, or is None. begin(), show() for each step, and finish() show one prompt's
-    texts, then the next prompt's.
-    """
-
-    def __init__(self, args: Namespace, trace: Callable[[dict], None] | None = None):
+    def __init__(self, args: Namespace, trace: BinaryIO | None = None):
         self.args, self.trace = args, trace
         self.step_text = explain_step if args.explain else show_step
         self.output, self.completion = Output(), 0
@@ -55,9 +49,8 @@ class Display:
         """The prompt token by token: id, text, and how surprised the model was to read it."""
         ids = writer.ids
         if ids == [self.tokenizer.end_of_text_id]:
-            bare = self.tokenizer.kind == "none"
-            say(f"No prompt: starting from {'id 0' if bare else '<|endoftext|>, as at the start of a document'}.")
-            return
+            start = "<|endoftext|>, as at the start of a document" if self.tokenizer.counts_bytes else "id 0"
+            return say(f"No prompt: starting from {start}.")
         say(f"The prompt has {plural(len(ids), 'token')}:")
         p = writer.logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
         surprises = ["(the first: nothing predicts it)"] + [f"surprise {metrics.surprise(x):6.2f} bits" for x in p]
@@ -68,8 +61,9 @@ class Display:
         """Show a step, by which a text became longer by `new`."""
         number, show, lines = len(text.surprises), self.settings.show, []
         if self.trace:
-            entry = trace_step(text.sample, number, step, show, self.tokenizer)
-            self.trace({"completion": self.completion, **entry})
+            entry = {"completion": self.completion, **trace_step(text.sample, number, step, show, self.tokenizer)}
+            self.trace.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self.trace.flush()  # for others to read at once
         if self.settings.debug:
             name = f"sample {text.sample}, step {number}" if self.settings.samples > 1 else f"step {number}"
             lines.append(functools.partial(self.step_text, name, step, show, self.token_text))
@@ -77,9 +71,9 @@ class Display:
 
     def write(self, text: str, *lines: Callable[[], str]) -> None:
         """Put a text to stdout, unless it is to come at the end, and lines to stderr."""
-        if self.streams:
-            self.written += len(text)
-        self.output.add(text if self.streams else "", *lines)
+        text = text if self.streams else ""
+        self.written += len(text)
+        self.output.add(text, *lines)
 
     def finish(self, texts: list[Completion], end: str) -> str:
         """Show the rest of the texts and a summary. Returns all that was written to stdout, save a newline."""
@@ -100,24 +94,20 @@ class Display:
 
 def summary(text: Completion, seconds: float) -> str:
     """The figures of a text that was written in so many seconds."""
-    count, mean = len(text.surprises), statistics.fmean(text.surprises)
-    loss = mean * metrics.LN2
-    unknown = math.nan if text.tokenizer.kind == "none" else math.inf
-    per_byte = metrics.bits_per_byte(loss, count / text.bytes) if text.bytes else unknown
+    count, total = len(text.surprises), sum(text.surprises)
+    per_byte = (total / text.bytes if text.bytes else math.inf) if text.tokenizer.counts_bytes else None
     return (
-        f"Stopped after {plural(count, 'token')}: {text.end}. Mean surprise {mean:.2f} bits, "
-        f"perplexity {metrics.perplexity(loss):.2f}, {metrics.show_bits_per_byte(per_byte)}; "
+        f"Stopped after {plural(count, 'token')}: {text.end}. Mean surprise {total / count:.2f} bits, "
+        f"perplexity {metrics.perplexity(total / count * metrics.LN2):.2f}, {metrics.show_bits_per_byte(per_byte)}; "
         f"{metrics.tokens_per_second(count, seconds):,.0f} tokens/s"
     )
 
 
 class Output:
-    """Text for stdout and lines for stderr, collected and written ten times per second.
-
-    Writing each token at once would take as long as a small model takes to choose it, and nobody reads that fast. A
-    line comes as a function that makes it: making many in a row is twice as fast as making each between two tokens,
-    when the processor's caches are full of the model's weights.
-    """
+    """Text for stdout and lines for stderr, collected and written ten times per second. Writing each token at once
+    would take as long as a small model takes to choose it, and nobody reads that fast. A line comes as a function that
+    makes it: making many in a row is twice as fast as making each between two tokens, when the processor's caches are
+    full of the model's weights."""
 
     def __init__(self):
         self.text, self.lines, self.due = [], [], 0.0

@@ -2,12 +2,11 @@
 
 The plain version is model/layers.py and model/gpt.py; tests/generation/test_one_token.py compares logits and cache.
 
-For a single token, PyTorch spends most of a small model's time on starting operations, some microseconds each, and most
-of a large model's time on reading every weight once from memory. numpy starts an operation in a fraction of that time,
-and its product of a matrix and a vector reads memory faster, above all when the rows are long. So the step has its own
-copy of the weights in one block of memory, each with its longer side as rows, and with the weights of each RMSNorm
-multiplied into the matrix that follows it. The cache is the model's own memory, seen by numpy: the step and the model
-each continue what the other has written.
+For a single token, PyTorch spends most of a small model's time on starting operations, and most of a large model's on
+reading every weight once from memory. numpy starts an operation sooner, and its product of a matrix and a vector reads
+memory faster, above all when the rows are long. So the step copies the weights to one block of memory, each with its
+longer side as rows, and with the weights of each RMSNorm multiplied into the matrix that follows it. The cache is the
+model's own memory, seen by numpy: the step and the model each continue what the other has written.
 """
 
 import importlib.util
@@ -31,17 +30,13 @@ LARGEST_SCORE = 80.0
 
 class OneToken:
     """step(token) gives the logits (V,) that model(token, cache) gives, up to fp32 rounding; the cache grows by one.
-
     For fp32 weights on the CPU and a cache of one sequence. The next call overwrites the logits. The step does not see
-    weights that change after it was made. Notation as in layers.py.
-    """
+    weights that change after it was made. Notation as in layers.py."""
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps
-
         # Linux backs memory that numpy allocates with large pages, which are read faster.
         cache.store = torch.from_numpy(cache.store.numpy().copy())
-
         self.lay_out_weights(model)
         self.make_buffers(model)
 
@@ -95,8 +90,7 @@ class OneToken:
     def laid_out(self, weight: Tensor, norm: Tensor | None = None) -> np.ndarray:
         """Copy a weight (outputs, inputs) into the step's memory, with its longer side contiguous and each input scaled
         by the weight of the RMSNorm before it. Up to a fifth more outputs, which nobody reads, are added where they
-        make the product large enough to run on all cores, which is faster.
-        """
+        make the product large enough to run on all cores, which is faster."""
         outputs, inputs = weight.shape
         enough = -(-THREADED // inputs)
         padded = enough if outputs < enough <= 1.2 * outputs else outputs

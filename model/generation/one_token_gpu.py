@@ -13,6 +13,8 @@ Arithmetic is in fp32; weights and cache are read in the precision that the mode
 own: the step and the model each continue what the other has written.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import triton
@@ -97,8 +99,7 @@ def attend(
     partial_ptr, logs_ptr, half, block_size, scale, eps, HALF: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Attention of one head over one chunk of tokens, as if there were no others, and ln of the sum of exp(score) in
-    it. The program of the new token's chunk also writes its key and value to the cache.
-    """
+    it. The program of the new token's chunk also writes its key and value to the cache."""
     head, chunk, heads, size = tl.program_id(0), tl.program_id(1), tl.num_programs(0), 2 * half
     position = tl.load(input_ptr + 1).to(tl.int32)
     table = position * size
@@ -172,11 +173,9 @@ def tiling(outputs: int, inputs: int, matrices: int = 1, rows: int = 0, warps: i
 
 
 class OneTokenOnGPU:
-    """step(token) gives the logits (V,) that model(token, cache) gives, up to rounding; the cache grows by one.
-
-    For a cache of one sequence. The next call overwrites the logits. The step does not see weights that change after it
-    was made. Notation as in layers.py.
-    """
+    """step(token) gives the logits (V,) that model(token, cache) gives, up to rounding; the cache grows by one. For a
+    cache of one sequence. The next call overwrites the logits. The step does not see weights that change after it was
+    made. Notation as in layers.py."""
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.model, self.cache, self.block_size = model, cache, model.block_size
@@ -187,11 +186,7 @@ class OneTokenOnGPU:
         self.head = model.head.weight.detach().to(model.head.compute)
         C, H, V = model.architecture["n_embd"], model.architecture["n_head"], model.vocab_size
         chunks = triton.cdiv(model.block_size, CHUNK)
-        on_gpu = model.device.type == "cuda"
-
-        def numbers(*size: int) -> torch.Tensor:
-            return torch.zeros(size, device=model.device)
-
+        on_gpu, numbers = model.device.type == "cuda", partial(torch.zeros, device=model.device)
         # Between Python and the GPU: (token, position) in, logits out.
         self.host_input = torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu)
         self.host_logits = torch.zeros(V, pin_memory=on_gpu)

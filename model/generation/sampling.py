@@ -16,19 +16,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from config import Sampling, Settings
 from model.gpt import GPT
 from model.layers import KeyValueCache
 
+FastStep = Callable[[int], np.ndarray] | None  # token -> logits (V,): a faster way to feed one token (one_token.py)
+
 
 @dataclass(slots=True)
 class Step:
-    """One generated token and what it was drawn from. V is the vocabulary size.
-
-    The arrays (n,) hold the candidates, sorted by their logits after the penalty, highest first: all that could be
-    drawn, and at least as many as choose() was asked to record.
-    """
+    """One generated token and what it was drawn from. The arrays (n,) hold the candidates, sorted by their logits after
+    the penalty, highest first: all that could be drawn, and at least as many as choose() was asked to record."""
 
     token: int  # the chosen id
     rank: int  # its rank among the candidates, from 1
@@ -49,12 +49,9 @@ class Step:
 
 
 def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Make tokens that are already in the text less likely: (V,) -> (V,). `seen` (V,) is True for them.
-
-    Keskar et al. 2019, CTRL (arXiv:1909.05858), section 4.1, divide their logits by the penalty. That would make a
-    token with a negative logit more likely, so negative ones are multiplied, as in Hugging Face. With a penalty of 2,
-    3 becomes 1.5 and -3 becomes -6.
-    """
+    """Make tokens that are already in the text less likely: (V,) -> (V,). `seen` (V,) is True for them. Keskar et al.
+    2019, CTRL (arXiv:1909.05858), section 4.1, divide by the penalty. A negative logit, which that would raise, is
+    multiplied, as in Hugging Face. With a penalty of 2, 3 becomes 1.5 and -3 becomes -6."""
     if penalty == 1:
         return logits
     old, logits = logits[seen], logits.copy()
@@ -63,11 +60,9 @@ def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
 
 
 def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
-    """The ids of the n highest of V logits, from high to low, (n,). Of equal logits, the lower id comes first.
-
-    Sorting 50,000 numbers takes milliseconds. So the logits are divided into groups, and each group gives its maximum.
-    At least n logits reach the n-th highest maximum, seldom many more, and only those are sorted.
-    """
+    """The ids of the n highest of V logits, from high to low, (n,). Of equal logits, the lower id comes first. Sorting
+    50,000 numbers takes milliseconds. So only those are sorted that reach the n-th highest of the maxima of groups of
+    logits: at least n, seldom many more."""
     rows = len(logits) // (8 * n)
     if rows > 1:
         groups = len(logits) // rows
@@ -80,8 +75,7 @@ def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
 
 def apply_temperature(ordered: np.ndarray, temperature: float) -> np.ndarray:
     """Divide logits, sorted from high to low, by the temperature. The first is subtracted, so that exp cannot overflow.
-    Temperature 0 is greedy: all but the first become minus infinity.
-    """
+    Temperature 0 is greedy: all but the first become minus infinity."""
     if temperature == 0:
         return np.where(np.arange(len(ordered)) == 0, 0.0, -np.inf)
     return (ordered - ordered[0]) / max(temperature, 1e-30)  # smaller ones would overflow, and are greedy as well
@@ -103,13 +97,12 @@ def sampling_probabilities(
     by_k = min(top_k or len(p), len(p))
     p[by_k:] = 0
     p /= np.add.reduce(p)
-    by_p = by_k
+    by_min = by_p = by_k
     if top_p < 1:
         before = p.cumsum() - p  # the sum of all more likely ones: while it is below top_p, this one is needed
-        by_p = min(int(np.count_nonzero(before < top_p)), by_k)
+        by_min = by_p = min(int(np.count_nonzero(before < top_p)), by_k)
         p[by_p:] = 0
         p /= p.sum()
-    by_min = by_p
     if min_p > 0:
         by_min = min(int(np.count_nonzero(p >= min_p * p[0])), by_p)
         p[by_min:] = 0
@@ -119,9 +112,7 @@ def sampling_probabilities(
 
 def draw(p: np.ndarray, random_number: float) -> tuple[int, np.ndarray]:
     """Lay the probabilities end to end on [0, 1): the index whose interval holds the number, and where each one ends.
-
-    p = (0.5, 0.3, 0.2): 0.10 selects index 0, 0.79 index 1, 0.80 index 2; the ends are (0.5, 0.8, 1).
-    """
+    With p = (0.5, 0.3, 0.2), 0.10 selects index 0, 0.79 index 1, 0.80 index 2; the ends are (0.5, 0.8, 1)."""
     ends = p.cumsum()
     ends /= ends[-1]  # now the last end is exactly 1, so no number selects a token that was filtered out
     return int(ends.searchsorted(random_number, side="right")), ends
@@ -130,11 +121,8 @@ def draw(p: np.ndarray, random_number: float) -> tuple[int, np.ndarray]:
 def choose(
     logits: np.ndarray, random_number: float, sampling: Sampling, seen: np.ndarray | None = None, record: int = 0
 ) -> Step:
-    """Choose the next token from logits (V,) with a random number in [0, 1).
-
-    `seen` (V,) is True for the tokens of the text so far, prompt included; only a penalty needs it. The Step keeps at
-    least `record` candidates, to be shown.
-    """
+    """Choose the next token from logits (V,) with a random number in [0, 1). `seen` (V,) is True for the tokens of the
+    text so far, prompt included; only a penalty needs it. The Step keeps at least `record` candidates, to be shown."""
     top_k = sampling.top_k
     penalised = penalise(logits, seen, sampling.repetition_penalty)
     n = min(max(top_k, record), len(logits)) if top_k else len(logits)
@@ -155,30 +143,21 @@ def choose(
 
 
 def random_numbers(seed: int) -> Iterator[float]:
-    """Endless random numbers in [0, 1), the same on every device. Groups of 100 are faster than single ones, and equal
-    to them."""
+    """Endless random numbers in [0, 1), the same on every device. Groups of 100 are the same numbers, sooner."""
     generator = torch.Generator().manual_seed(seed % 2**64)
     while True:
         yield from torch.rand(100, generator=generator, dtype=torch.float64).tolist()
 
 
 @torch.inference_mode()
-def feed(model: GPT, texts: list[list[int]], cache: KeyValueCache) -> torch.Tensor:
-    """Feed B texts of T ids each, continuing those in the cache. Returns fp32 logits after each token, (B, T, V)."""
-    return model(torch.tensor(texts, device=model.device), cache).float()
-
-
-def read(model: GPT, ids: list[int], cache: KeyValueCache) -> torch.Tensor:
+def read(model: GPT, ids: list[int], cache: KeyValueCache) -> Tensor:
     """Feed one text to the model, continuing the one in the cache. Returns fp32 logits after each token, (T, V)."""
-    return feed(model, [ids], cache)[0]
+    return model(torch.tensor([ids], device=model.device), cache)[0].float()
 
 
-def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_token: Callable | None = None):
-    """Logits (B, V) after each of B texts of the same length, all but the last token of which are in the cache.
-
-    When the block is full, its older half is forgotten: the newest block_size // 2 tokens are read again, from
-    position 0.
-    """
+def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_token: FastStep = None):
+    """Logits (B, V) after each of B texts of the same length, all but the last token of which are in the cache. A full
+    block forgets its older half: the newest block_size // 2 tokens are read again, from position 0."""
     if cache.length == model.block_size:
         cache.length = 0
         texts = [text[-max(1, model.block_size // 2) :] for text in texts]
@@ -186,16 +165,12 @@ def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_to
         return one_token(texts[0][-1])[None]
     else:
         texts = [text[-1:] for text in texts]
-    return feed(model, texts, cache)[:, -1].cpu().numpy()
+    with torch.inference_mode():
+        return model(torch.tensor(texts, device=model.device), cache)[:, -1].float().cpu().numpy()
 
 
 def generate(
-    model: GPT,
-    ids: list[int],
-    logits: torch.Tensor,
-    cache: KeyValueCache,
-    settings: Settings,
-    one_token: Callable | None = None,
+    model: GPT, ids: list[int], logits: Tensor, cache: KeyValueCache, settings: Settings, one_token: FastStep = None
 ) -> Iterator[list[Step]]:
     """Continue a prompt, given as its ids, the logits (V,) after it, and the cache that it filled. Yields a list of one
     step for each of settings.samples texts, settings.tokens times.
@@ -204,9 +179,8 @@ def generate(
         logits = read(model, ids, cache)
         for (step,) in generate(model, ids, logits[-1], cache, settings): ...
 
-    Sample i is the text of the seed settings.seed + i, and all are fed to the model as one batch. Each token uses one
-    random number. `one_token` is a faster way to feed one token (one_token.py), for a single sample, made for this
-    cache. For a model in eval mode.
+    For a model in eval mode. Sample i is the text of the seed settings.seed + i, and all are fed to the model as one
+    batch. `one_token` is for a single sample, made for this cache.
     """
     samples, show = settings.samples, settings.show
     texts = [list(ids) for _ in range(samples)]

@@ -1,5 +1,7 @@
-"""Text from a model: a Writer yields one step after another, a Completion collects the text of those steps."""
+"""Text from a model: a Writer yields one step after another, a Completion collects the text of those steps, and its
+TextStream holds back what is not certain yet."""
 
+import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +13,6 @@ from config import Settings
 from model import metrics
 from model.generation.one_token import OneToken, fast_one_token
 from model.generation.sampling import Step, generate, read
-from model.generation.text_stream import TextStream
 from model.gpt import GPT
 from model.tokenization.tokenizer import BareIds, Tokenizer, encode_prompt
 from plumbing.errors import UserError
@@ -51,11 +52,48 @@ class Writer:
             yield steps
 
 
-class Completion:
-    """One text while it is written: the text so far, how surprising its tokens were, and why it ended.
+class TextStream:
+    """Bytes go in, token by token; text comes out as soon as it is certain.
 
-    The prompt is not part of it. `sample` is its index among the texts of the same prompt.
+    A character whose bytes are in two tokens waits for the second one. The possible beginning of a stop text waits
+    until it is one or is not: with the stop text "\\n\\n", a newline comes out together with what follows it.
+
+        stream = TextStream(["</end>"])
+        stream.feed(b"a <"), stream.feed(b"/b")     ->  "a ", "</b"
+
+    All that comes out, with finish() at the end, equals decoding all bytes at once, up to the stop text that is
+    complete first (of two that end together, the longer one). Bytes that are not UTF-8 become U+FFFD.
     """
+
+    def __init__(self, stops: Sequence[str] = ()):
+        self.stops = list(stops)
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.held = ""  # the end of the text, which may be the beginning of a stop text
+        self.stopped = False  # a stop text has come up; nothing comes out any more
+
+    def feed(self, data: bytes, final: bool = False) -> str:
+        """Take bytes, and return the text that is certain now."""
+        if self.stopped:
+            return ""
+        text = self.held + self.decoder.decode(data, final)
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops if stop in text]  # (end, start)
+        self.stopped = bool(found)
+        certain = min(found)[1] if found else len(text) - (0 if final else self.uncertain(text))
+        self.held = text[certain:]
+        return text[:certain]
+
+    def finish(self) -> str:
+        """The text that was held back, when nothing more comes."""
+        return self.feed(b"", final=True)
+
+    def uncertain(self, text: str) -> int:
+        """How many characters at the end of the text may be the beginning of a stop text."""
+        return max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+
+
+class Completion:
+    """One text while it is written, without the prompt: the text so far, how surprising its tokens were, and why it
+    ended. `sample` is its index among the texts of the same prompt."""
 
     def __init__(self, tokenizer: Tokenizer | BareIds, stops: Sequence[str], sample: int = 0):
         self.tokenizer, self.stream, self.sample = tokenizer, TextStream(stops), sample
@@ -65,12 +103,11 @@ class Completion:
     def take(self, step: Step) -> str:
         """Add the token of a step. Returns the text that is certain by now."""
         self.surprises.append(metrics.surprise(step.p))
-        bare = self.tokenizer.kind == "none"  # then no id ends a document, and the bytes of the text are unknown
-        if step.token == self.tokenizer.end_of_text_id and not bare:
+        if self.tokenizer.ends_document(step.token):
             self.end = "the model ended the document"
             return ""
         data = self.tokenizer.token_bytes(step.token)
-        self.bytes += 0 if bare else len(data)
+        self.bytes += len(data)
         text = self.stream.feed(data)
         self.text += text
         if self.stream.stopped:
@@ -87,8 +124,7 @@ def sample_text(
     model: GPT, tokenizer: Tokenizer | BareIds, settings: Settings, check: Callable[[], None] = lambda: None
 ) -> str:
     """What training shows of a model: settings.sample_tokens tokens after <|endoftext|>, with the sampling settings and
-    the seed. In fp32, as generate.py writes. check() is called before each token.
-    """
+    the seed. In fp32, as generate.py writes. check() is called before each token."""
     if not settings.sample_tokens:
         return ""
     settings = replace(settings, tokens=settings.sample_tokens, samples=1)

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to resume exactly, in one file per saved step.
+"""Checkpoints: everything that a run needs to resume exactly, in one file per saved step; and the folder they are in.
 
     checkpoints/char/step_00000250.pt    the checkpoint of step 250
     checkpoints/char/log.jsonl           the run's figures, one JSON object per line (model/monitoring/log.py)
-    checkpoints/char.lock                locked while a training uses the folder (run_folder.py)
+    checkpoints/char.lock                locked while a training uses the folder
 
 A checkpoint is a dict that safe_load.py writes and reads:
 
@@ -23,6 +23,9 @@ A checkpoint is a dict that safe_load.py writes and reads:
 The architecture is config.Model's settings and the vocabulary size, which is the number of rows of the embedding.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,8 +35,12 @@ from config import Model
 from model.gpt import GPT
 from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
+from plumbing.errors import UserError
+from plumbing.files import try_lock
 from plumbing.settings import field_names
 from plumbing.text import shown_path
+
+WRITTEN = r"(step_\d+\.pt|log\.jsonl|gpt_model\.pt)(\.\d+\.tmp)?"  # names of the files of a run, finished or not
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -46,10 +53,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
-    """Write the checkpoint of a step, read it back, and only then delete all but the `keep` newest.
-
-    `content` is what the table above lists, without format_version and step. Raises OSError.
-    """
+    """Write the checkpoint of a step, read it back, and only then delete all but the `keep` newest. `content` is what
+    the table above lists, without format_version and step. Raises OSError."""
     path = checkpoint_path(folder, step)
     save(path, {"format_version": FORMAT_VERSION, "step": step, **content})
     try:
@@ -71,13 +76,6 @@ def load_checkpoint(path: Path) -> dict:
     step = require(content, "step", int)
     if step != int(path.stem.removeprefix("step_")):
         raise ValueError(f"it is the checkpoint of step {step}")
-    check_run(content)
-    check_state(content)
-    return content
-
-
-def check_run(content: dict) -> None:
-    """Check what a checkpoint says about its run: settings, data, device. Raises ValueError."""
     settings = require(content, "settings", dict)
     if not all(isinstance(value, str | int | float) for value in settings.values()):
         raise ValueError("one of its settings is neither text nor a number")
@@ -87,9 +85,10 @@ def check_run(content: dict) -> None:
     for name in ("tokenizer", "training data", "validation data", *sources):
         if not isinstance(sources.get(name), str):
             raise ValueError(f"it has no checksum of its {name}")
-    require(content, "device", str)
-    require(content, "dtype", str)
-    require(content, "compiled", bool)
+    for name, expected_type in {"device": str, "dtype": str, "compiled": bool}.items():
+        require(content, name, expected_type)
+    check_state(content)
+    return content
 
 
 def check_state(content: dict) -> None:
@@ -115,10 +114,8 @@ def optimizer_shapes(model: GPT) -> dict[str, Tensor]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None, list[str]]:
-    """The newest undamaged checkpoint: (path, content, a message for each newer one that cannot be used).
-
-    (None, None, messages) if there is none.
-    """
+    """The newest undamaged checkpoint: (path, content, a message for each newer one that cannot be used). Path and
+    content are None if there is none."""
     problems = []
     for path in checkpoint_files(folder):
         try:
@@ -126,3 +123,44 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None, list[str]
         except ValueError as error:
             problems.append(f"{shown_path(path)} cannot be used: {error}")
     return None, None, problems
+
+
+def belongs_to_run(path: Path) -> bool:
+    """Whether training wrote this file of a run's folder, to judge by its name."""
+    return path.is_file() and re.fullmatch(WRITTEN, path.name) is not None
+
+
+@contextmanager
+def only_training_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, so that no second training writes there, and delete what a killed one left. The
+    lock file is beside the folder, because --fresh moves the folder. It is never deleted: the operating system releases
+    the lock when the process ends, however it ends. Raises UserError if another process holds it."""
+    folder = folder.absolute()  # "." has no name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}.lock", "ab") as lock:
+        if not try_lock(lock):
+            raise UserError(
+                f"Another training is using {shown_path(folder)}. Wait until it ends, stop it, "
+                "or give this one another --checkpoint-dir."
+            )
+        for unfinished in folder.glob("*.tmp"):  # nobody else writes here while we hold the lock
+            if belongs_to_run(unfinished):
+                unfinished.unlink()
+        yield
+
+
+def move_aside(folder: Path) -> None:
+    """Rename the folder of an earlier run, so that a new run starts with an empty one. Raises UserError if the folder
+    contains anything else."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if foreign := sorted(path.name for path in folder.iterdir() if not belongs_to_run(path)):
+        raise UserError(
+            f"{shown_path(folder)} contains {foreign[0]}, which is not part of a run, so --fresh does not move the "
+            "folder. Move that file elsewhere, or give another --checkpoint-dir."
+        )
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    print(f"Moved the earlier run to {shown_path(aside)}. Delete it when you no longer need it.")

@@ -70,10 +70,8 @@ def check_tensors(tensors: dict, expected: dict[str, Tensor]) -> None:
 
 
 def meta_model(architecture: dict, weights: dict) -> GPT:
-    """A model with shapes but no numbers, on torch's meta device, to compare `weights` with.
-
-    The architecture must be possible, with at least one weight per layer: a small file cannot ask for a thousand.
-    """
+    """A model with shapes but no numbers, on torch's meta device, to compare `weights` with. The architecture must be
+    possible, with at least one weight per layer: a small file cannot ask for a thousand."""
     check_architecture(architecture)
     if len(weights) < architecture["n_layer"]:
         raise ValueError(f"it has {len(weights)} tensors, too few for {architecture['n_layer']} layers")

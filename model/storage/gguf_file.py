@@ -1,8 +1,7 @@
 """A model as one .gguf file, for llama.cpp and the programs built on it: weights, architecture and tokenizer.
 
-The package gguf, from the llama.cpp project, knows the format and its names for Qwen3's tensors. What this file adds is
-the tokenizer. llama.cpp does not use the `tokenizers` library but has a few tokenizer types of its own, and one of
-them, byte-level BPE as in GPT-2, fits both of ours.
+The package gguf, from the llama.cpp project, knows the format and its names for Qwen3's tensors. This file adds the
+tokenizer: of llama.cpp's own few types, byte-level BPE as in GPT-2 fits both of ours.
 """
 
 import json
@@ -12,21 +11,18 @@ from itertools import pairwise
 from pathlib import Path
 
 from model.gpt import GPT
-from model.storage.huggingface import CHAT_TEMPLATE, qwen3_config, to_qwen3
+from model.storage.huggingface import CHAT_TEMPLATE, import_extra, qwen3_config, to_qwen3
 from model.tokenization.byte_letters import BYTE_TO_LETTER
 from model.tokenization.tokenizer import UNKNOWN, Tokenizer
 from plumbing.corpus import END_OF_TEXT
-from plumbing.errors import UserError
 from plumbing.files import whole_file
 
 
 def tokens_and_merges(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """The tokens in the order of their ids and the merges ("a b"), as byte-level BPE needs them.
-
-    A character tokenizer becomes BPE with merges that only join the bytes of a character: é is the bytes c3 a9, which
-    are written Ã and ©, so there is a token "Ã©" and a merge "Ã ©". One thing differs: llama.cpp drops characters
-    without an id, where our own tokenizer writes <|unk|>.
-    """
+    """The tokens in the order of their ids and the merges ("a b"), as byte-level BPE needs them. A character tokenizer
+    becomes BPE with merges that only join the bytes of a character: é is the bytes c3 a9, which are written Ã and ©, so
+    there is a token "Ã©" and a merge "Ã ©". One thing differs: llama.cpp drops characters without an id, where our own
+    tokenizer writes <|unk|>."""
     tokens = [tokenizer.token_string(token) for token in range(tokenizer.vocab_size)]
     if tokenizer.kind == "bpe":
         return tokens, [f"{left} {right}" for left, right in json.loads(tokenizer.json_text)["model"]["merges"]]
@@ -42,15 +38,11 @@ def tokens_and_merges(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
 
 def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Write the model to a .gguf file, in fp32. Raises UserError if the package gguf is missing."""
-    try:
-        import gguf
-    except ImportError:
-        raise UserError(
-            "The package gguf is missing. Install it with: uv sync --extra export (or pip install gguf)."
-        ) from None
+    gguf = import_extra("gguf")
     token_types = {END_OF_TEXT: gguf.TokenType.CONTROL}
     if tokenizer.kind == "char":  # to BPE, <|unk|> is a token like any other
         token_types[UNKNOWN] = gguf.TokenType.UNKNOWN
+    config = qwen3_config(model.architecture, tokenizer.end_of_text_id)
     tokens, merges = tokens_and_merges(tokenizer)
     tensor_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, model.architecture["n_layer"])
 
@@ -59,8 +51,26 @@ def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer) -> None:
         writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.QWEN3])
         writer.add_name(path.stem)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-        add_architecture(writer, qwen3_config(model.architecture, tokenizer.end_of_text_id))
-        add_special_tokens(writer, tokenizer)
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count(config["num_attention_heads"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+        writer.add_rope_freq_base(config["rope_theta"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_tokenizer_model("gpt2")  # byte-level BPE
+        writer.add_tokenizer_pre("gpt-2")  # GPT-2's pattern, which cuts text into words before merging
+        writer.add_bos_token_id(config["bos_token_id"])
+        writer.add_eos_token_id(config["eos_token_id"])
+        writer.add_pad_token_id(config["eos_token_id"])
+        if tokenizer.unknown_id is not None:
+            writer.add_unk_token_id(tokenizer.unknown_id)
+        writer.add_add_bos_token(False)  # the prompt is exactly what was typed
+        writer.add_add_space_prefix(False)
+        writer.add_chat_template(CHAT_TEMPLATE)
         writer.add_token_list(tokens)
         writer.add_token_types([token_types.get(token, gguf.TokenType.NORMAL) for token in tokens])
         writer.add_token_merges(merges)
@@ -72,31 +82,3 @@ def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer) -> None:
         writer.close()
         with open(file, "rb") as written, whole_file(path) as output:
             shutil.copyfileobj(written, output)
-
-
-def add_architecture(writer, config: dict) -> None:
-    """Add the sizes of a Qwen3 config to a GGUFWriter."""
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-
-
-def add_special_tokens(writer, tokenizer: Tokenizer) -> None:
-    """Add the type of the tokenizer and its special tokens to a GGUFWriter."""
-    writer.add_tokenizer_model("gpt2")  # byte-level BPE
-    writer.add_tokenizer_pre("gpt-2")  # GPT-2's pattern, which cuts text into words before merging
-    writer.add_bos_token_id(tokenizer.end_of_text_id)
-    writer.add_eos_token_id(tokenizer.end_of_text_id)
-    writer.add_pad_token_id(tokenizer.end_of_text_id)
-    if tokenizer.unknown_id is not None:
-        writer.add_unk_token_id(tokenizer.unknown_id)
-    writer.add_add_bos_token(False)  # the prompt is exactly what was typed
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(CHAT_TEMPLATE)

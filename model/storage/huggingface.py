@@ -26,7 +26,7 @@ from plumbing.errors import UserError
 from plumbing.files import whole_file
 from plumbing.text import shown_path
 
-# Our names and Qwen3's. One of ours with several of theirs is a fused matrix: theirs, stacked by rows in this order.
+# Our names and Qwen3's. A weight with several of theirs is a fused matrix: theirs, stacked by rows in this order.
 OUTSIDE_BLOCKS = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 IN_BLOCK = {
     "attention_norm": ["input_layernorm"],
@@ -37,6 +37,13 @@ IN_BLOCK = {
     "mlp_norm": ["post_attention_layernorm"],
     "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
     "mlp.down": ["mlp.down_proj"],
+}
+SIZES = {
+    "vocab_size": "vocab_size",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "block_size": "max_position_embeddings",
 }
 EPS = 1e-6  # of every RMSNorm, here and in Qwen3
 MAX_CONFIG = 1_000_000  # bytes of a config.json
@@ -67,11 +74,9 @@ def to_qwen3(model: GPT) -> dict[str, Tensor]:
 
 def from_qwen3(tensors: dict[str, Tensor], expected: GPT) -> dict[str, Tensor]:
     """The state dict for a model like `expected`, which may be on the meta device."""
-    weights = {}
-    for name in expected.state_dict():
-        source = "embedding.weight" if name == "head.weight" and expected.architecture["tie_embeddings"] else name
-        weights[name] = torch.cat([tensors[theirs] for theirs in qwen3_names(source)])
-    return weights
+    tied = {"head.weight": "embedding.weight"} if expected.architecture["tie_embeddings"] else {}
+    names = {name: qwen3_names(tied.get(name, name)) for name in expected.state_dict()}
+    return {name: torch.cat([tensors[theirs] for theirs in several]) for name, several in names.items()}
 
 
 def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
@@ -80,15 +85,11 @@ def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        "vocab_size": a["vocab_size"],
-        "hidden_size": a["n_embd"],
+        **{theirs: a[ours] for ours, theirs in SIZES.items()},
         "intermediate_size": mlp_size(a["n_embd"]),
-        "num_hidden_layers": a["n_layer"],
-        "num_attention_heads": a["n_head"],
         "num_key_value_heads": a["n_head"],
         "head_dim": a["n_embd"] // a["n_head"],
         "hidden_act": "silu",
-        "max_position_embeddings": a["block_size"],
         "rms_norm_eps": EPS,
         "rope_theta": float(a["rotary_base"]),  # read by transformers 4; version 5 reads the next one
         "rope_parameters": {"rope_type": "default", "rope_theta": float(a["rotary_base"])},
@@ -102,57 +103,45 @@ def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
     }
 
 
-def import_safetensors():
-    """The package safetensors, which is an optional extra. Raises UserError if it is missing."""
+def import_extra(module: str):
+    """Import a module of the optional extra `export`. Returns its package. Raises UserError if it is missing."""
     try:
-        import safetensors.torch
+        return __import__(module)
     except ImportError:
-        raise UserError(
-            "The package safetensors is missing. Install it with: uv sync --extra export (or pip install safetensors)."
-        ) from None
-    return safetensors
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
+        name = module.partition(".")[0]
+        advice = f"Install it with: uv sync --extra export (or pip install {name})."
+        raise UserError(f"The package {name} is missing. {advice}") from None
 
 
 def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: Sampling) -> dict[str, bytes]:
     """The files of the folder, by name. config.json is last: without it, nobody takes the folder for a model."""
     weights = {name: tensor.contiguous() for name, tensor in to_qwen3(model).items()}
-    end = tokenizer.end_of_text_id
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "model_max_length": model.block_size,
-        "clean_up_tokenization_spaces": False,  # decoding gives back exactly the text that was encoded
-        "split_special_tokens": True,  # a text that reads <|endoftext|> is text, as it is here
-    }
-    if tokenizer.kind == "char":
-        tokenizer_config["unk_token"] = UNKNOWN
-    generation_config = {
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "max_length": model.block_size,
+    end, roles = tokenizer.end_of_text_id, ("bos_token", "eos_token", "pad_token")
+    configs = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **dict.fromkeys(roles, END_OF_TEXT),
+            **({"unk_token": UNKNOWN} if tokenizer.kind == "char" else {}),
+            "model_max_length": model.block_size,
+            "clean_up_tokenization_spaces": False,  # decoding gives back exactly the text that was encoded
+            "split_special_tokens": True,  # a text that reads <|endoftext|> is text, as it is here
+        },
+        "generation_config.json": {
+            **{f"{role}_id": end for role in roles},
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "max_length": model.block_size,
+        },
+        "config.json": qwen3_config(model.architecture, end),
     }
     return {
-        "model.safetensors": import_safetensors().torch.save(weights, {"format": "pt"}),
+        "model.safetensors": import_extra("safetensors.torch").torch.save(weights, {"format": "pt"}),
         "tokenizer.json": tokenizer.json_text.encode(),
-        "tokenizer_config.json": as_json(tokenizer_config),
         "chat_template.jinja": CHAT_TEMPLATE.encode(),
-        "generation_config.json": as_json(generation_config),
         "README.md": model_card.encode(),
-        "config.json": as_json(qwen3_config(model.architecture, end)),
+        **{name: json.dumps(config, indent=2).encode() + b"\n" for name, config in configs.items()},
     }
-
-
-def as_json(content: dict) -> bytes:
-    return json.dumps(content, indent=2).encode() + b"\n"
 
 
 def write_folder(folder: Path, content: dict[str, bytes], model: GPT) -> None:
@@ -167,22 +156,16 @@ def write_folder(folder: Path, content: dict[str, bytes], model: GPT) -> None:
         raise UserError(f"{shown_path(folder)} does not contain the model that was written. Write it again.")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 def architecture_from(config: dict, block_size: int) -> dict:
-    """Our architecture for a Qwen3 config, with blocks of at most block_size tokens.
-
-    Raises ValueError for what our model does not have: another head or MLP size, biases, sliding windows, scaled
-    positions.
-    """
+    """Our architecture for a Qwen3 config, with blocks of at most block_size tokens. Raises ValueError for what our
+    model does not have: another head or MLP size, biases, sliding windows, scaled positions."""
     if config.get("model_type") != "qwen3":
         raise ValueError(f"its model_type is {str(config.get('model_type'))[:40]!r}, not 'qwen3'")
-    sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
-    for name in sizes.split():
+    for name in (*SIZES.values(), "intermediate_size"):
         if not is_integer(config.get(name), 1):
             raise ValueError(f"its {name} is not a whole number above 0")
-    n_embd, n_head = config["hidden_size"], config["num_attention_heads"]
+    architecture = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    n_embd, n_head = architecture["n_embd"], architecture["n_head"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5, or 4
     if not isinstance(rope, dict):
         raise ValueError("its rope_parameters are not a JSON object")
@@ -202,12 +185,8 @@ def architecture_from(config: dict, block_size: int) -> dict:
                 f"its {name} is {str(theirs)[:40]}, but with n_embd {n_embd} and n_head {n_head}, "
                 f"a model of this project always has {ours}"
             )
-    return {
-        "vocab_size": config["vocab_size"],
-        "block_size": min(block_size, config["max_position_embeddings"]),
-        "n_layer": config["num_hidden_layers"],
-        "n_head": n_head,
-        "n_embd": n_embd,
+    return architecture | {
+        "block_size": min(block_size, architecture["block_size"]),
         "rotary_base": rope.get("rope_theta", config.get("rope_theta")),
         "dropout": 0.0,
         "tie_embeddings": config.get("tie_word_embeddings", False),
@@ -227,27 +206,23 @@ def repeat_key_value_heads(tensors: dict[str, Tensor], config: dict) -> None:
 
 
 def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor], str]:
-    """Read a folder in Qwen3's layout: (architecture, state dict in fp32, SHA-256 of the weights' files).
-
-    Blocks are at most block_size tokens. Raises UserError with the reason for a folder that has another layout, is
-    damaged, or contains a model that ours cannot represent.
-    """
+    """Read a folder in Qwen3's layout: (architecture, state dict in fp32, SHA-256 of the weights' files). Blocks are at
+    most block_size tokens. Raises UserError with the reason for a folder that has another layout, is damaged, or
+    contains a model that ours cannot represent."""
     files, config_file = sorted(folder.glob("model*.safetensors")), folder / "config.json"
     if not config_file.is_file() or not files:
         raise UserError(
             f"{shown_path(folder)} is not a folder in Hugging Face's layout: it needs config.json and "
             "model.safetensors. scripts/export_huggingface.py writes such folders."
         )
-    safetensors = import_safetensors()
-    digest = hashlib.sha256()
+    safetensors, digest = import_extra("safetensors.torch"), hashlib.sha256()
     try:
         if config_file.stat().st_size > MAX_CONFIG:
             raise ValueError("its config.json is too large")
         config = json.loads(config_file.read_text("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("its config.json is not a JSON object")
-        architecture = architecture_from(config, block_size)
-        tensors: dict[str, Tensor] = {}
+        architecture, tensors = architecture_from(config, block_size), {}
         for path in files:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -259,7 +234,7 @@ def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor],
         model = meta_model(architecture, tensors)
         repeat_key_value_heads(tensors, config)
         check_tensors(tensors, to_qwen3(model))
-    except (ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0][:300].rstrip(".")
         raise UserError(
             f"Training cannot start from {shown_path(folder)}: {reason}. Name a folder with a Qwen3 model that fits."

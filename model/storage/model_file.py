@@ -18,7 +18,6 @@ from torch import Tensor
 from model.gpt import GPT
 from model.metrics import show_bits_per_byte
 from model.storage import checks
-from model.storage.checks import FORMAT_VERSION, require
 from model.storage.safe_load import save
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from plumbing.errors import UserError
@@ -39,7 +38,7 @@ def save_model(
     """Write a model file and read it back. `training` is the summary; `weights` is the complete state dict, for a model
     that holds only a shard of it. Raises OSError or UserError."""
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": checks.FORMAT_VERSION,
         "kind": KIND,
         "architecture": model.architecture,
         "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text, "sha256": tokenizer.sha256},
@@ -52,7 +51,6 @@ def save_model(
 
 def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
     """Read a model file: (model in eval mode on the CPU, tokenizer, training summary). Raises UserError."""
-    path = Path(path)
     if not path.is_file():
         raise UserError(
             f"There is no model {shown_path(path)}. Train one with train.py (characters) or trainv2.py (BPE), "
@@ -65,10 +63,14 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
                 f"{shown_path(path)} is a checkpoint or another file, not a finished model. "
                 "Training writes the model to gpt_model.pt (--model-file) when it ends."
             )
-        architecture, weights = require(content, "architecture", dict), require(content, "weights", dict)
+        architecture, weights = checks.require(content, "architecture", dict), checks.require(content, "weights", dict)
         checks.check_tensors(weights, checks.meta_model(architecture, weights).state_dict())
-        tokenizer = read_tokenizer(require(content, "tokenizer", dict), architecture["vocab_size"], path)
-        training = require(content, "training", dict)
+        stored, vocab_size = checks.require(content, "tokenizer", dict), architecture["vocab_size"]
+        text, bare = checks.require(stored, "json", str), stored.get("kind") == "none"
+        tokenizer = BareIds(vocab_size) if bare else Tokenizer(text, f"the tokenizer in {shown_path(path)}")
+        if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, stored.get("sha256")):
+            raise ValueError("its tokenizer does not belong to its weights")
+        training = checks.require(content, "training", dict)
         bits_known = checks.is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
         data_known = isinstance(training.get("data", {}), dict)
         if not (checks.is_integer(training.get("steps"), 0) and bits_known and data_known):
@@ -82,15 +84,3 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
             "Name another file with --model."
         ) from None
     return model.eval(), tokenizer, training
-
-
-def read_tokenizer(content: dict, vocab_size: int, path: Path) -> Tokenizer | BareIds:
-    """The tokenizer in the model file at `path`. Raises UserError or ValueError."""
-    text = require(content, "json", str)
-    if content.get("kind") == "none":
-        tokenizer = BareIds(vocab_size)
-    else:
-        tokenizer = Tokenizer(text, f"the tokenizer in {shown_path(path)}")
-    if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, content.get("sha256")):
-        raise ValueError("its tokenizer does not belong to its weights")
-    return tokenizer

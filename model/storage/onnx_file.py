@@ -25,11 +25,8 @@ MAX_WEIGHTS = 2**31 - 2**20  # bytes; an ONNX file is one protocol buffer, which
 
 
 class OneTokenStep(nn.Module):
-    """GPT.forward for one token, with its KV cache as tensors that go in and come out, so that a graph can express it.
-
-    A growing cache would be a slice of another length at every step. Here each step attends to all S positions, and a
-    mask hides those that are still empty.
-    """
+    """GPT.forward for one token, with its KV cache as tensors that go in and come out. A graph cannot express a cache
+    that grows, so each step attends to all S positions, and a mask hides those that are still empty."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -76,16 +73,13 @@ def to_onnx(model: GPT, metadata: dict[str, str]) -> bytes:
             "(or pip install onnx onnxscript onnxruntime)."
         ) from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which nothing here needs
-    cache = empty_cache(model)
+    inputs = torch.tensor([0]), torch.tensor([0]), empty_cache(model), empty_cache(model)
+    names = {
+        "input_names": ["token", "position", "keys", "values"],
+        "output_names": ["logits", "new_keys", "new_values"],
+    }
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(
-            OneTokenStep(model).eval(),
-            (torch.tensor([0]), torch.tensor([0]), cache, cache.clone()),
-            input_names=["token", "position", "keys", "values"],
-            output_names=["logits", "new_keys", "new_values"],
-            dynamo=True,
-            verbose=False,
-        )
+        program = torch.onnx.export(OneTokenStep(model).eval(), inputs, **names, dynamo=True, verbose=False)
     program.model.metadata_props.update(metadata)
     return program.model_proto.SerializeToString()
 

@@ -7,8 +7,8 @@ A .pt file of torch.save is a zip archive:
 
 A pickle can call any Python function, so whoever opens a stranger's file with Python's unpickler runs the stranger's
 code. torch.load(..., weights_only=True) allows fewer operations, but allocates whatever the file asks for and verifies
-no checksums. This module has its own unpickler, with only the operations that torch.save needs for tensors and plain
-values. It refuses everything else, and compares sizes with the file's size before it allocates memory.
+no checksums. The unpickler here has only the operations that torch.save needs for tensors and plain values, refuses
+everything else, and compares sizes with the file's size before it allocates memory.
 
 The archive's comment, at the end of the file, is the SHA-256 of everything before it, so a flipped bit is noticed
 wherever it is. (This detects damage, not forgery: whoever forges a file can compute the checksum too.)
@@ -45,9 +45,6 @@ END_RECORD = b"PK\5\6"  # ends a zip archive: 22 bytes, the last two are the len
 DIGEST_SIZE = 64  # characters
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 class HashingFile:
     """A file for torch.save to write to that computes the SHA-256 of what is written."""
 
@@ -70,9 +67,6 @@ def save(path: Path, content: dict) -> None:
             raise cause if isinstance(cause, OSError) else OSError(f"{shown_path(path)}: {error}") from None
         file.seek(-2, os.SEEK_END)
         file.write(DIGEST_SIZE.to_bytes(2, "little") + hashing.hash.hexdigest().encode())
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def load(path: Path) -> dict:
@@ -156,12 +150,9 @@ def tensor_view(storage: Tensor, offset: int, size: tuple, stride: tuple, *_) ->
 
 
 class Unpickler:
-    """A stack machine for pickles that can make dicts, lists, tuples, numbers, text, and tensors; nothing else.
-
-    It calls `storage` with the persistent id of each tensor's numbers. Python's module pickletools describes the
-    operations. Whatever is wrong with the program raises an error: ValueError with a reason where this class looks for
-    it, else that of the Python operation that fails.
-    """
+    """A stack machine for pickles that can make dicts, lists, tuples, numbers, text, and tensors; nothing else. It
+    calls `storage` with the persistent id of each tensor's numbers. Python's module pickletools describes the
+    operations. A wrong program raises ValueError with a reason, or the error of the Python operation that fails."""
 
     def __init__(self, storage: Callable[[tuple], Tensor]):
         self.storage = storage
@@ -186,16 +177,14 @@ class Unpickler:
                 self.stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[operation])
-            case "EMPTY_DICT":
-                self.stack.append({})
-            case "EMPTY_LIST":
-                self.stack.append([])
-            case "EMPTY_TUPLE":
-                self.stack.append(())
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                self.stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[operation]())
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                self.stack.append(self.recall(argument))
+            case "BINGET" | "LONG_BINGET":  # of the same list twice, nested, lists would grow without end
+                if not isinstance(self.memo[argument], str):
+                    raise ValueError("it uses an object twice that is neither a text nor a name")
+                self.stack.append(self.memo[argument])
             case "MARK":
                 self.marks.append(len(self.stack))
             case "TUPLE":
@@ -206,16 +195,24 @@ class Unpickler:
                 items = self.pop(1) if operation == "APPEND" else self.pop_to_mark()
                 self.stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
-                self.set_items(self.pop(2) if operation == "SETITEM" else self.pop_to_mark())
+                items = self.pop(2) if operation == "SETITEM" else self.pop_to_mark()
+                if not all(isinstance(key, str) for key in items[::2]):
+                    raise ValueError("a dict has a key that is not text")
+                self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL":
                 if argument not in (*DTYPES, REBUILD_TENSOR, ORDERED_DICT):
                     raise ValueError(f"it asks for {argument!r}, which is neither a tensor nor a plain value")
                 self.stack.append(argument)
             case "BINPERSID":
                 self.stack.append(self.storage(self.stack.pop()))
-            case "REDUCE":
+            case "REDUCE":  # a call; these are the only two functions that a pickle may call
                 function, arguments = self.pop(2)
-                self.stack.append(self.call(function, arguments))
+                if function == ORDERED_DICT and arguments == ():
+                    self.stack.append({})
+                elif function == REBUILD_TENSOR:
+                    self.stack.append(tensor_view(*arguments))
+                else:
+                    raise ValueError("it calls something that is not an allowed function")
             case "BUILD":  # sets an attribute that torch gives to a state_dict; nothing here needs it
                 self.stack.pop()
             case _:
@@ -231,24 +228,3 @@ class Unpickler:
         items = self.stack[start:]
         del self.stack[start:]
         return items
-
-    def recall(self, key: int) -> str:
-        """A text or name from the memo. Nothing else: lists of the same list twice, nested, would grow without end."""
-        if not isinstance(self.memo[key], str):
-            raise ValueError("it uses an object twice that is neither a text nor a name")
-        return self.memo[key]
-
-    def set_items(self, items: list) -> None:
-        """Put [key, value, key, value, ...] into the dict on top of the stack."""
-        keys, values = items[::2], items[1::2]
-        if not all(isinstance(key, str) for key in keys):
-            raise ValueError("a dict has a key that is not text")
-        self.stack[-1].update(zip(keys, values, strict=True))
-
-    def call(self, function: object, arguments: tuple) -> object:
-        """The only two functions that a pickle may call."""
-        if function == ORDERED_DICT and arguments == ():
-            return {}
-        if function == REBUILD_TENSOR:
-            return tensor_view(*arguments)
-        raise ValueError("it calls something that is not an allowed function")

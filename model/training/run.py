@@ -13,10 +13,9 @@ from dataset import TokenFile
 from model import metrics
 from model.device import keep_memory, pick_device, pick_dtype
 from model.gpt import GPT
-from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
+from model.storage.checkpoint import checkpoint_path, move_aside, newest_checkpoint, only_training_in, save_checkpoint
 from model.storage.checks import check_architecture
 from model.storage.model_file import save_model
-from model.storage.run_folder import move_aside, only_training_in
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
 from model.training.inputs import Batches, initial_weights, open_inputs

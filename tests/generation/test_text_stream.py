@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation.text_stream import TextStream
+from model.generation.writer import TextStream
 
 in_any_time = settings(deadline=None)
 

@@ -268,6 +268,7 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path):
         json.dumps({**config, "model_type": "llama", "auto_map": {"AutoConfig": "evil.Config"}}),
         json.dumps({**config, "hidden_size": 1e99}),
         json.dumps({**config, "hidden_size": "32"}),
+        json.dumps({**config, "hidden_size": 10**400}),
         json.dumps({**config, "num_hidden_layers": 10**9}),
         json.dumps({**config, "num_attention_heads": 0}),
         json.dumps({**config, "num_key_value_heads": 3}),

@@ -33,14 +33,14 @@ def accepted_damage(number: int, folder: Path, good: Path, other: Path, refuse) 
 
 @runs(500, 5000)
 def test_no_damaged_checkpoint_or_model_is_accepted(finished_run, tmp_path, number):
-    old, new = sorted(finished_run.settings.checkpoint_dir.glob("*.pt"))
+    old, new = sorted(finished_run.settings.checkpoint_dir.glob("step_*.pt"))
     assert accepted_damage(number // 2, tmp_path, new, old, refused_checkpoint) == []
     assert accepted_damage(number // 2, tmp_path, finished_run.settings.model_file, new, refusal) == []
 
 
 def test_torch_alone_would_accept_damage(finished_run, tmp_path):
     """The control: what torch.load checks by itself is not enough."""
-    old, new = sorted(finished_run.settings.checkpoint_dir.glob("*.pt"))
+    old, new = sorted(finished_run.settings.checkpoint_dir.glob("step_*.pt"))
 
     def torch_refuses(path):
         try:
@@ -62,7 +62,7 @@ def test_a_changed_bit_anywhere_is_noticed(finished_run, tmp_path):
 
 
 def test_intact_files_in_the_wrong_place_are_refused(finished_run, tmp_path):
-    old, new = sorted(finished_run.settings.checkpoint_dir.glob("*.pt"))
+    old, new = sorted(finished_run.settings.checkpoint_dir.glob("step_*.pt"))
     shutil.copy(old, tmp_path / new.name)
     assert refused_checkpoint(tmp_path / new.name) == "it is the checkpoint of step 5"
     shutil.copy(finished_run.settings.model_file, tmp_path / new.name)
@@ -100,7 +100,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_checkpoint_that_lacks_something_is_passed_over(finished_run, tmp_path, capsys, change):
-    old, new = sorted(finished_run.settings.checkpoint_dir.glob("*.pt"))
+    old, new = sorted(finished_run.settings.checkpoint_dir.glob("step_*.pt"))
     settings = replace(finished_run.settings, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "m.pt")
     settings.checkpoint_dir.mkdir()
     shutil.copy(old, settings.checkpoint_dir)

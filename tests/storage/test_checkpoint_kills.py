@@ -22,8 +22,7 @@ from stored_runs import script, write_in_place
 
 import train
 from model.storage import checkpoint
-from model.storage.checkpoint import newest_checkpoint, save_checkpoint
-from model.storage.run_folder import only_training_in
+from model.storage.checkpoint import newest_checkpoint, only_training_in, save_checkpoint
 from plumbing.files import whole_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")

@@ -10,8 +10,8 @@ from runs import steps_of
 from stored_runs import script
 
 import train
-from model.storage import run_folder
-from model.storage.run_folder import only_training_in
+from model.storage import checkpoint
+from model.storage.checkpoint import only_training_in
 from plumbing.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
@@ -29,7 +29,7 @@ def test_two_trainings_do_not_work_in_one_folder(interrupted_run, tmp_path):
 
 
 def test_without_a_lock_two_trainings_would_work_in_one_folder(interrupted_run, monkeypatch):
-    monkeypatch.setattr(run_folder, "try_lock", lambda file: True)
+    monkeypatch.setattr(checkpoint, "try_lock", lambda file: True)
     with only_training_in(interrupted_run.checkpoint_dir):
         assert train.main(interrupted_run, fresh=False) == 0
 
