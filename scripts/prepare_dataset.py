@@ -18,7 +18,7 @@ import argparse
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import _root
@@ -32,7 +32,7 @@ from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.display import cut_line
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
-from plumbing.corpus import cut_into_chunks, find_border, has_one_document, split_documents
+from plumbing.corpus import cut_in_two, cut_into_chunks, find_border, only_document, split_documents
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.files import flush_to_disk
 from plumbing.journal import Journal, identity
@@ -59,14 +59,18 @@ class CorpusEncoder:
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer):
         self.settings, self.tokenizer = settings, tokenizer
-        self.only = has_one_document(settings.corpus)
+        only = only_document(settings.corpus)
+        self.only = only is not None
+        self.halves = cut_in_two(only, settings.val_fraction) if self.only else {}  # in memory until it is encoded
         # One BPE encoder, because it remembers the words that any thread has met. Character encoders count, so they are
         # made for each chunk.
         self.bpe = BPEEncoder(tokenizer) if tokenizer.kind == "bpe" else None
 
-    def documents(self, chunk: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
-        """Yield ("train" or "val", document) for the documents of a chunk, given as (start, end) in the corpus."""
-        return split_documents(self.settings.corpus, self.settings.val_fraction, chunk, self.only)
+    def documents(self, chunk: tuple[int, int]) -> Iterable[tuple[str, bytes]]:
+        """("train" or "val", document) for the documents of a chunk, given as (start, end) in the corpus."""
+        if self.only:
+            return self.halves.items()
+        return split_documents(self.settings.corpus, self.settings.val_fraction, *chunk)
 
     def encode(self, chunk: tuple[int, int]) -> Iterator[EncodedBlock]:
         """Yield the ids of a chunk, first those for training, then those for validation."""
@@ -77,12 +81,13 @@ class CorpusEncoder:
             encoder = self.bpe or CharacterEncoder(self.tokenizer)
             for ids in encoder.encode(text):
                 yield EncodedBlock(split, ids)
-            yield EncodedBlock(split, np.empty(0, "<u2"), **counts, unknown=getattr(encoder, "unknown", {}))
+            yield EncodedBlock(split, np.empty(0, "<u2"), **counts, unknown=encoder.unknown)
 
     def by_split(self, chunk: tuple[int, int]) -> dict[str, list[bytes]]:
         found = {"train": [], "val": []}
         for split, document in self.documents(chunk):
             found[split].append(document)
+        self.halves.clear()
         return found
 
 
