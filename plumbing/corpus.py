@@ -21,15 +21,9 @@ SEPARATOR = b"\n" + MARKER + b"\n"
 NO_TEXT = "It holds NUL bytes, as token files and UTF-16 texts do. Name a text in UTF-8."
 
 
-# --- reading and writing ----------------------------------------------------------------------------------------------
-
-
 def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of a corpus file in order.
-
-    Memory: about the longest document. Raises UserError for a missing file and for bytes that are not UTF-8, with their
-    offset.
-    """
+    """Yield the documents of a corpus file in order, in memory of about the longest one. Raises UserError for a missing
+    file and for bytes that are not UTF-8, with their offset."""
     return (document.decode() for document in read_document_bytes(path))
 
 
@@ -89,10 +83,8 @@ def split_at_marker(text: bytes) -> list[bytes]:
 
 
 def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, int]:
-    """Write documents to a corpus file. Returns (number of documents, bytes of the file).
-
-    Leaves out empty documents, and makes two of one that contains a line <|endoftext|>. Refuses to write an empty file.
-    """
+    """Write documents to a corpus file, without empty ones; one that contains a line <|endoftext|> becomes two. Returns
+    (number of documents, bytes of the file). Raises UserError if there are none."""
     count = 0
     with whole_file(path) as file:
         for text in documents:
@@ -102,9 +94,6 @@ def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, 
         if not count:
             raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")
         return count, file.tell()
-
-
-# --- chunks, to work on several at once -------------------------------------------------------------------------------
 
 
 def find_border(path: Path, position: int) -> int:
@@ -133,23 +122,18 @@ def cut_into_chunks(path: Path, start: int, end: int, size: int) -> Iterator[tup
         start = border
 
 
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
 def sample_documents(path: Path, seed: int, **wanted) -> Iterator[str]:
-    """sample_document_bytes() as text."""
     return (document.decode() for document in sample_document_bytes(path, seed, **wanted))
 
 
 def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[bytes]:
-    """Yield a random subset of a corpus: whole documents in their order, the same ones for the same seed.
+    """Yield a random subset of a corpus: whole documents in their order, the same ones for the same seed. Give one of:
+    megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents, 0 to 1).
+    Yields nothing if no document is small enough. Raises UserError if the corpus has no documents.
 
-    Give one of: megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents,
-    0 to 1). Yields nothing if no document is small enough. Raises UserError if the corpus has no documents.
     Two passes in constant memory: the first counts, the second takes each document with the probability (still wanted)
     / (still to come). This is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2, algorithm
-    S), with bytes instead of documents if a size is asked for.
-    """
+    S), with bytes instead of documents if a size is asked for."""
     cost_of = (lambda document: 1) if megabytes is None else len
     to_come = sum(map(cost_of, read_document_bytes(path)))
     if not to_come:
@@ -167,9 +151,6 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
             if not wanted:
                 return
         to_come -= cost
-
-
-# --- training and validation ------------------------------------------------------------------------------------------
 
 
 def only_document(path: Path) -> bytes | None:
@@ -213,9 +194,6 @@ def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
     return {"train": document[:cut], "val": document[cut:]}
 
 
-# --- duplicates -------------------------------------------------------------------------------------------------------
-
-
 def document_hashes(documents: Iterable[bytes]) -> np.ndarray:
     """A hash of 64 bits for each document, (documents,) uint64."""
     digests = (hashlib.blake2b(document, digest_size=8).digest() for document in documents)
@@ -224,8 +202,7 @@ def document_hashes(documents: Iterable[bytes]) -> np.ndarray:
 
 class SeenDocuments:
     """The hashes of the documents so far, in sorted arrays, each much longer than the next: at most 24 bytes per
-    document, while two arrays are joined. The chance that two different documents are taken for one is one in a million
-    among 6 million documents."""
+    document. Among 6 million documents, the chance that two different ones are taken for one is one in a million."""
 
     def __init__(self):
         self.arrays: list[np.ndarray] = []

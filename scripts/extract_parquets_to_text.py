@@ -44,6 +44,9 @@ BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the pr
 ITEM_BYTES = 1 << 24  # 16 MB of text in the row groups that a thread reads, or one larger row group
 BATCHES_AT_ONCE = ITEM_BYTES // BATCH_BYTES  # read ahead of the writer: a thread waits only in larger row groups
 
+# Compares pages with their checksums, if the file has some, and reads in small portions.
+open_parquet = functools.partial(pq.ParquetFile, page_checksum_verification=True, buffer_size=1 << 16)
+
 
 def hub_cache() -> Path:
     """Where the hub's library keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
@@ -80,11 +83,6 @@ def naming_damage(path: Path):
         raise ValueError(f"{shown_path(path)} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file so that pages are compared with their checksums, if it has some, and read in small portions."""
-    return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 16)
-
-
 def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
     """(rows, bytes) of each row group. Raises UserError if there is no such text, ValueError if the file is damaged."""
     with naming_damage(path), open_parquet(path) as parquet:
@@ -100,17 +98,15 @@ def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
             raise UserError(f"The column {column!r} of {shown_path(path)} holds {column_type}, not text.")
         groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
-        if sum(rows for rows, _ in sizes) != parquet.metadata.num_rows:
-            raise ValueError(
-                f"{shown_path(path)} is damaged: its row groups do not have {parquet.metadata.num_rows:,} rows in all"
-            )
+        rows = parquet.metadata.num_rows
+        if sum(group_rows for group_rows, _ in sizes) != rows:
+            raise ValueError(f"{shown_path(path)} is damaged: its row groups do not have {rows:,} rows in all")
     return sizes
 
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Neighbouring row groups of a parquet file, for one thread to read; or the error that keeps the file from being
-    read."""
+    """Neighbouring row groups of a file, for one thread to read; or the error that keeps the file from being read."""
 
     path: Path
     file: int  # its number among the inputs
@@ -282,7 +278,6 @@ def main() -> int:
             file.write(SEPARATOR)
         megabytes = file.tell() / 1e6
     seconds = time.perf_counter() - start
-
     documents = writer.counts.pop("documents")
     for reason, count in writer.counts.items():
         if count:

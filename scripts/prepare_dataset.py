@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import CHAR, Settings
-from dataset import TokenWriter, open_tokens, remove_sidecars, token_writer
+from dataset import open_tokens, remove_sidecars, token_writer
 from model.tokenization.bpe_encoder import END, BPEEncoder
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.display import cut_line
@@ -101,11 +101,8 @@ def shard_range(encoder: CorpusEncoder, shard: tuple[int, int]) -> tuple[int, in
 
 
 def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int] | None) -> tuple[dict, Counter, int]:
-    """Encode a corpus or a shard of it into the two token files. Writes both or neither.
-
-    Returns (the beginning of the first document of each split, how often each character without an id was met, the
-    bytes of text).
-    """
+    """Encode a corpus or a shard of it into the two token files. Writes both or neither. Returns (the beginning of the
+    first document of each split, how often each character without an id was met, the bytes of text)."""
     settings = encoder.settings
     start, end = shard_range(encoder, shard or (1, 1))
     depends_on = [facts, identity(settings.corpus), settings.val_fraction, start, end]
@@ -116,7 +113,12 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         tqdm(desc="encoding", total=end - start, unit="B", unit_scale=True, delay=2) as progress,
     ):
         writers = {"train": train, "val": val}
-        done, unknown = resume(journal, writers, start)
+        done, unknown = start, Counter()
+        if journal.state:
+            for split, writer in writers.items():
+                writer.resume(journal.state[split])
+            done, unknown = journal.state["at"], Counter(journal.state["unknown"])
+            print(f"Resuming after the {(done - start) / 1e6:,.1f} MB that an earlier run has finished.")
         progress.initial = progress.n = done - start
         beginnings = show_first_documents(encoder, (start, end))
         chunks = cut_into_chunks(settings.corpus, done, end, end if encoder.only else CHUNK_BYTES)
@@ -139,17 +141,6 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         flush_to_disk(val.file)
         remove_sidecars(settings.train_file, settings.val_file)
     return beginnings, unknown, train.utf8_bytes + val.utf8_bytes
-
-
-def resume(journal: Journal, writers: dict[str, TokenWriter], start: int) -> tuple[int, Counter]:
-    """Continue the token files of a stopped run. Returns (how far in the corpus it came, its unknown characters)."""
-    if not journal.state:
-        return start, Counter()
-    for split, writer in writers.items():
-        writer.resume(journal.state[split])
-    done = journal.state["at"]
-    print(f"Resuming after the {(done - start) / 1e6:,.1f} MB that an earlier run has finished.")
-    return done, Counter(journal.state["unknown"])
 
 
 def show_first_documents(encoder: CorpusEncoder, chunk: tuple[int, int]) -> dict[str, str]:
@@ -196,10 +187,9 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     given, args = parse(parser, default)
     if not 0 < given.val_fraction < 1:
         raise UsageError(f"--val-fraction must be between 0 and 1, and is {given.val_fraction}.")
-    outputs = {name: shard_path(getattr(given, name), args.shard) for name in ("train_file", "val_file")}
-    settings = replace(given, **outputs)
-    written = {"--train-file": settings.train_file, "--val-file": settings.val_file}
-    refuse_same(written, settings.corpus, settings.tokenizer_file)
+    train_file, val_file = shard_path(given.train_file, args.shard), shard_path(given.val_file, args.shard)
+    settings = replace(given, train_file=train_file, val_file=val_file)
+    refuse_same({"--train-file": train_file, "--val-file": val_file}, settings.corpus, settings.tokenizer_file)
     tokenizer = load_tokenizer(settings.tokenizer_file)
     if tokenizer.kind != kind:
         other = {"char": "scripts/prepare_dataset_bpe.py", "bpe": "scripts/prepare_dataset.py"}[kind]
@@ -222,16 +212,13 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
         print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
     check_written(settings, tokenizer, beginnings)
     print(f"{size / 1e6 / seconds:.1f} MB/s")
-    print(next_step(given, default, args.shard, kind))
-
-
-def next_step(given: Settings, default: Settings, shard: tuple[int, int] | None, kind: str) -> str:
-    if not shard:
+    if args.shard:
+        shards = shown_path(shard_path(given.train_file, ("*", args.shard[1])))
+        print("Next, when all shards are written, for train and likewise for val:")
+        print(f"  python scripts/merge_token_files.py {shards} --output {shown_path(given.train_file)}")
+    else:
         flags = file_flags(given, default, "train_file val_file tokenizer_file")
-        return f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}"
-    shards = shown_path(shard_path(given.train_file, ("*", shard[1])))
-    merge = f"python scripts/merge_token_files.py {shards} --output {shown_path(given.train_file)}"
-    return f"Next, when all shards are written, for train and likewise for val:\n  {merge}"
+        print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}")
 
 
 if __name__ == "__main__":
