@@ -85,8 +85,7 @@ class TokenFolder(TokenFile):
 
 def draw_starts(n_tokens: int, block_size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Random positions in a token file at which the sequences of a training step start: (B, 1) int64. A pure function
-    of (seed, step), so a resumed run draws the same batches with no state to save. Needs more than block_size tokens.
-    """
+    of (seed, step), so a resumed run draws the same batches without any state. Needs more than block_size tokens."""
     return np.random.default_rng((seed, step)).integers(0, n_tokens - block_size, size=(batch_size, 1))
 
 
@@ -105,8 +104,7 @@ def blocks_in_order(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (inputs, targets) batches that cover a file once in non-overlapping blocks, for evaluation: each token but
     the first is a target exactly once. A last, shorter block is a batch of its own. With every=n, one batch in n. Of
-    `size` processes, each takes every size-th batch from its rank on. All get the same number; the last may be empty.
-    """
+    `size` processes, each takes every size-th batch from its rank on; all get as many, the last may be empty."""
     whole = (len(data) - 1) // block_size  # blocks of full length
     firsts = range(0, whole, batch_size * every)
     spans = [(first * block_size, min(first + batch_size, whole) * block_size) for first in firsts]
@@ -135,10 +133,9 @@ def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) 
         raise UserError(f"There is no token file {shown_path(path)}. {PREPARE}.")
     facts = read_sidecar(path)
     if path.stat().st_size != 2 * facts["tokens"]:
-        raise UserError(
-            f"{shown_path(path)} has {path.stat().st_size:,} bytes and should have {2 * facts['tokens']:,}, "
-            f"two for each of its {facts['tokens']:,} tokens. {PREPARE} again."
-        )
+        found, tokens = path.stat().st_size, facts["tokens"]
+        sizes = f"{found:,} bytes and should have {2 * tokens:,}, two for each of its {tokens:,} tokens"
+        raise UserError(f"{shown_path(path)} has {sizes}. {PREPARE} again.")
     if not facts["tokens"] and not may_be_empty:
         raise UserError(f"{shown_path(path)} holds no tokens. Merge it with the other shards, or prepare more text.")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)

@@ -76,10 +76,8 @@ def main() -> None:
                 writer.extend(ids)
                 progress.update(2 * len(ids))
             writer.count(*(data.facts.get(name, 0) for name in ("documents", "utf8_bytes", "unknown_characters")))
-    print(
-        f"{plural(len(files), 'file')}, {writer.documents:,} documents, {writer.tokens:,} tokens, "
-        f"{writer.utf8_bytes:,} bytes, in {shown_path(args.output)}"
-    )
+    counts = f"{writer.documents:,} documents, {writer.tokens:,} tokens, {writer.utf8_bytes:,} bytes"
+    print(f"{plural(len(files), 'file')}, {counts}, in {shown_path(args.output)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import _root
 import numpy as np
@@ -43,17 +43,6 @@ CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little
 BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
 
 
-@dataclass
-class EncodedBlock:
-    """Some ids of one split. The last block of a chunk's split also says what the ids were made from."""
-
-    split: str
-    ids: np.ndarray
-    documents: int = 0
-    utf8_bytes: int = 0
-    unknown: dict[str, int] = field(default_factory=dict)  # characters without an id, and how often
-
-
 class CorpusEncoder:
     """Turns chunks of the corpus into ids. Threads share it."""
 
@@ -72,16 +61,18 @@ class CorpusEncoder:
             return self.halves.items()
         return split_documents(self.settings.corpus, self.settings.val_fraction, *chunk)
 
-    def encode(self, chunk: tuple[int, int]) -> Iterator[EncodedBlock]:
-        """Yield the ids of a chunk, first those for training, then those for validation."""
+    def encode(self, chunk: tuple[int, int]) -> Iterator[tuple[str, np.ndarray, int, int, dict[str, int]]]:
+        """Yield the ids of a chunk block by block, first for training, then for validation: (split, ids, documents,
+        bytes of text, how often each character without an id was met). A split ends with a block without ids, which
+        has the counts of all its blocks."""
         for split, documents in self.by_split(chunk).items():
-            counts = {"documents": len(documents), "utf8_bytes": sum(map(len, documents))}
+            count, utf8_bytes = len(documents), sum(map(len, documents))
             text = bytes([END]).join([*documents, b""])
             documents.clear()  # a long document should not be in memory twice
             encoder = self.bpe or CharacterEncoder(self.tokenizer)
             for ids in encoder.encode(text):
-                yield EncodedBlock(split, ids)
-            yield EncodedBlock(split, np.empty(0, "<u2"), **counts, unknown=encoder.unknown)
+                yield split, ids, 0, 0, {}
+            yield split, np.empty(0, "<u2"), count, utf8_bytes, encoder.unknown
 
     def by_split(self, chunk: tuple[int, int]) -> dict[str, list[bytes]]:
         found = {"train": [], "val": []}
@@ -123,10 +114,10 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         beginnings = show_first_documents(encoder, (start, end))
         chunks = cut_into_chunks(settings.corpus, done, end, end if encoder.only else CHUNK_BYTES)
         for chunk, blocks in in_input_order(encoder.encode, chunks, pick_workers(settings.workers), BLOCKS_AT_ONCE):
-            for block in blocks:
-                writers[block.split].extend(block.ids)
-                writers[block.split].count(block.documents, block.utf8_bytes, sum(block.unknown.values()))
-                unknown.update(block.unknown)
+            for split, ids, documents, utf8_bytes, missing in blocks:
+                writers[split].extend(ids)
+                writers[split].count(documents, utf8_bytes, sum(missing.values()))
+                unknown.update(missing)
             counts = {split: writer.counts() for split, writer in writers.items()}
             journal.note([train.file, val.file], {"at": chunk[1], "unknown": unknown, **counts})
             progress.update(chunk[1] - chunk[0])

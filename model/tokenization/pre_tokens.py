@@ -107,17 +107,14 @@ def next_border(data: bytes, begin: int, size: int) -> int:
     while True:
         end = min(begin + size, len(data))
         for tail in (4096, size):  # it is usually close to the end
-            if cut := last_border(data, max(begin, end - tail), end):
-                return cut
+            start = max(begin, end - tail)
+            classes = byte_classes(data[start:end])
+            found = np.flatnonzero(safe_borders(classes[1:], classes[:-1]))
+            if len(found):
+                return start + int(found[-1]) + 1
         if end == len(data):
             return 0
         size *= 4
-
-
-def last_border(data: bytes, start: int, end: int) -> int:
-    classes = byte_classes(data[start:end])
-    found = np.flatnonzero(safe_borders(classes[1:], classes[:-1]))
-    return start + int(found[-1]) + 1 if len(found) else 0
 
 
 def distinct_pre_tokens(data: bytes) -> tuple[list[bytes], np.ndarray]:
