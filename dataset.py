@@ -24,9 +24,7 @@ from plumbing.files import CHUNK, flush_to_disk, whole_file
 from plumbing.text import shown_path
 
 FORMAT_VERSION = 1
-
 MAX_VOCAB_SIZE = 1 << 16  # uint16 ids
-
 COUNTS = ("tokens", "documents", "utf8_bytes", "unknown_characters")  # in the sidecar
 
 
@@ -45,11 +43,8 @@ class TokenFile:
 
     @property
     def tokens(self) -> np.ndarray:
-        """All ids, (tokens,) uint16, read-only: mapped, not read.
-
-        Mapped again at each use, because the pages touched count as this process's memory until the mapping is gone:
-        one that stayed would in the end hold the whole file.
-        """
+        """All ids, (tokens,) uint16, read-only. Mapped anew at each use, because the pages touched count as this
+        process's memory until the mapping is gone: one that stayed would in the end hold the whole file."""
         return np.memmap(self.file, dtype="<u2", mode="r") if len(self) else np.empty(0, "<u2")
 
     def __len__(self) -> int:
@@ -57,8 +52,7 @@ class TokenFile:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Turns bits per token into bits per byte. End-of-text ids count as tokens of no bytes. NaN if the number of
-        bytes of text is unknown."""
+        """Turns bits per token into bits per byte. End-of-text ids have no bytes. NaN if the bytes are unknown."""
         return self.facts["tokens"] / (self.facts["utf8_bytes"] or math.nan)
 
 
@@ -90,21 +84,16 @@ class TokenFolder(TokenFile):
 
 
 def draw_starts(n_tokens: int, block_size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Random positions in a token file at which the sequences of a training step start: (B, 1) int64.
-
-    A pure function of (seed, step), so a resumed run draws the same batches with no state to save. Needs more than
-    block_size tokens.
-    """
+    """Random positions in a token file at which the sequences of a training step start: (B, 1) int64. A pure function
+    of (seed, step), so a resumed run draws the same batches without any state. Needs more than block_size tokens."""
     return np.random.default_rng((seed, step)).integers(0, n_tokens - block_size, size=(batch_size, 1))
 
 
 def draw_batch(
     tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int, rows: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the training batch of a step, or some rows of it, at draw_starts().
-
-    Returns (inputs, targets), both (B, T) int64. The targets are the inputs one token later.
-    """
+    """Draw the training batch of a step, or some rows of it: (inputs, targets), both (B, T) int64. The targets are the
+    inputs one token later."""
     starts = draw_starts(len(tokens), block_size, batch_size, seed, step)[rows]
     windows = tokens[starts + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1), one indexing operation
     return windows[:, :-1], windows[:, 1:]
@@ -114,11 +103,8 @@ def blocks_in_order(
     data: TokenFile, block_size: int, batch_size: int, every: int = 1, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (inputs, targets) batches that cover a file once in non-overlapping blocks, for evaluation: each token but
-    the first is a target exactly once. A last, shorter block is a batch of its own. With every=n, one batch in n.
-
-    Of `size` processes, each takes every size-th batch from its rank on. All get the same number of batches, so the
-    last one may be empty.
-    """
+    the first is a target exactly once. A last, shorter block is a batch of its own. With every=n, one batch in n. Of
+    `size` processes, each takes every size-th batch from its rank on; all get as many, the last may be empty."""
     whole = (len(data) - 1) // block_size  # blocks of full length
     firsts = range(0, whole, batch_size * every)
     spans = [(first * block_size, min(first + batch_size, whole) * block_size) for first in firsts]
@@ -138,23 +124,18 @@ PREPARE = "Run scripts/prepare_dataset.py (characters) or scripts/prepare_datase
 
 def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) -> TokenFile:
     """Open a token file after comparing all of it with its sidecar, checksum included: 0.6 seconds per GB. A folder is
-    opened as the one file that its token files would make, merged in the order of their names.
-
-    With checksums=False the bytes are only counted, not read: for a process beside one that reads them. Raises
-    UserError if a file and its sidecar disagree, one is missing, or there are no tokens (as in some shards, for which
-    there is may_be_empty).
-    """
-    path = Path(path)
+    opened as the one file that its token files would make, merged in the order of their names. With checksums=False
+    the bytes are only counted, not read: for a process beside one that reads them. Raises UserError if a file and its
+    sidecar disagree, one is missing, or there are no tokens (as in some shards, for which there is may_be_empty)."""
     if path.is_dir():
         return open_folder(path, checksums)
     if not path.is_file():
         raise UserError(f"There is no token file {shown_path(path)}. {PREPARE}.")
     facts = read_sidecar(path)
     if path.stat().st_size != 2 * facts["tokens"]:
-        raise UserError(
-            f"{shown_path(path)} has {path.stat().st_size:,} bytes and should have {2 * facts['tokens']:,}, "
-            f"two for each of its {facts['tokens']:,} tokens. {PREPARE} again."
-        )
+        found, tokens = path.stat().st_size, facts["tokens"]
+        sizes = f"{found:,} bytes and should have {2 * tokens:,}, two for each of its {tokens:,} tokens"
+        raise UserError(f"{shown_path(path)} has {sizes}. {PREPARE} again.")
     if not facts["tokens"] and not may_be_empty:
         raise UserError(f"{shown_path(path)} holds no tokens. Merge it with the other shards, or prepare more text.")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
@@ -171,16 +152,14 @@ def read_sidecar(path: Path) -> dict:
     try:
         facts = json.loads(sidecar(path).read_text("utf-8"))
         if facts["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"{shown_path(sidecar(path))} has format version {facts['format_version']}. {PREPARE} again."
-            )
+            version = facts["format_version"]
+            raise UserError(f"{shown_path(sidecar(path))} has format version {version}. {PREPARE} again.")
         least = 0 if facts["tokens"] == 0 else 1
-        for name in ("tokens", "utf8_bytes", "documents", "vocab_size"):
-            if type(facts[name]) is not int or facts[name] < least:
-                raise ValueError(f"{name} is {facts[name]!r}")
-        for name in ("tokenizer_sha256", "sha256"):
-            if type(facts[name]) is not str or not facts[name]:
-                raise ValueError(f"{name} is {facts[name]!r}")
+        numbers = ("tokens", "utf8_bytes", "documents", "vocab_size")
+        wrong = [name for name in numbers if type(facts[name]) is not int or facts[name] < least]
+        wrong += [name for name in ("tokenizer_sha256", "sha256") if type(facts[name]) is not str or not facts[name]]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {facts[wrong[0]]!r}")
     except FileNotFoundError:
         raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {PREPARE} again.") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -189,8 +168,7 @@ def read_sidecar(path: Path) -> dict:
 
 
 def open_folder(folder: Path, checksums: bool = True) -> TokenFolder:
-    """Open all token files of a folder with open_tokens(). Raises UserError if they were not all made with the same
-    tokenizer."""
+    """Open all token files of a folder. Raises UserError if they were not all made with the same tokenizer."""
     paths = sorted(folder.glob("*.bin"))
     if not paths:
         raise UserError(f"The folder {shown_path(folder)} holds no token files (*.bin). Name another one.")
@@ -212,7 +190,6 @@ def open_folder(folder: Path, checksums: bool = True) -> TokenFolder:
 def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
     """Open a token file without a sidecar, raw little-endian uint16, such as nanoGPT's prepare.py writes. Its numbers
     of documents and bytes of text are unknown and set to 0. Raises UserError if it is missing or has larger ids."""
-    path = Path(path)
     if path.is_dir():
         raise UserError(f"{shown_path(path)} is a folder, and bare ids (--tokenizer none) are one file. Name it.")
     if not path.is_file():
@@ -261,8 +238,7 @@ class TokenWriter:
         self.count(1, utf8_bytes, unknown_characters)
 
     def extend(self, ids: np.ndarray) -> None:
-        """Append ids that include the end-of-text ids, of some documents or of part of one. count() adds what they were
-        made from."""
+        """Append ids, end-of-text ids included. count() adds what they were made from."""
         if len(ids) and int(ids.max()) >= self.vocab_size:
             raise ValueError(f"id {ids.max()} does not fit a vocabulary of {self.vocab_size}")
         data = memoryview(np.ascontiguousarray(ids, "<u2")).cast("B")
@@ -271,7 +247,6 @@ class TokenWriter:
         self.tokens += len(ids)
 
     def count(self, documents: int, utf8_bytes: int, unknown_characters: int) -> None:
-        """Add to what the ids were made from: documents, bytes of text, and characters without an id."""
         self.documents += documents
         self.utf8_bytes += utf8_bytes
         self.unknown_characters += unknown_characters
@@ -290,11 +265,9 @@ class TokenWriter:
 
 @contextmanager
 def token_writer(path: Path, facts: dict, journal=None) -> Iterator[TokenWriter]:
-    """Write a token file and its sidecar: yields a TokenWriter. For `journal`, see whole_file().
-
-    `facts` goes into the sidecar unchanged; vocab_size and end_of_text_id are used here as well. Both files appear if
-    the block ends without an error, the sidecar last, so a token file without one is unfinished.
-    """
+    """Write a token file and its sidecar: yields a TokenWriter. For `journal`, see whole_file(). `facts` goes into the
+    sidecar unchanged; vocab_size and end_of_text_id are used here as well. Both files appear if the block ends without
+    an error, the sidecar last, so a token file without one is unfinished."""
     if facts["vocab_size"] > MAX_VOCAB_SIZE:
         raise UserError(
             f"The vocabulary has {facts['vocab_size']:,} ids, and token files (uint16) hold {MAX_VOCAB_SIZE:,}. "
@@ -311,7 +284,6 @@ def token_writer(path: Path, facts: dict, journal=None) -> Iterator[TokenWriter]
 
 
 def remove_sidecars(*paths: Path) -> None:
-    """Remove the sidecars of token files that are about to be replaced. Until the new ones are written, no new file can
-    be taken for the partner of an old one."""
+    """Remove the sidecars of token files about to be replaced: an old one must not describe a new file."""
     for path in paths:
         sidecar(path).unlink(missing_ok=True)

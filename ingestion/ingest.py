@@ -54,18 +54,16 @@ class CachedFile:
     size: int
     sha256: str | None
 
+    @property
     def unfinished(self) -> Path:
         return self.blob.with_name(self.blob.name + ".incomplete")
 
     def bytes_here(self) -> int:
         """How much of it the cache has: all of it, what came before an interruption, or nothing."""
-        return next((p.stat().st_size for p in (self.path, self.blob, self.unfinished()) if p.exists()), 0)
+        return next((p.stat().st_size for p in (self.path, self.blob, self.unfinished) if p.exists()), 0)
 
 
-# === what to download =================================================================================================
-
-
-def list_parquets(args: argparse.Namespace) -> tuple[str, list]:
+def list_parquets(args: argparse.Namespace, source: str) -> tuple[str, list]:
     """(the commit of the revision, the Parquet files in its folder, sorted). Raises UserError if there are none."""
     api = huggingface_hub.HfApi()
     commit = api.dataset_info(args.dataset, revision=args.revision).sha
@@ -75,7 +73,7 @@ def list_parquets(args: argparse.Namespace) -> tuple[str, list]:
     if not parquets:
         endings = Counter("".join(PurePosixPath(file.path).suffixes) or "without an ending" for file in found)
         raise UserError(
-            f"{source_of(args)}: none of the {len(found)} files is Parquet ("
+            f"{source}: none of the {len(found)} files is Parquet ("
             + ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
             + "). The hub keeps a Parquet copy of many datasets. Try:\n  python ingestion/ingest.py "
             + shlex.join(["--dataset", args.dataset, "--revision", CONVERTED])
@@ -83,26 +81,15 @@ def list_parquets(args: argparse.Namespace) -> tuple[str, list]:
     return commit, parquets
 
 
-def source_of(args: argparse.Namespace) -> str:
-    return f"{args.dataset}{args.data_dir and ', folder ' + args.data_dir}, revision {args.revision}"
-
-
-def snapshot_folder(dataset: str, commit: str) -> Path:
-    """The folder of a commit in the hub's cache: links to blobs, named as the files of the dataset."""
-    store = Path(constants.HF_HUB_CACHE).absolute() / f"datasets--{dataset.replace('/', '--')}"
-    return store / "snapshots" / commit
-
-
-def in_cache(file, dataset: str, commit: str) -> CachedFile:
-    """A file of the hub's list, with its paths in the cache."""
-    snapshot = snapshot_folder(dataset, commit)
+def in_cache(file, snapshot: Path, dataset: str) -> CachedFile:
+    """A file of the hub's list, with its paths in the cache. `snapshot` is the folder of the commit there."""
     sha256 = file.lfs.sha256 if file.lfs else None
     blob = snapshot.parents[1] / "blobs" / (sha256 or file.blob_id)
-    return CachedFile(f"hf://datasets/{dataset}@{commit}/{file.path}", snapshot / file.path, blob, file.size, sha256)
+    url = f"hf://datasets/{dataset}@{snapshot.name}/{file.path}"
+    return CachedFile(url, snapshot / file.path, blob, file.size, sha256)
 
 
 def check_space(cache: Path, missing: int) -> None:
-    """Raises UserError if the disk of the cache is too full for the download."""
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     if missing > free:
         raise UserError(
@@ -112,16 +99,11 @@ def check_space(cache: Path, missing: int) -> None:
     print(f"Into {shown_path(cache)}, {shown_size(free)} free. Ctrl-C stops it; the same command resumes.")
 
 
-# === the download =====================================================================================================
-
-
 def fetch(file: CachedFile, progress: tqdm) -> None:
-    """Download a file to its blob, from where an earlier run was interrupted.
-
-    The hub's own download starts such a file again: https://github.com/huggingface/huggingface_hub/issues/4196
-    """
+    """Download a file to its blob, from where an earlier run was interrupted. The hub's own download starts such a file
+    again: https://github.com/huggingface/huggingface_hub/issues/4196"""
     file.blob.parent.mkdir(parents=True, exist_ok=True)
-    hub, unfinished = huggingface_hub.HfFileSystem(), file.unfinished()
+    hub, unfinished = huggingface_hub.HfFileSystem(), file.unfinished
     with hub.open(file.url, block_size=BLOCK, cache_type="none") as source, open(unfinished, "ab") as target:
         source.seek(target.tell())
         while block := source.read(min(BLOCK, max(0, file.size - target.tell()))):  # one request
@@ -148,7 +130,6 @@ def link(file: CachedFile, args: argparse.Namespace, commit: str) -> None:
 
 
 def check_parquet(path: Path, debug: bool) -> None:
-    """Open a downloaded file, and show what it contains."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -156,10 +137,8 @@ def check_parquet(path: Path, debug: bool) -> None:
         with pq.ParquetFile(path) as parquet:
             rows, columns = parquet.metadata.num_rows, parquet.schema_arrow.names
     except pa.ArrowException as error:
-        raise UserError(
-            f"{shown_path(path.resolve())} is damaged ({str(error).splitlines()[0]}). "
-            "Delete it, and run this command again."
-        ) from None
+        damage = f"{shown_path(path.resolve())} is damaged ({str(error).splitlines()[0]})."
+        raise UserError(f"{damage} Delete it, and run this command again.") from None
     if debug:
         tqdm.write(f"  {path.name}: {shown_size(path.stat().st_size)}, {rows:,} rows of {', '.join(columns)}")
     if "content" not in columns:
@@ -167,21 +146,22 @@ def check_parquet(path: Path, debug: bool) -> None:
 
 
 def download(args: argparse.Namespace) -> None:
-    commit, parquets = list_parquets(args)
-    files = [in_cache(file, args.dataset, commit) for file in parquets[: args.files]]
+    source = f"{args.dataset}{args.data_dir and ', folder ' + args.data_dir}, revision {args.revision}"
+    commit, parquets = list_parquets(args, source)
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    snapshot = cache / f"datasets--{args.dataset.replace('/', '--')}" / "snapshots" / commit
+    files = [in_cache(file, snapshot, args.dataset) for file in parquets[: args.files]]
     size = sum(file.size for file in files)
     missing = sum(max(0, file.size - file.bytes_here()) for file in files)
     whole = sum(file.bytes_here() >= file.size for file in files)
-    print(f"{source_of(args)}: {len(parquets)} Parquet files, {shown_size(sum(file.size for file in parquets))}")
-    print(
-        f"Wanted: {len(files)} files, {shown_size(size)}, of which {whole} are here already. "
-        f"To download: {shown_size(missing)}."
-    )
+    print(f"{source}: {len(parquets)} Parquet files, {shown_size(sum(file.size for file in parquets))}")
+    wanted = f"{len(files)} files, {shown_size(size)}, of which {whole} are here already"
+    print(f"Wanted: {wanted}. To download: {shown_size(missing)}.")
     if missing:
         # The list is open to everybody, the files may not be: ask for one.
         url = huggingface_hub.hf_hub_url(args.dataset, parquets[0].path, repo_type="dataset", revision=commit)
         huggingface_hub.get_hf_file_metadata(url)
-        check_space(Path(constants.HF_HUB_CACHE).absolute(), missing)
+        check_space(cache, missing)
     with tqdm(total=size, initial=size - missing, unit="B", unit_scale=True, delay=2, disable=not missing) as progress:
         for file in files:
             if not (file.path.exists() or file.blob.exists()):
@@ -190,22 +170,16 @@ def download(args: argparse.Namespace) -> None:
             if not file.path.exists():
                 link(file, args, commit)
             check_parquet(file.path, args.debug)
-
-    folder = snapshot_folder(args.dataset, commit) / args.data_dir
+    folder = snapshot / args.data_dir
     print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")
     by_itself = usual and not any(CHAR.parquet_dir.rglob("*.parquet"))  # extraction would take those first
     print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {shlex.quote(str(folder))}"))
 
 
-# === errors ===========================================================================================================
-
-
 def explain(error: BaseException | None, args: argparse.Namespace) -> str | None:
-    """What to do about an error of the hub or of the network; None for any other error.
-
-    Never the library's own text: it is long, and it can contain a signed URL.
-    """
+    """What to do about an error of the hub or of the network; None for any other error. Never the library's own text:
+    it is long, and it can contain a signed URL."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/datasets/{args.dataset}"
@@ -245,9 +219,6 @@ def explain(error: BaseException | None, args: argparse.Namespace) -> str | None
     return explain(error.__cause__, args) if error else None
 
 
-# === the command line =================================================================================================
-
-
 def file_count(text: str) -> int | None:
     """The value of --files: "5" gives 5, "all" gives None."""
     if text != "all" and not (text.isdecimal() and int(text) > 0):
@@ -259,9 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=file_count, default="5", metavar="N", help="how many, or all [%(default)s]")
     parser.add_argument("--dataset", default=STACK, metavar="OWNER/NAME", help="name on the hub [%(default)s]")
-    parser.add_argument(
-        "--data-dir", metavar="FOLDER", help=f"folder in it [{STACK_PYTHON} for {STACK}, else the whole]"
-    )
+    text = f"folder in it [{STACK_PYTHON} for {STACK}, else the whole]"
+    parser.add_argument("--data-dir", metavar="FOLDER", help=text)
     parser.add_argument("--revision", default="main", help="branch, tag or commit of it [%(default)s]")
     add_flags(parser, CHAR, "debug")
     args = parser.parse_args()

@@ -62,7 +62,8 @@ def read_texts(path: Path, column: str | None) -> Iterator[str | None]:
             yield row_text(row, column, path)
     elif path.suffix in TEXTS:
         text = decode_text(path.read_bytes(), path).removeprefix("\ufeff")  # a byte order mark
-        yield from filter(None, split_at_marker(text.replace("\r\n", "\n").replace("\r", "\n")))
+        documents = split_at_marker(text.replace("\r\n", "\n").replace("\r", "\n").encode())
+        yield from (document.decode() for document in documents if document)
     elif inner_suffix(path) in TEXTS:
         raise UserError(f"Unpack {shown_path(path)} first: only {', '.join(READERS)} can be read packed.")
     else:

@@ -47,15 +47,6 @@ def source_files(folder: Path, pattern: str, skipped: set[str]) -> Iterator[Path
                 yield Path(parent) / name
 
 
-def decode_source(data: bytes) -> str:
-    r"""The text of a source file, in the encoding that it declares (PEP 263). Raises an error if that fails.
-
-    b"# -*- coding: latin-1 -*-\n# caf\xe9" gives "# -*- coding: latin-1 -*-\n# café".
-    """
-    encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)
-    return data.decode(encoding)
-
-
 def read_source(path: Path, max_bytes: int, seen: set[bytes]) -> tuple[str | None, str]:
     """The text of a file, or None and the reason to leave it out. `seen` has the hashes of the files taken so far."""
     try:
@@ -69,7 +60,8 @@ def read_source(path: Path, max_bytes: int, seen: set[bytes]) -> tuple[str | Non
     if b"\0" in data:
         return None, "binary"
     try:
-        text = decode_source(data)
+        encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)  # the one that the file declares (PEP 263)
+        text = data.decode(encoding)
         if not text.strip():  # only a byte order mark, say
             return None, "empty"
         digest = hashlib.sha256(text.encode()).digest()

@@ -5,7 +5,6 @@ document, and any text file works. Empty documents are ignored.
 """
 
 import hashlib
-import itertools
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,31 +16,20 @@ from plumbing.files import CHUNK, whole_file
 from plumbing.text import shown_path
 
 END_OF_TEXT = "<|endoftext|>"
-
 MARKER = END_OF_TEXT.encode()
-
 SEPARATOR = b"\n" + MARKER + b"\n"
-
 NO_TEXT = "It holds NUL bytes, as token files and UTF-16 texts do. Name a text in UTF-8."
 
 
-# --- reading and writing ----------------------------------------------------------------------------------------------
-
-
 def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of a corpus file in order.
-
-    Memory: about the longest document. Raises UserError for a missing file and for bytes that are not UTF-8, with their
-    offset.
-    """
+    """Yield the documents of a corpus file in order, in memory of about the longest one. Raises UserError for a missing
+    file and for bytes that are not UTF-8, with their offset."""
     return (document.decode() for document in read_document_bytes(path))
 
 
 def read_document_bytes(path: Path, start: int = 0, end: int | None = None, check: bool = True) -> Iterator[bytes]:
-    """read_documents() as bytes, of the whole file or of a chunk of it (see cut_into_chunks).
-
-    check=False skips the check for UTF-8.
-    """
+    """read_documents() as bytes, of the whole file or of a chunk of it (see cut_into_chunks). check=False skips the
+    check for UTF-8."""
     path = Path(path)
     if not path.is_file():
         raise UserError(
@@ -95,22 +83,17 @@ def split_at_marker(text: bytes) -> list[bytes]:
 
 
 def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, int]:
-    """Write documents to a corpus file. Returns (number of documents, bytes of the file).
-
-    Leaves out empty documents, and makes two of one that contains a line <|endoftext|>. Refuses to write an empty file.
-    """
-    count = size = 0
+    """Write documents to a corpus file, without empty ones; one that contains a line <|endoftext|> becomes two. Returns
+    (number of documents, bytes of the file). Raises UserError if there are none."""
+    count = 0
     with whole_file(path) as file:
         for text in documents:
             for document in filter(None, split_at_marker(text.encode() if isinstance(text, str) else text)):
-                size += file.write((SEPARATOR if count else b"") + document)
+                file.write((SEPARATOR if count else b"") + document)
                 count += 1
         if not count:
             raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")
-    return count, size
-
-
-# --- chunks, to work on several at once -------------------------------------------------------------------------------
+        return count, file.tell()
 
 
 def find_border(path: Path, position: int) -> int:
@@ -132,42 +115,36 @@ def find_border(path: Path, position: int) -> int:
 
 
 def cut_into_chunks(path: Path, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut a corpus file, from `start` to `end`, into chunks of about `size` bytes with whole documents in each. Yields
-    (start, end) of each."""
+    """Yield (start, end) of chunks of a corpus file with whole documents, each of about `size` bytes."""
     while start < end:
         border = min(end, find_border(path, start + size))
         yield start, border
         start = border
 
 
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
 def sample_documents(path: Path, seed: int, **wanted) -> Iterator[str]:
-    """sample_document_bytes() as text."""
     return (document.decode() for document in sample_document_bytes(path, seed, **wanted))
 
 
 def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[bytes]:
-    """Yield a random subset of a corpus: whole documents in their order, the same ones for the same seed.
+    """Yield a random subset of a corpus: whole documents in their order, the same ones for the same seed. Give one of:
+    megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents, 0 to 1).
+    Yields nothing if no document is small enough. Raises UserError if the corpus has no documents.
 
-    Give one of: megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents,
-    0 to 1). Yields nothing if no document is small enough. Raises UserError if the corpus has no documents.
     Two passes in constant memory: the first counts, the second takes each document with the probability (still wanted)
     / (still to come). This is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2, algorithm
-    S), with bytes instead of documents if a size is asked for.
-    """
-    by_size = megabytes is not None
-    to_come = sum(len(document) if by_size else 1 for document in read_document_bytes(path))
+    S), with bytes instead of documents if a size is asked for."""
+    cost_of = (lambda document: 1) if megabytes is None else len
+    to_come = sum(map(cost_of, read_document_bytes(path)))
     if not to_come:
         raise UserError(f"{shown_path(path)} holds no documents.")
-    if by_size:
+    if megabytes is not None:
         wanted = int(megabytes * 1e6)
     else:
         wanted = documents if documents is not None else round(fraction * to_come)
     rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
     for document in read_document_bytes(path, check=False):  # the first pass has checked it
-        cost = len(document) if by_size else 1
+        cost = cost_of(document)
         if rng.random() * to_come < wanted and cost <= wanted:
             wanted -= cost
             yield document
@@ -176,25 +153,19 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
         to_come -= cost
 
 
-# --- training and validation ------------------------------------------------------------------------------------------
-
-
-def has_one_document(path: Path) -> bool:
-    """Whether a corpus is a single document. Raises UserError if it has none."""
-    count = sum(1 for _ in itertools.islice(read_document_bytes(path, check=False), 2))
-    if not count:
+def only_document(path: Path) -> bytes | None:
+    """The document of a corpus that has one, None if there are more. Raises UserError if there are none."""
+    documents = read_document_bytes(path)
+    first = next(documents, None)
+    if first is None:
         raise UserError(f"{shown_path(path)} holds no documents.")
-    return count == 1
+    return first if next(documents, None) is None else None
 
 
-def split_documents(path: Path, val_fraction: float, chunk: tuple = (), only: bool = False) -> Iterator[tuple]:
-    """Yield ("train" or "val", document) for each document of a corpus or a chunk (start, end) of it. The only document
-    of a corpus is cut in two."""
-    if only:
-        yield from cut_in_two(next(read_document_bytes(path)), val_fraction).items()
-    else:
-        for document in read_document_bytes(path, *chunk):
-            yield split_of(document, val_fraction), document
+def split_documents(path: Path, val_fraction: float, *chunk: int) -> Iterator[tuple[str, bytes]]:
+    """Yield ("train" or "val", document) for each document of a corpus or of a chunk (start, end) of it."""
+    for document in read_document_bytes(path, *chunk):
+        yield split_of(document, val_fraction), document
 
 
 def split_of(document: bytes, val_fraction: float) -> str:
@@ -203,10 +174,9 @@ def split_of(document: bytes, val_fraction: float) -> str:
     return "val" if hash_fraction(document) < val_fraction else "train"
 
 
-def hash_fraction(text: str | bytes) -> float:
+def hash_fraction(text: bytes) -> float:
     """A number in [0, 1) that depends on the text alone and is evenly distributed over texts."""
-    data = text.encode() if isinstance(text, str) else text
-    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big") / 2**48
 
 
 def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
@@ -215,17 +185,13 @@ def cut_in_two(document: bytes, val_fraction: float) -> dict[str, bytes]:
     data = np.frombuffer(document, np.uint8)
     blocks = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
     counts = [int(np.count_nonzero((block & 0xC0) != 0x80)) for block in blocks]  # bytes that begin a character
-    before = int((1 - val_fraction) * sum(counts))
-    cut = 0
+    before, cut = int((1 - val_fraction) * sum(counts)), 0
     for block, count in zip(blocks, counts, strict=True):
         if before < count:
             cut += int(np.flatnonzero((block & 0xC0) != 0x80)[before])
             break
         before, cut = before - count, cut + len(block)
     return {"train": document[:cut], "val": document[cut:]}
-
-
-# --- duplicates -------------------------------------------------------------------------------------------------------
 
 
 def document_hashes(documents: Iterable[bytes]) -> np.ndarray:
@@ -236,8 +202,7 @@ def document_hashes(documents: Iterable[bytes]) -> np.ndarray:
 
 class SeenDocuments:
     """The hashes of the documents so far, in sorted arrays, each much longer than the next: at most 24 bytes per
-    document, while two arrays are joined. The chance that two different documents are taken for one is one in a million
-    among 6 million documents."""
+    document. Among 6 million documents, the chance that two different ones are taken for one is one in a million."""
 
     def __init__(self):
         self.arrays: list[np.ndarray] = []

@@ -20,12 +20,10 @@ CHUNK = 1 << 20  # bytes read at once
 
 @contextmanager
 def whole_file(path: Path, journal=None):
-    """Open a binary file that appears under `path` only if the block ends without an error.
-
-    It is written in the same folder as `path`.PROCESS.tmp, flushed to the disk, then renamed. If the run is killed or
-    the disk fills up, the earlier file is unchanged. The next run removes what a killed one left. With a journal
-    (plumbing.journal.Journal) it continues that file instead, after the bytes that the journal counts as finished.
-    """
+    """Open a binary file that appears under `path` only if the block ends without an error. It is written in the same
+    folder as `path`.PROCESS.tmp, flushed to the disk, then renamed. If the run is killed or the disk fills up, the
+    earlier file is unchanged. The next run removes what a killed one left. With a journal (plumbing.journal.Journal)
+    it continues that file instead, after the bytes that the journal counts as finished."""
     path = Path(path)
     if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
         raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
@@ -55,16 +53,13 @@ def whole_file(path: Path, journal=None):
 
 
 def flush_to_disk(file) -> None:
-    """Pass the buffer of a file to the system, and have the system write it to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def try_lock(file) -> bool:
-    """Lock an open file until it is closed or the process ends, however it ends. False if another process holds it.
-
-    Also True on a file system without locks, where nobody is warned.
-    """
+    """Lock an open file until it is closed or the process ends, however it ends. False if another process holds it;
+    True also on a file system without locks, where nobody is warned."""
     try:
         if os.name == "posix":
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

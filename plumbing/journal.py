@@ -13,11 +13,9 @@ SECONDS = 5.0  # between journal entries: a killed run loses at most this much w
 
 
 class Journal:
-    """A file beside the outputs of a step that says how much of them is finished.
-
-    `state` is what the last run noted, or None if this run starts from the beginning. It is used only if everything
-    that the result depends on is unchanged, and it never counts bytes that are not on the disk.
-    """
+    """A file beside the outputs of a step that says how much of them is finished. `state` is what the last run noted,
+    or None if this run starts from the beginning. It is used only if everything that the result depends on is
+    unchanged, and it never counts bytes that are not on the disk."""
 
     def __init__(self, outputs: list[Path], depends_on: list):
         self.outputs = [Path(path) for path in outputs]
@@ -37,11 +35,9 @@ class Journal:
                 self.state, self.sizes, self.saved = content["state"], sizes, True
 
     def unfinished(self, path: Path) -> Path:
-        """The name of an output while it is being written."""
         return path.with_name(path.name + ".unfinished.tmp")
 
     def size(self, path: Path) -> int:
-        """How many bytes of an output are finished."""
         return self.sizes.get(path, 0)
 
     def note(self, files: list, state: dict) -> None:

@@ -32,8 +32,7 @@ def in_input_order(work: Callable, items: Iterable, workers: int, at_once: int =
 
     A thread computes up to `at_once` results of an item, and the next `at_once` while those are being used. So memory
     holds a few results per worker, however many an item has. An item with fewer than `at_once` results, the usual case,
-    is finished without waiting for the caller. With one worker, nothing runs at the same time as the caller.
-    """
+    is finished without waiting for the caller. With one worker, nothing runs at the same time as the caller."""
     if workers == 1:
         yield from ((item, work(item)) for item in items)
         return
@@ -56,8 +55,7 @@ def next_results(results: Iterator, number: int) -> tuple[deque, BaseException |
     """The next results of a generator, at most `number`, and its error if it raised one."""
     computed: deque = deque()
     try:
-        for result in islice(results, number):
-            computed.append(result)
+        computed.extend(islice(results, number))  # has those before an error
     except BaseException as error:
         return computed, error
     return computed, None

@@ -19,10 +19,8 @@ MAX_DOCUMENT_BYTES = 2**31 - 1  # a cell of Parquet cannot hold more
 
 
 def write_parquet(path: Path, rows: Iterable[tuple[str, Path]]) -> tuple[int, int]:
-    """Write (text, path of its file) rows to a Parquet file. Returns (documents, bytes of text).
-
-    Raises UserError for no rows at all: an earlier file stays.
-    """
+    """Write (text, path of its file) rows to a Parquet file. Returns (documents, bytes of text). Raises UserError if
+    there are no rows: an earlier file stays."""
     documents = size = 0
     options = {"compression": "zstd", "write_page_checksum": True}  # extraction compares the checksums
     with whole_file(path) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:

@@ -44,6 +44,9 @@ BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the pr
 ITEM_BYTES = 1 << 24  # 16 MB of text in the row groups that a thread reads, or one larger row group
 BATCHES_AT_ONCE = ITEM_BYTES // BATCH_BYTES  # read ahead of the writer: a thread waits only in larger row groups
 
+# Compares pages with their checksums, if the file has some, and reads in small portions.
+open_parquet = functools.partial(pq.ParquetFile, page_checksum_verification=True, buffer_size=1 << 16)
+
 
 def hub_cache() -> Path:
     """Where the hub's library keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
@@ -80,11 +83,6 @@ def naming_damage(path: Path):
         raise ValueError(f"{shown_path(path)} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file so that pages are compared with their checksums, if it has some, and read in small portions."""
-    return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 16)
-
-
 def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
     """(rows, bytes) of each row group. Raises UserError if there is no such text, ValueError if the file is damaged."""
     with naming_damage(path), open_parquet(path) as parquet:
@@ -100,17 +98,15 @@ def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
             raise UserError(f"The column {column!r} of {shown_path(path)} holds {column_type}, not text.")
         groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
-        if sum(rows for rows, _ in sizes) != parquet.metadata.num_rows:
-            raise ValueError(
-                f"{shown_path(path)} is damaged: its row groups do not have {parquet.metadata.num_rows:,} rows in all"
-            )
+        rows = parquet.metadata.num_rows
+        if sum(group_rows for group_rows, _ in sizes) != rows:
+            raise ValueError(f"{shown_path(path)} is damaged: its row groups do not have {rows:,} rows in all")
     return sizes
 
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Neighbouring row groups of a parquet file, for one thread to read; or the error that keeps the file from being
-    read."""
+    """Neighbouring row groups of a file, for one thread to read; or the error that keeps the file from being read."""
 
     path: Path
     file: int  # its number among the inputs
@@ -119,16 +115,6 @@ class RowGroups:
     bytes: int = 0
     last: bool = True  # whether the file ends here
     error: Exception | None = None
-
-
-@dataclass
-class Extracted:
-    """Documents as they go into the corpus, and what was found in the rows that they come from."""
-
-    documents: list[bytes | memoryview]
-    empty: int  # rows
-    split: int  # rows with a line <|endoftext|>
-    hashes: np.ndarray | None  # of each document, to find duplicates
 
 
 def row_groups_of(files: list[Path], column: str, start: tuple[int, int]) -> Iterator[RowGroups]:
@@ -148,8 +134,8 @@ def row_groups_of(files: list[Path], column: str, start: tuple[int, int]) -> Ite
                 begin, rows, size = number + 1, 0, 0
 
 
-def extract(item: RowGroups, column: str, hashing: bool) -> Iterator[Extracted]:
-    """Yield the documents of row groups, some rows at a time. Raises ValueError if the file is damaged."""
+def extract(item: RowGroups, column: str, hashing: bool) -> Iterator[tuple]:
+    """Yield documents_of() some rows of the row groups at a time. Raises ValueError if the file is damaged."""
     if item.error:
         raise item.error
     rows, size = 0, max(1, min(ROWS, BATCH_BYTES * item.rows // max(item.bytes, 1)))
@@ -161,9 +147,10 @@ def extract(item: RowGroups, column: str, hashing: bool) -> Iterator[Extracted]:
         raise ValueError(f"{shown_path(item.path)} is damaged: it has {rows:,} of {item.rows:,} rows")
 
 
-def documents_of(column: pa.Array, hashing: bool = False) -> Extracted:
-    """Turn rows of text into documents. For speed they are views of Arrow's memory. Only rows with a CR or the start of
-    <|endoftext|> are examined one by one."""
+def documents_of(column: pa.Array, hashing: bool) -> tuple[list[bytes | memoryview], np.ndarray | None, int, int]:
+    """Turn rows of text into documents: (documents as they go into the corpus, their hashes to find duplicates, empty
+    rows, rows with a line <|endoftext|>). For speed, the documents are views of Arrow's memory, and only rows with a CR
+    or the start of <|endoftext|> are examined one by one."""
     column.validate(full=True)  # UTF-8, for example: raises ArrowInvalid
     texts = column.cast(pa.large_string()).drop_null()
     _, borders, data = texts.buffers()
@@ -183,7 +170,7 @@ def documents_of(column: pa.Array, hashing: bool = False) -> Extracted:
             documents += filter(None, parts)
         else:
             documents.append(text.data[start:end])
-    return Extracted(documents, empty, split, document_hashes(documents) if hashing else None)
+    return documents, document_hashes(documents) if hashing else None, empty, split
 
 
 class CorpusWriter:
@@ -203,13 +190,14 @@ class CorpusWriter:
             for document in read_document_bytes(corpus, check=False):
                 self.seen.new(document_hashes([document]))
 
-    def add(self, extracted: Extracted) -> None:
-        documents = extracted.documents
+    def add(self, documents: list, hashes: np.ndarray | None, empty: int, split: int) -> None:
+        """Write documents_of() some rows."""
+        new = documents
         if self.seen:
-            documents = list(compress(documents, self.seen.new(extracted.hashes).tolist()))
-            self.counts["duplicates left out"] += len(extracted.documents) - len(documents)
-            self.counts["bytes in them"] += sum(map(len, extracted.documents)) - sum(map(len, documents))
-        for document in documents:
+            new = list(compress(documents, self.seen.new(hashes).tolist()))
+            self.counts["duplicates left out"] += len(documents) - len(new)
+            self.counts["bytes in them"] += sum(map(len, documents)) - sum(map(len, new))
+        for document in new:
             if self.show and self.counts["documents"] < 3:
                 text = bytes(document).decode()
                 print(f"  a document of {len(text):,} characters begins: {visible(text[:70])}")
@@ -217,8 +205,8 @@ class CorpusWriter:
                 self.file.write(SEPARATOR)
             self.file.write(document)
             self.counts["documents"] += 1
-        self.counts["empty rows"] += extracted.empty
-        self.counts["files with a line <|endoftext|>, which splits them"] += extracted.split
+        self.counts["empty rows"] += empty
+        self.counts["files with a line <|endoftext|>, which splits them"] += split
 
 
 def write_corpus(writer: CorpusWriter, journal: Journal, files: list[Path], args: argparse.Namespace) -> None:
@@ -235,7 +223,7 @@ def write_corpus(writer: CorpusWriter, journal: Journal, files: list[Path], args
                 continue
             try:
                 for extracted in results:
-                    writer.add(extracted)
+                    writer.add(*extracted)
             except (ValueError, UserError) as error:  # UserError too, because damage can change the name of a column
                 if not args.skip_bad:
                     advice = "" if isinstance(error, UserError) else ". Leave out such files with --skip-bad."
@@ -282,7 +270,6 @@ def main() -> int:
             file.write(SEPARATOR)
         megabytes = file.tell() / 1e6
     seconds = time.perf_counter() - start
-
     documents = writer.counts.pop("documents")
     for reason, count in writer.counts.items():
         if count:

@@ -12,6 +12,7 @@ Next    for a corpus: python scripts/train_tokenizer_bpe.py; for tokens: python 
 
 import argparse
 import array
+import functools
 import heapq
 import itertools
 from collections import Counter
@@ -26,13 +27,13 @@ from tqdm import tqdm
 from config import BPE, CHAR
 from dataset import TokenFile, open_tokens, sidecar
 from model.tokenization.display import token_text
+from model.tokenization.pre_tokens import WHITE
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from plumbing.command_line import file_flags
 from plumbing.corpus import NO_TEXT, SeenDocuments, document_hashes, read_document_bytes
 from plumbing.errors import UserError, run_script
 from plumbing.text import bar, shown_path, visible
 
-WHITE = b" \t\n\r\v\f"
 SAMPLE_DOCUMENTS = 200  # encoded to estimate the bytes per token of a corpus
 SAMPLE_BYTES = 1 << 20  # longest document that is encoded for it
 DOCUMENTS_AT_ONCE = 256
@@ -100,7 +101,6 @@ def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
 
 
 def show_bytes_per_token(corpus: Path, tokenizer_file: Path) -> None:
-    """Encode some documents of a corpus, and print the bytes per token."""
     tokenizer = load_tokenizer(tokenizer_file)
     documents = list(itertools.islice(read_document_bytes(corpus), SAMPLE_DOCUMENTS))
     sample = [document for document in documents if len(document) < SAMPLE_BYTES]
@@ -129,10 +129,6 @@ def find_tokenizer(data: TokenFile, files: list[Path]) -> Tokenizer | None:
     return None
 
 
-def token_name(tokenizer: Tokenizer | None, token: int) -> str:
-    return token_text(tokenizer, token) if tokenizer else f"id {token}"
-
-
 def read_counts(data: TokenFile) -> tuple[np.ndarray, np.ndarray]:
     """One pass over the tokens: (how often each id occurs, (V,); where the end-of-text ids are)."""
     counts, ends = np.zeros(data.facts["vocab_size"], np.int64), []
@@ -152,23 +148,21 @@ def documents_in(data: TokenFile, begins: np.ndarray, ends: np.ndarray) -> Itera
 
 
 def show_usage(counts: np.ndarray, tokenizer: Tokenizer | None) -> None:
-    """Print which ids are unused, and which tokens are the most common and the longest."""
+    token_name = functools.partial(token_text, tokenizer) if tokenizer else "id {}".format
     unused = np.flatnonzero(counts == 0)
-    names = ", ".join(token_name(tokenizer, token) for token in unused[:8].tolist())
+    names = ", ".join(map(token_name, unused[:8].tolist()))
     print(f"Unused ids: {len(unused):,} of {len(counts):,}" + (f", such as {names}" if names else ""))
     print("The most common tokens:")
     for token in np.argsort(-counts, kind="stable")[:8].tolist():
         fraction = counts[token] / counts.sum()
-        print(f"  {token_name(tokenizer, token):12} {counts[token]:>13,} {bar(fraction)} {fraction:6.1%}")
+        print(f"  {token_name(token):12} {counts[token]:>13,} {bar(fraction)} {fraction:6.1%}")
     if tokenizer:
-        used = np.flatnonzero(counts).tolist()
         print("The longest tokens in use:")
-        for token in sorted(used, key=lambda token: -len(tokenizer.token_bytes(token)))[:5]:
-            print(f"  {token_name(tokenizer, token):24} {counts[token]:>11,} times")
+        for token in sorted(np.flatnonzero(counts).tolist(), key=lambda token: -len(tokenizer.token_bytes(token)))[:5]:
+            print(f"  {token_name(token):24} {counts[token]:>11,} times")
 
 
 def show_borders(data: TokenFile, ends: np.ndarray, tokenizer: Tokenizer) -> None:
-    """Print the text around three end-of-text ids."""
     print("Around the borders of documents:")
     for border in ends[np.linspace(0, max(len(ends) - 2, 0), 3).astype(int)].tolist():
         before = tokenizer.decode(data.tokens[max(border - 24, 0) : border])
@@ -178,11 +172,11 @@ def show_borders(data: TokenFile, ends: np.ndarray, tokenizer: Tokenizer) -> Non
 
 def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
     """Three passes over the tokens, one of them for the checksum. Returns the kind of the tokenizer that made them."""
-    data = open_tokens(path)  # compares the checksum
-    facts = data.facts
+    data = open_tokens(path)
+    facts, ratio = data.facts, 1 / data.tokens_per_byte
     print(
         f"{shown_path(path)} has {facts['tokens']:,} tokens of {facts['documents']:,} documents, "
-        f"{facts['utf8_bytes']:,} bytes of text: {1 / data.tokens_per_byte:.3f} bytes per token. Its checksum is right."
+        f"{facts['utf8_bytes']:,} bytes of text: {ratio:.3f} bytes per token. Its checksum is right."
     )
     tokenizer = find_tokenizer(data, tokenizers)
     counts, ends = read_counts(data)

@@ -39,9 +39,8 @@ def shards_in_order(names: list[str]) -> list[Path]:
     total = max(int(shard[2]) for shard in shards)
     if len({shard[2] for shard in shards}) > 1 or sorted(numbers) != list(range(1, total + 1)):
         missing = sorted(set(range(1, total + 1)) - set(numbers))
-        raise UserError(
-            f"These are not all shards of the same split: found {sorted(numbers)}, missing {missing} of {total}."
-        )
+        found = f"found {sorted(numbers)}, missing {missing} of {total}"
+        raise UserError(f"These are not all shards of the same split: {found}.")
     return [path for _, path in sorted(zip(numbers, paths, strict=True))]
 
 
@@ -50,9 +49,8 @@ def merged_facts(files: list[TokenFile]) -> dict:
     facts = {name: files[0].facts.get(name) for name in SAME_IN_ALL}
     for data in files:
         if {name: data.facts.get(name) for name in SAME_IN_ALL} != facts:
-            raise UserError(
-                f"{shown_path(data.path)} was made with another tokenizer than {shown_path(files[0].path)}."
-            )
+            first = shown_path(files[0].path)
+            raise UserError(f"{shown_path(data.path)} was made with another tokenizer than {first}.")
     return {**facts, "source": ", ".join(dict.fromkeys(str(data.facts.get("source", "")) for data in files))}
 
 
@@ -78,10 +76,8 @@ def main() -> None:
                 writer.extend(ids)
                 progress.update(2 * len(ids))
             writer.count(*(data.facts.get(name, 0) for name in ("documents", "utf8_bytes", "unknown_characters")))
-    print(
-        f"{plural(len(files), 'file')}, {writer.documents:,} documents, {writer.tokens:,} tokens, "
-        f"{writer.utf8_bytes:,} bytes, in {shown_path(args.output)}"
-    )
+    counts = f"{writer.documents:,} documents, {writer.tokens:,} tokens, {writer.utf8_bytes:,} bytes"
+    print(f"{plural(len(files), 'file')}, {counts}, in {shown_path(args.output)}")
 
 
 if __name__ == "__main__":

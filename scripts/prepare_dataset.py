@@ -18,21 +18,21 @@ import argparse
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import _root
 import numpy as np
 from tqdm import tqdm
 
 from config import CHAR, Settings
-from dataset import TokenWriter, open_tokens, remove_sidecars, token_writer
+from dataset import open_tokens, remove_sidecars, token_writer
 from model.tokenization.bpe_encoder import END, BPEEncoder
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.display import cut_line
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
-from plumbing.corpus import cut_into_chunks, find_border, has_one_document, split_documents
+from plumbing.corpus import cut_in_two, cut_into_chunks, find_border, only_document, split_documents
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.files import flush_to_disk
 from plumbing.journal import Journal, identity
@@ -43,46 +43,42 @@ CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little
 BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
 
 
-@dataclass
-class EncodedBlock:
-    """Some ids of one split. The last block of a chunk's split also says what the ids were made from."""
-
-    split: str
-    ids: np.ndarray
-    documents: int = 0
-    utf8_bytes: int = 0
-    unknown: dict[str, int] = field(default_factory=dict)  # characters without an id, and how often
-
-
 class CorpusEncoder:
     """Turns chunks of the corpus into ids. Threads share it."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer):
         self.settings, self.tokenizer = settings, tokenizer
-        self.only = has_one_document(settings.corpus)
+        only = only_document(settings.corpus)
+        self.only = only is not None
+        self.halves = cut_in_two(only, settings.val_fraction) if self.only else {}  # in memory until it is encoded
         # One BPE encoder, because it remembers the words that any thread has met. Character encoders count, so they are
         # made for each chunk.
         self.bpe = BPEEncoder(tokenizer) if tokenizer.kind == "bpe" else None
 
-    def documents(self, chunk: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
-        """Yield ("train" or "val", document) for the documents of a chunk, given as (start, end) in the corpus."""
-        return split_documents(self.settings.corpus, self.settings.val_fraction, chunk, self.only)
+    def documents(self, chunk: tuple[int, int]) -> Iterable[tuple[str, bytes]]:
+        """("train" or "val", document) for the documents of a chunk, given as (start, end) in the corpus."""
+        if self.only:
+            return self.halves.items()
+        return split_documents(self.settings.corpus, self.settings.val_fraction, *chunk)
 
-    def encode(self, chunk: tuple[int, int]) -> Iterator[EncodedBlock]:
-        """Yield the ids of a chunk, first those for training, then those for validation."""
+    def encode(self, chunk: tuple[int, int]) -> Iterator[tuple[str, np.ndarray, int, int, dict[str, int]]]:
+        """Yield the ids of a chunk block by block, first for training, then for validation: (split, ids, documents,
+        bytes of text, how often each character without an id was met). A split ends with a block without ids, which
+        has the counts of all its blocks."""
         for split, documents in self.by_split(chunk).items():
-            counts = {"documents": len(documents), "utf8_bytes": sum(map(len, documents))}
+            count, utf8_bytes = len(documents), sum(map(len, documents))
             text = bytes([END]).join([*documents, b""])
             documents.clear()  # a long document should not be in memory twice
             encoder = self.bpe or CharacterEncoder(self.tokenizer)
             for ids in encoder.encode(text):
-                yield EncodedBlock(split, ids)
-            yield EncodedBlock(split, np.empty(0, "<u2"), **counts, unknown=getattr(encoder, "unknown", {}))
+                yield split, ids, 0, 0, {}
+            yield split, np.empty(0, "<u2"), count, utf8_bytes, encoder.unknown
 
     def by_split(self, chunk: tuple[int, int]) -> dict[str, list[bytes]]:
         found = {"train": [], "val": []}
         for split, document in self.documents(chunk):
             found[split].append(document)
+        self.halves.clear()
         return found
 
 
@@ -96,11 +92,8 @@ def shard_range(encoder: CorpusEncoder, shard: tuple[int, int]) -> tuple[int, in
 
 
 def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int] | None) -> tuple[dict, Counter, int]:
-    """Encode a corpus or a shard of it into the two token files. Writes both or neither.
-
-    Returns (the beginning of the first document of each split, how often each character without an id was met, the
-    bytes of text).
-    """
+    """Encode a corpus or a shard of it into the two token files. Writes both or neither. Returns (the beginning of the
+    first document of each split, how often each character without an id was met, the bytes of text)."""
     settings = encoder.settings
     start, end = shard_range(encoder, shard or (1, 1))
     depends_on = [facts, identity(settings.corpus), settings.val_fraction, start, end]
@@ -111,15 +104,20 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         tqdm(desc="encoding", total=end - start, unit="B", unit_scale=True, delay=2) as progress,
     ):
         writers = {"train": train, "val": val}
-        done, unknown = resume(journal, writers, start)
+        done, unknown = start, Counter()
+        if journal.state:
+            for split, writer in writers.items():
+                writer.resume(journal.state[split])
+            done, unknown = journal.state["at"], Counter(journal.state["unknown"])
+            print(f"Resuming after the {(done - start) / 1e6:,.1f} MB that an earlier run has finished.")
         progress.initial = progress.n = done - start
         beginnings = show_first_documents(encoder, (start, end))
         chunks = cut_into_chunks(settings.corpus, done, end, end if encoder.only else CHUNK_BYTES)
         for chunk, blocks in in_input_order(encoder.encode, chunks, pick_workers(settings.workers), BLOCKS_AT_ONCE):
-            for block in blocks:
-                writers[block.split].extend(block.ids)
-                writers[block.split].count(block.documents, block.utf8_bytes, sum(block.unknown.values()))
-                unknown.update(block.unknown)
+            for split, ids, documents, utf8_bytes, missing in blocks:
+                writers[split].extend(ids)
+                writers[split].count(documents, utf8_bytes, sum(missing.values()))
+                unknown.update(missing)
             counts = {split: writer.counts() for split, writer in writers.items()}
             journal.note([train.file, val.file], {"at": chunk[1], "unknown": unknown, **counts})
             progress.update(chunk[1] - chunk[0])
@@ -134,17 +132,6 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         flush_to_disk(val.file)
         remove_sidecars(settings.train_file, settings.val_file)
     return beginnings, unknown, train.utf8_bytes + val.utf8_bytes
-
-
-def resume(journal: Journal, writers: dict[str, TokenWriter], start: int) -> tuple[int, Counter]:
-    """Continue the token files of a stopped run. Returns (how far in the corpus it came, its unknown characters)."""
-    if not journal.state:
-        return start, Counter()
-    for split, writer in writers.items():
-        writer.resume(journal.state[split])
-    done = journal.state["at"]
-    print(f"Resuming after the {(done - start) / 1e6:,.1f} MB that an earlier run has finished.")
-    return done, Counter(journal.state["unknown"])
 
 
 def show_first_documents(encoder: CorpusEncoder, chunk: tuple[int, int]) -> dict[str, str]:
@@ -191,10 +178,9 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     given, args = parse(parser, default)
     if not 0 < given.val_fraction < 1:
         raise UsageError(f"--val-fraction must be between 0 and 1, and is {given.val_fraction}.")
-    outputs = {name: shard_path(getattr(given, name), args.shard) for name in ("train_file", "val_file")}
-    settings = replace(given, **outputs)
-    written = {"--train-file": settings.train_file, "--val-file": settings.val_file}
-    refuse_same(written, settings.corpus, settings.tokenizer_file)
+    train_file, val_file = shard_path(given.train_file, args.shard), shard_path(given.val_file, args.shard)
+    settings = replace(given, train_file=train_file, val_file=val_file)
+    refuse_same({"--train-file": train_file, "--val-file": val_file}, settings.corpus, settings.tokenizer_file)
     tokenizer = load_tokenizer(settings.tokenizer_file)
     if tokenizer.kind != kind:
         other = {"char": "scripts/prepare_dataset_bpe.py", "bpe": "scripts/prepare_dataset.py"}[kind]
@@ -217,16 +203,13 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
         print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
     check_written(settings, tokenizer, beginnings)
     print(f"{size / 1e6 / seconds:.1f} MB/s")
-    print(next_step(given, default, args.shard, kind))
-
-
-def next_step(given: Settings, default: Settings, shard: tuple[int, int] | None, kind: str) -> str:
-    if not shard:
+    if args.shard:
+        shards = shown_path(shard_path(given.train_file, ("*", args.shard[1])))
+        print("Next, when all shards are written, for train and likewise for val:")
+        print(f"  python scripts/merge_token_files.py {shards} --output {shown_path(given.train_file)}")
+    else:
         flags = file_flags(given, default, "train_file val_file tokenizer_file")
-        return f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}"
-    shards = shown_path(shard_path(given.train_file, ("*", shard[1])))
-    merge = f"python scripts/merge_token_files.py {shards} --output {shown_path(given.train_file)}"
-    return f"Next, when all shards are written, for train and likewise for val:\n  {merge}"
+        print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}")
 
 
 if __name__ == "__main__":

@@ -56,11 +56,9 @@ def main() -> None:
     start = time.perf_counter()
     documents = sample_document_bytes(settings.corpus, settings.seed, **wanted)
     count, written = write_documents(args.output, show_and_pass_on(documents, settings))
-    seconds, whole = time.perf_counter() - start, settings.corpus.stat().st_size
-    print(
-        f"{count:,} documents, {written / 1e6:.1f} of {whole / 1e6:.1f} MB, in {shown_path(args.output)} "
-        f"({whole / 1e6 / seconds:.0f} MB/s)"
-    )
+    whole = settings.corpus.stat().st_size / 1e6
+    rate = whole / (time.perf_counter() - start)
+    print(f"{count:,} documents, {written / 1e6:.1f} of {whole:.1f} MB, in {shown_path(args.output)} ({rate:.0f} MB/s)")
     flags = file_flags(replace(settings, corpus=args.output), CHAR, "corpus")
     print(f"Next: python scripts/train_tokenizer_character_level.py{flags}")
 

@@ -62,7 +62,6 @@ def show_merges(tokenizer: Tokenizer, merges: list[tuple[str, str]], count: int 
 
 
 def show_tokens(tokenizer: Tokenizer, corpus: Path) -> None:
-    """Print the longest of the first lines of the corpus, cut into tokens."""
     lines = (line for text in read_documents(corpus) for line in text.split("\n"))
     example = max(islice(filter(str.strip, lines), 50), key=len, default="")
     print("A line of the corpus cut into tokens, with their ids:")

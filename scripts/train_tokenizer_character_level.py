@@ -34,8 +34,6 @@ from plumbing.corpus import read_documents
 from plumbing.errors import UserError, run_script
 from plumbing.text import bar, shown_path, visible
 
-SPECIAL_TOKENS = 2  # <|endoftext|> and <|unk|>
-
 
 def count_characters(corpus: Path) -> tuple[Counter[str], int]:
     """(how often each character occurs, the number of documents)."""
@@ -45,7 +43,7 @@ def count_characters(corpus: Path) -> tuple[Counter[str], int]:
         documents += 1
     if not counts:
         raise UserError(f"{shown_path(corpus)} holds no document, so there is nothing to learn.")
-    if len(counts) + SPECIAL_TOKENS > MAX_VOCAB_SIZE:
+    if len(counts) + 2 > MAX_VOCAB_SIZE:  # <|endoftext|> and <|unk|> have ids as well
         raise UserError(
             f"{len(counts):,} different characters are more than the {MAX_VOCAB_SIZE:,} ids of a token file. "
             "Use a sample of the corpus, or BPE (scripts/train_tokenizer_bpe.py)."
@@ -54,7 +52,6 @@ def count_characters(corpus: Path) -> tuple[Counter[str], int]:
 
 
 def show_alphabet(counts: Counter[str]) -> None:
-    """Print the most common characters, and some of those that occur once."""
     ranked, total = counts.most_common(), counts.total()
     print("The alphabet, most common first:")
     for character, count in ranked[:12]:
@@ -64,9 +61,7 @@ def show_alphabet(counts: Counter[str]) -> None:
 
 
 def show_ids(tokenizer: Tokenizer, corpus: Path) -> None:
-    """Print a line of the corpus as tokens, and a character that has no id."""
-    lines = (line for text in read_documents(corpus) for line in text.split("\n"))
-    example = next(filter(str.strip, lines), "")
+    example = next((line for text in read_documents(corpus) for line in text.split("\n") if line.strip()), "")
     print("A line of it cut into tokens, with their ids:")
     for row in token_rows(tokenizer, tokenizer.encode(example[:60]), per_row=20):
         print(f"  {row}")

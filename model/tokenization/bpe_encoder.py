@@ -25,10 +25,8 @@ BATCH = 200  # new words that the library gets as one text
 
 
 class BPEEncoder:
-    """Encodes documents with a BPE tokenizer, to the same ids as the `tokenizers` library.
-
-    Threads can share one encoder: each uses the words that the others have learned.
-    """
+    """Encodes documents with a BPE tokenizer. Threads share one encoder: each uses the words that the others have
+    learned."""
 
     def __init__(self, tokenizer):
         self.library, self.lock = tokenizer.library, threading.Lock()
@@ -76,11 +74,9 @@ class BPEEncoder:
         return spans, np.append(self.ids[: self.used], ids)
 
     def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(the ids of some words, their spans if these ids are put at self.used).
-
-        The library is faster with one text than with many words. So words that do not end in white space go to it many
-        at a time, with a newline after each, which is a word and a token by itself.
-        """
+        """(the ids of some words, their spans if these ids are put at self.used). The library is faster with one text
+        than with many words. So words that do not end in white space go to it many at a time, with a newline after
+        each, which is a word and a token by itself."""
         plain = [i for i, word in enumerate(words) if word[-1] not in WHITE and word.isascii()]
         others = sorted(set(range(len(words))) - set(plain))
         texts = [words[i].decode() for i in others]

@@ -9,7 +9,7 @@ tests/tokenization/test_bpe_trainer.py compares the merges with those of the pla
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import tokenizers
@@ -26,19 +26,24 @@ NONE = -1  # no neighbour; no longer a token
 
 
 def train_bpe_tokenizer(documents: Iterable[str], vocab_size: int, progress: bool = False) -> tokenizers.Tokenizer:
-    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and one per merge.
-
-    Byte-level BPE as in GPT-2 (Radford et al. 2019): merges stay within words, numbers, punctuation and white space. A
-    short text has few pairs to merge, and the vocabulary stays smaller.
-    """
+    """Learn merges from documents until there are vocab_size ids: <|endoftext|>, the 256 bytes, and one per merge; a
+    short text has fewer. Byte-level BPE as in GPT-2 (Radford et al. 2019): merges stay within words, numbers,
+    punctuation and white space."""
     vocab = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(LETTER_TO_BYTE)])}
-    counts = count_pre_tokens(documents)
+    words = LinkedTokens(count_pre_tokens(documents), np.array([vocab[BYTE_TO_LETTER[byte]] for byte in range(256)]))
+    tokens, merges, pairs = {i: token for token, i in vocab.items()}, [], PairCounts()
+    pairs.add(*words.pairs())
     with tqdm(desc="merges", total=vocab_size - len(vocab), delay=2, disable=not progress) as shown:
-        merges = learn_merges(counts, vocab, vocab_size, shown.update)
+        while len(vocab) < vocab_size and (pair := pairs.pop_most_common()) is not None:
+            new, left, right = len(vocab), pair >> 16, pair & 0xFFFF
+            merges.append((tokens[left], tokens[right]))
+            tokens[new] = tokens[left] + tokens[right]
+            vocab[tokens[new]] = new
+            gone, fresh = words.merge(pairs.positions.pop(pair), left, right, new)
+            pairs.remove(*gone)
+            pairs.add(*fresh)
+            shown.update()
     return make_bpe_tokenizer(models.BPE(vocab, merges))
-
-
-# === counting =========================================================================================================
 
 
 def count_pre_tokens(documents: Iterable[str]) -> Counter[bytes]:
@@ -59,8 +64,7 @@ def count_pre_tokens(documents: Iterable[str]) -> Counter[bytes]:
 def add_counts(counts: Counter[bytes], text: bytes) -> None:
     for block in cut_blocks(text, COUNTED_BYTES):
         pre_tokens, index = distinct_pre_tokens(block)
-        for pre_token, count in zip(pre_tokens, np.bincount(index).tolist(), strict=True):
-            counts[pre_token] += count
+        counts.update(dict(zip(pre_tokens, np.bincount(index).tolist(), strict=True)))
 
 
 def split_stretches(counts: Counter[bytes]) -> Counter[bytes]:
@@ -75,15 +79,10 @@ def split_stretches(counts: Counter[bytes]) -> Counter[bytes]:
     return split
 
 
-# === merging ==========================================================================================================
-
-
 class LinkedTokens:
-    """The distinct words as one row of tokens, in arrays, each linked to its neighbours within its word.
-
-    token, previous, next: (bytes of all words,) int32; weight: how often the token's word occurs. A merge puts the
-    new token at the position of the left one and unlinks the right one.
-    """
+    """The distinct words as one row of tokens, in arrays, each linked to its neighbours within its word. token,
+    previous, next: (bytes of all words,) int32; weight: how often the token's word occurs. A merge puts the new token
+    at the position of the left one and unlinks the right one."""
 
     def __init__(self, counts: Counter[bytes], byte_ids: np.ndarray):
         text = np.frombuffer(b"".join(counts), np.uint8)
@@ -103,11 +102,9 @@ class LinkedTokens:
         return keys, self.weight[positions], positions
 
     def merge(self, positions: np.ndarray, left: int, right: int, new: int) -> tuple[tuple, tuple]:
-        """Merge a pair of tokens at those of these positions where it still is.
-
-        Returns (keys, weights, positions) of the pairs that are gone, and of those that are new. The merged pair itself
-        is not among the first. Where one merge follows another, the pair between them is gone once.
-        """
+        """Merge a pair of tokens at those of these positions where it still is. Returns (keys, weights, positions) of
+        the pairs that are gone, without the merged pair itself, and of those that are new. Where one merge follows
+        another, the pair between them is gone once."""
         positions = self.still_there(positions, left, right)
         gone = self.next[positions]
         previous, following, weight = self.previous[positions], self.next[gone], self.weight[positions]
@@ -145,20 +142,18 @@ def pair_key(left, right) -> np.ndarray:
 
 def grouped(keys: np.ndarray, weights: np.ndarray, positions: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
     """(key, sum of its weights, its positions) for each distinct key."""
+    if not len(keys):
+        return []
     order = np.argsort(keys, kind="stable")
     keys, weights, positions = keys[order], weights[order], positions[order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
-    if not len(starts):
-        return []
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     sums = np.add.reduceat(weights, starts)
     return list(zip(keys[starts].tolist(), sums.tolist(), np.split(positions, starts[1:]), strict=True))
 
 
 class PairCounts:
-    """How often each pair occurs, and where it was when it came up.
-
-    No token is made twice, so a pair comes up once: at the start, or after the merge that makes one of its tokens.
-    """
+    """How often each pair occurs, and where it was when it came up: once, because no token is made twice. That is at
+    the start, or after the merge that makes one of its tokens."""
 
     def __init__(self):
         self.count: dict[int, int] = {}
@@ -175,7 +170,6 @@ class PairCounts:
             self.count[pair] -= lost  # the heap follows when the pair reaches its top
 
     def pop_most_common(self) -> int | None:
-        """The most common pair, or None if no pair is left."""
         while self.heap:
             count, pair = heapq.heappop(self.heap)
             if -count == self.count[pair]:
@@ -183,25 +177,3 @@ class PairCounts:
             if self.count[pair]:
                 heapq.heappush(self.heap, (-self.count[pair], pair))
         return None
-
-
-def learn_merges(
-    counts: Counter[bytes], vocab: dict[str, int], vocab_size: int, tick: Callable[[], object]
-) -> list[tuple[str, str]]:
-    """Learn merges from counted words until the vocabulary has vocab_size tokens or no pair is left.
-
-    `vocab` has a token for each byte; new ones are added to it. Calls tick() after each merge. Returns the merges.
-    """
-    words = LinkedTokens(counts, np.array([vocab[BYTE_TO_LETTER[byte]] for byte in range(256)]))
-    tokens, merges, pairs = {i: token for token, i in vocab.items()}, [], PairCounts()
-    pairs.add(*words.pairs())
-    while len(vocab) < vocab_size and (pair := pairs.pop_most_common()) is not None:
-        new, left, right = len(vocab), pair >> 16, pair & 0xFFFF
-        merges.append((tokens[left], tokens[right]))
-        tokens[new] = tokens[left] + tokens[right]
-        vocab[tokens[new]] = new
-        gone, fresh = words.merge(pairs.positions.pop(pair), left, right, new)
-        pairs.remove(*gone)
-        pairs.add(*fresh)
-        tick()
-    return merges

@@ -11,12 +11,11 @@ from plumbing.errors import UserError
 
 
 def check_content(content: dict, expected: dict, special: list[str]) -> None:
-    """Check a tokenizer file. `expected` is the content of an empty tokenizer of its kind, `special` its special
-    tokens."""
+    """Check a tokenizer file. `expected` is the content of an empty tokenizer of its kind."""
     model = content["model"]
     check_ids(model["vocab"], special)
-    check_keys(content, expected, free={"model"})
-    check_keys(model, expected["model"], free={"vocab", "merges"})
+    check_keys(content, expected, {"model"})
+    check_keys(model, expected["model"], {"vocab", "merges"})
     tokens = [token for token in model["vocab"] if token not in special]
     "".join(tokens).encode()  # raises UnicodeEncodeError for half a surrogate pair
     if "merges" in expected["model"]:
@@ -26,7 +25,6 @@ def check_content(content: dict, expected: dict, special: list[str]) -> None:
 
 
 def check_ids(vocab: dict[str, int], special: list[str]) -> None:
-    """The ids must be 0, 1, 2, ... and fit uint16, and the special tokens must have one."""
     if not all(type(token) is int and 0 <= token < 2**64 for token in vocab.values()):
         raise ValueError("an id is not a whole number, or is far too large")
     if any(token not in vocab for token in special):
@@ -38,7 +36,7 @@ def check_ids(vocab: dict[str, int], special: list[str]) -> None:
 
 
 def check_keys(content: dict, expected: dict, free: set[str]) -> None:
-    """Every key must be there with the value that the library writes for us, except for those that are free."""
+    """Every key must have the value that the library writes for us, except for those that are free."""
     for key in (content.keys() | expected.keys()) - free:
         if key not in content or key not in expected or content[key] != expected[key]:
             raise ValueError(f"its {key[:40]} differs from that of this project's tokenizers")

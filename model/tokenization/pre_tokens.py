@@ -37,12 +37,11 @@ SUFFIX[list(b"rvl")] = list(b"eel")
 
 
 def join_documents(documents: Iterable[bytes]) -> bytes:
-    """Documents with an END after each."""
     return bytes([END]).join([*documents, b""])
 
 
 def byte_classes(data: bytes) -> np.ndarray:
-    return np.frombuffer(data.translate(bytes(BYTE_CLASS)), np.uint8)
+    return np.frombuffer(data.translate(BYTE_CLASS), np.uint8)
 
 
 def pre_token_starts(data: bytes) -> np.ndarray:
@@ -69,7 +68,6 @@ def pre_token_starts(data: bytes) -> np.ndarray:
 
 
 def split_suffixes(data: bytes, starts: np.ndarray) -> None:
-    """Make a pre-token of each apostrophe with a suffix."""
     text = np.frombuffer(data + b"\0\0", np.uint8)  # so that one can look two bytes ahead
     quotes = np.flatnonzero(starts[: len(data)] & (text[: len(data)] == ord("'")))
     suffix = SUFFIX[text[quotes + 1]]
@@ -109,18 +107,14 @@ def next_border(data: bytes, begin: int, size: int) -> int:
     while True:
         end = min(begin + size, len(data))
         for tail in (4096, size):  # it is usually close to the end
-            if cut := last_border(data, max(begin, end - tail), end):
-                return cut
+            start = max(begin, end - tail)
+            classes = byte_classes(data[start:end])
+            found = np.flatnonzero(safe_borders(classes[1:], classes[:-1]))
+            if len(found):
+                return start + int(found[-1]) + 1
         if end == len(data):
             return 0
         size *= 4
-
-
-def last_border(data: bytes, start: int, end: int) -> int:
-    """The last safe border inside data[start:end]; 0 if there is none."""
-    classes = byte_classes(data[start:end])
-    found = np.flatnonzero(safe_borders(classes[1:], classes[:-1]))
-    return start + int(found[-1]) + 1 if len(found) else 0
 
 
 def distinct_pre_tokens(data: bytes) -> tuple[list[bytes], np.ndarray]:

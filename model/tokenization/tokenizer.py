@@ -38,10 +38,8 @@ MAX_FILE_SIZE = 12_000_000  # bytes; a file with 65,536 ids has about half of it
 
 
 class Tokenizer:
-    """A tokenizer, from the JSON text of its file. Raises UserError for one that this project did not write.
-
-    kind is "char" or "bpe", sha256 the hash of the JSON text, unknown_id None for BPE, which knows every byte.
-    """
+    """A tokenizer, from the JSON text of its file. Raises UserError for one that this project did not write. kind is
+    "char" or "bpe", sha256 the hash of the JSON text, unknown_id None for BPE, which knows every byte."""
 
     counts_bytes = True  # ids stand for text, so that bits per byte can be computed
     default_prompt = "def"
@@ -66,8 +64,11 @@ class Tokenizer:
         self.vocab_size = self.library.get_vocab_size()
         self.end_of_text_id = self.library.token_to_id(END_OF_TEXT)
         self.unknown_id = self.library.token_to_id(UNKNOWN) if self.kind == "char" else None
-        if self.kind == "char":
-            self.character_to_id = character_table(self.library.get_vocab(), self.unknown_id)
+        if self.kind == "char":  # the id of every character of Unicode, so that encoding is one look-up
+            self.character_to_id = np.full(0x110000, self.unknown_id, np.uint16)
+            for character, token in self.library.get_vocab().items():
+                if len(character) == 1:  # the special tokens are longer
+                    self.character_to_id[ord(character)] = token
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, (tokens,) uint16. Text never becomes a special token, except for <|unk|>."""
@@ -93,15 +94,12 @@ class Tokenizer:
         return [text[i] for i in np.flatnonzero(ids == self.unknown_id)] if self.kind == "char" else []
 
     def ends_document(self, token: int) -> bool:
-        """Whether a token ends the document."""
         return token == self.end_of_text_id
 
 
 class BareIds:
-    """Takes the place of a Tokenizer where there are only ids: a token's text is its id and a space, "17 4 ".
-
-    No id is known to end a document. A text without a prompt starts with id 0.
-    """
+    """Takes the place of a Tokenizer where there are only ids: a token's text is its id and a space, "17 4 ". No id is
+    known to end a document. A text without a prompt starts with id 0."""
 
     kind, end_of_text_id, unknown_id = "none", 0, None
     counts_bytes = False  # the text is unknown, and so is its number of bytes
@@ -137,13 +135,9 @@ class BareIds:
         return False
 
 
-def encode_prompt(
-    tokenizer: Tokenizer | BareIds, prompt: str, block_size: int, say: Callable[[str], None] = print
-) -> list[int]:
-    """The ids to generate from: the last block_size of the prompt, or <|endoftext|> if the prompt is empty.
-
-    Calls say() with a line for the user if the prompt has unknown characters or is too long.
-    """
+def encode_prompt(tokenizer: Tokenizer | BareIds, prompt: str, block_size: int, say: Callable = print) -> list[int]:
+    """The ids to generate from: the last block_size of the prompt, or <|endoftext|> if the prompt is empty. Calls say()
+    with a line for the user if the prompt has unknown characters or is too long."""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -167,12 +161,8 @@ def check_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, i
     return tokens, utf8_bytes
 
 
-# === files ============================================================================================================
-
-
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer file. Raises UserError if it is missing or unreadable, or if this project did not write it."""
-    path = Path(path)
     if not path.is_file():
         raise UserError(
             f"There is no tokenizer {shown_path(path)}. Train one with scripts/train_tokenizer_character_level.py "
@@ -187,7 +177,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def save_tokenizer(library: tokenizers.Tokenizer, path: Path) -> None:
-    """Write a tokenizer of the library to its JSON file."""
     with whole_file(path) as file:
         file.write(library.to_str(pretty=True).encode())
 
@@ -212,18 +201,6 @@ def make_bpe_tokenizer(model: models.BPE | None = None) -> tokenizers.Tokenizer:
     return library
 
 
-# === tables ===========================================================================================================
-
-
 def code_points(text: str) -> np.ndarray:
     """The Unicode numbers of a text's characters, (characters,) uint32."""
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
-
-
-def character_table(vocab: dict[str, int], unknown_id: int) -> np.ndarray:
-    """The id of every character of Unicode, (1,114,112,) uint16, so that encoding is one look-up."""
-    table = np.full(0x110000, unknown_id, np.uint16)
-    for character, token in vocab.items():
-        if len(character) == 1:  # the special tokens are longer
-            table[ord(character)] = token
-    return table

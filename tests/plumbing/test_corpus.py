@@ -11,22 +11,18 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from data_scripts import (
-    M,
-    plain_documents,
-    texts,
-    write_corpus,
-)
+from data_scripts import M, plain_documents, texts, write_corpus
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plumbing import corpus as corpus_file
 from plumbing.corpus import (
     SeenDocuments,
+    cut_in_two,
     cut_into_chunks,
     find_border,
-    has_one_document,
     hash_fraction,
+    only_document,
     read_document_bytes,
     read_documents,
     sample_documents,
@@ -304,7 +300,8 @@ def test_by_size_the_chance_does_not_depend_on_length_or_place(varied):
 
 def split_texts(path, val_fraction=0.2):
     """[(split, text), ...] of a corpus; the only document of one is cut in two."""
-    documents = split_documents(path, val_fraction, only=has_one_document(path))
+    only = only_document(path)
+    documents = split_documents(path, val_fraction) if only is None else cut_in_two(only, val_fraction).items()
     return [(split, document.decode()) for split, document in documents]
 
 
@@ -315,7 +312,7 @@ def splits_of(path, val_fraction=0.2):
 def test_a_document_keeps_its_split_when_the_corpus_grows_or_is_shuffled(tmp_path):
     documents = [f"document {i}" for i in range(300)]
     small = splits_of(corpus(tmp_path / "small", *documents[:100]))
-    assert small == {text: "val" if hash_fraction(text) < 0.2 else "train" for text in documents[:100]}
+    assert small == {text: "val" if hash_fraction(text.encode()) < 0.2 else "train" for text in documents[:100]}
     assert small.items() <= splits_of(corpus(tmp_path / "large", *documents)).items()
     assert small == splits_of(corpus(tmp_path / "turned", *documents[99::-1]))
     assert set(small.values()) == {"train", "val"}
@@ -336,7 +333,7 @@ def test_a_larger_fraction_only_adds_to_the_validation_split(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5])
 def test_about_the_fraction_is_kept_for_validation(fraction):
-    hashes = np.array([hash_fraction(f"document {i}") for i in range(20_000)])
+    hashes = np.array([hash_fraction(f"document {i}".encode()) for i in range(20_000)])
     assert ((hashes >= 0) & (hashes < 1)).all()
     assert abs((hashes < fraction).mean() - fraction) < 5 * (fraction * (1 - fraction) / 20_000) ** 0.5
 
@@ -345,8 +342,8 @@ def test_the_hash_is_fixed():
     """A change here would move documents between the splits of data that users have prepared already."""
     for text in ("", "import os\n", "naïve 🐍"):
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        assert hash_fraction(text) == int(digest, 16) / 16**12
-    assert hash_fraction("a") == pytest.approx(0.2625896, abs=1e-7)
+        assert hash_fraction(text.encode()) == int(digest, 16) / 16**12
+    assert hash_fraction(b"a") == pytest.approx(0.2625896, abs=1e-7)
 
 
 @settings(max_examples=100, deadline=None)
@@ -364,7 +361,7 @@ def test_one_document_is_cut_as_nanogpt_cuts(folder, text, fraction):
 
 def test_an_empty_corpus_has_no_splits(tmp_path):
     with pytest.raises(UserError, match="c holds no document"):
-        has_one_document(corpus(tmp_path / "c", "", ""))
+        only_document(corpus(tmp_path / "c", "", ""))
 
 
 # === duplicates =======================================================================================================
