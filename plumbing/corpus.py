@@ -155,11 +155,17 @@ def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=No
 
 def only_document(path: Path) -> bytes | None:
     """The document of a corpus that has one, None if there are more. Raises UserError if there are none."""
-    documents = read_document_bytes(path)
+    documents = read_document_bytes(path, check=False)  # of several, each is checked when it is encoded
     first = next(documents, None)
     if first is None:
         raise UserError(f"{shown_path(path)} holds no documents.")
-    return first if next(documents, None) is None else None
+    if next(documents, None) is not None:
+        return None
+    try:
+        first.decode()
+    except UnicodeDecodeError:
+        next(read_document_bytes(path))  # raises UserError with the position of the bad byte
+    return first
 
 
 def split_documents(path: Path, val_fraction: float, *chunk: int) -> Iterator[tuple[str, bytes]]:
