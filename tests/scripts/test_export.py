@@ -161,7 +161,7 @@ def test_training_goes_on_from_a_folder(char, tmp_path, capsys):
     assert log[0]["step"] == 0 and log[0]["val_loss"] == pytest.approx(training["val_loss"], abs=1e-6)
     assert log[-1]["val_loss"] != log[0]["val_loss"]
     output = capsys.readouterr().out
-    assert "begins with what it has learned there" in output and "equally likely" not in output
+    assert "The initial weights come from" in output and "equally likely" not in output
     model, _, training = load_model(tmp_path / "more.pt")
     assert model.block_size == char.block_size and training["init_from"] == "exported"
     run_export(tmp_path / "more.pt", tmp_path / "again")
@@ -169,11 +169,11 @@ def test_training_goes_on_from_a_folder(char, tmp_path, capsys):
 
     # A run that began there goes on there, and nowhere else.
     train_on(char, tmp_path / "exported", model_file=tmp_path / "more.pt", max_steps=12)
-    with pytest.raises(UserError, match="the --init-from folder is another one"):
+    with pytest.raises(UserError, match="the --init-from folder has changed"):
         train_on(char, tmp_path / "again", max_steps=12)
     run_export(char.model_file, tmp_path / "exported2")
     (tmp_path / "exported2" / "tokenizer.json").rename(char.tokenizer_file)
-    with pytest.raises(UserError, match="the --init-from folder is another one"):
+    with pytest.raises(UserError, match="the --init-from folder has changed"):
         train_on(char, None, max_steps=12)
 
 
@@ -189,11 +189,11 @@ def test_flags_and_data_that_contradict_the_folder_are_refused(char, tmp_path):
         train.main(char, fresh=False, kind="bpe", init_from=folder)
     other = Tokenizer(make_character_tokenizer("abc").to_str())
     (folder / "tokenizer.json").write_text(other.json_text, "utf-8")
-    with pytest.raises(UserError, match=r"has 5 ids, and the model beside it"):
+    with pytest.raises(UserError, match=r"has 5 ids, but the model beside it"):
         train_on(char, folder)
     text = Tokenizer(char.tokenizer_file.read_text("utf-8")).json_text
     (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
-    with pytest.raises(UserError, match="made with another tokenizer than .*tokenizer.json"):
+    with pytest.raises(UserError, match="made with a different tokenizer than .*tokenizer.json"):
         train_on(char, folder)
 
 
