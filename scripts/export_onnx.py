@@ -4,7 +4,7 @@
 
 Reads   gpt_model.pt (train.py, trainv2.py)
 Writes  one file: the graph of one step, the weights, and the tokenizer's JSON in its metadata
-Next    onnxruntime.InferenceSession("data/tiny.onnx"), as the README shows
+Next    onnxruntime.InferenceSession("data/tiny.onnx"), as docs/exporting.md shows
 
 What goes into the graph and what comes out: model/storage/onnx_file.py. Needs the packages onnx, onnxscript and
 onnxruntime: uv run --extra onnx, or pip install onnx onnxscript onnxruntime.
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with whole_file(args.output) as file:
         file.write(data)
     print(f"{shown_path(args.output)}: {len(data) / 1e6:.1f} MB; {checked}")
-    print("Next: run it with onnxruntime, as the README shows")
+    print("Next: run it with onnxruntime, as docs/exporting.md shows")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from model.storage.checkpoint import checkpoint_path
 from model.training import distributed
 from model.training.run import Run
 from plumbing.command_line import file_flags
-from plumbing.text import duration, shown_path, time_left
+from plumbing.text import duration, plural, shown_path, time_left
 
 
 class Reporter(AbstractContextManager):
@@ -87,8 +87,7 @@ class Reporter(AbstractContextManager):
         if self.first_step is None:
             self.first_step = time.perf_counter()
             self.recorder.last = self.run.max_steps
-            self.progress.reset(total=self.run.max_steps)
-            self.progress.update(self.run.step)
+            self.progress.total = self.run.max_steps  # which --minutes has fixed by now
         if self.running_since is None:
             self.running_since = time.perf_counter()
         self.recorder.before(self.run.step + 1)
@@ -184,7 +183,7 @@ class Reporter(AbstractContextManager):
             )
         per_byte, took = metrics.show_bits_per_byte(run.bits_per_byte(val_loss)), time.perf_counter() - run.started
         print(
-            f"{shown_path(run.settings.model_file)}: {run.step:,} steps, validation loss {val_loss:.4f}, {per_byte}; "
+            f"{shown_path(run.settings.model_file)}: {plural(run.step, 'step')}, validation loss {val_loss:.4f}, {per_byte}; "
             f"took {duration(took)}"
         )
         script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]

@@ -21,7 +21,7 @@ from model.storage import checks
 from model.storage.safe_load import save
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from plumbing.errors import UserError
-from plumbing.text import shown_path
+from plumbing.text import plural, shown_path
 
 KIND = "TinyLittleGPT model"
 
@@ -29,7 +29,7 @@ KIND = "TinyLittleGPT model"
 def show_training(training: dict) -> str:
     """The summary in a model file as text: "trained for 830 steps, validation 1.650 bits per byte"."""
     per_byte = show_bits_per_byte(training["val_bits_per_byte"])
-    return f"trained for {training['steps']:,} steps, validation {per_byte}"
+    return f"trained for {plural(training['steps'], 'step')}, validation {per_byte}"
 
 
 def save_model(

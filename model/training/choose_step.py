@@ -23,7 +23,7 @@ from model.training import distributed
 from model.training.cuda_graph import CudaGraph
 from model.training.run import Run
 from plumbing.errors import UserError
-from plumbing.text import duration
+from plumbing.text import duration, plural
 
 # Seconds of steps from which compiling pays for itself, by device. On two cores it takes 15 to 40 s and saves about a
 # fifth of each step; on a machine with an H200 it takes 25 to 45 s and saves about half (docs/experiments.md).
@@ -31,6 +31,7 @@ COMPILE_FROM = {"cpu": 200.0, "cuda": 80.0}
 SAVES = {"cpu": "about a fifth", "cuda": "about half"}
 OTHER_RECORDS = 12  # that a run makes between evaluations, about (model/monitoring/recorder.py)
 TIMED_STEPS = 20  # at most, after the warm-up
+FEW_STEPS = 20  # a run of --minutes that comes to fewer steps than these gets a warning
 
 
 def choose_step(run: Run, train_step: Callable) -> Callable:
@@ -44,7 +45,11 @@ def choose_step(run: Run, train_step: Callable) -> Callable:
     step, seconds, run.compiled = pick_step(run, train_step, choice)
     if run.timed:
         run.settings = replace(settings, max_steps=steps_that_fit(run, seconds))
-        print(f"{run.max_steps:,} steps fit into the {settings.minutes:g} minutes: max_steps = {run.max_steps}")
+        print(f"{plural(run.max_steps, 'step')} fit into --minutes {settings.minutes:g}: max_steps = {run.max_steps}")
+        if run.max_steps < FEW_STEPS:
+            print(
+                "Warning: that is too few to learn from. Give more --minutes, or wait until the machine is less busy."
+            )
     return step
 
 
