@@ -183,8 +183,8 @@ class Reporter(AbstractContextManager):
             )
         per_byte, took = metrics.show_bits_per_byte(run.bits_per_byte(val_loss)), time.perf_counter() - run.started
         print(
-            f"{shown_path(run.settings.model_file)}: {plural(run.step, 'step')}, validation loss {val_loss:.4f}, {per_byte}; "
-            f"took {duration(took)}"
+            f"{shown_path(run.settings.model_file)}: {plural(run.step, 'step')}, validation loss {val_loss:.4f}, "
+            f"{per_byte}; took {duration(took)}"
         )
         script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
         model_flag = file_flags(run.settings, CHAR, "model_file")

@@ -104,7 +104,7 @@ def connect(on_gpus: bool) -> None:
     store, own_rank, processes = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
         # After a restart, torchrun's store still has the old processes' addresses (pytorch/pytorch#135712), so each
-        # start gets its own prefix. Machines may count restarts differently: for several, docs/scaling.md names a variable.
+        # start gets its own prefix. Machines may count restarts differently: docs/scaling.md has a variable for that.
         store = dist.PrefixStore(f"start {restart_count()}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=processes)
