@@ -24,37 +24,17 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 }
 
-# chain -> its sections, in the order in which they are run. Each chain has a test file, test_readme_CHAIN.py.
+# chain -> its pages and sections, in the order in which they are run. A page stands for all of its sections that no chain
+# names. Each chain has a test file, test_readme_CHAIN.py.
 CHAINS = {
     "quickstart": ["README.md#Quick start"],
-    "data": [
-        "README.md#1. Ingest",
-        "README.md#2. Extract",
-        "README.md#3. Sample",
-        "README.md#4. Train tokenizers",
-        "README.md#5. Create binary datasets",
-        "README.md#What is in it",
-        "README.md#Much of it",
-    ],
-    "training": [
-        "README.md#Setup",
-        "README.md#Training",
-        "README.md#Before you start",
-        "README.md#Watch it learn",
-        "README.md#How fast is it?",
-        "README.md#With BPE tokens",
-        "README.md#More GPUs, more machines",
-    ],
-    "generating": [
-        "README.md#Generating text",
-        "README.md#How fast",
-        "README.md#Looking inside",
-        "README.md#One forward pass, opened",
-        "README.md#Which part does what",
-        "README.md#Memorised or invented?",
-    ],
-    "tools": ["README.md#Into other tools", "README.md#Using your own code"],
+    "pages": ["README.md", "docs/installing.md", "docs/reliability.md"],
+    "data": ["docs/data.md", "docs/tokenizers.md"],
+    "training": ["docs/training.md", "docs/scaling.md", "docs/performance.md"],
+    "generating": ["docs/generating.md", "docs/exporting.md"],
+    "inside": ["docs/looking-inside.md"],
 }
+NO_COMMANDS = ["docs/README.md", "docs/experiments.md", "docs/how-a-gpt-works.md"]
 
 # What installs, or needs a network, is not run; and `uv run` and `python` are the Python that runs this test.
 NOT_RUN = ("pip install uv", "uv venv", "uv pip install ", "source .venv/bin/activate", "uv run pytest")
@@ -96,6 +76,19 @@ def sections() -> dict[str, list[str]]:
             commands = [line for line in lines if line and not line.startswith(("#", *NOT_RUN))]
             if commands:
                 found.setdefault(f"{page}#{title}", []).extend(commands)
+    return found
+
+
+def sections_of(chain: str) -> list[str]:
+    """The sections of a chain that have commands, in their order."""
+    named = {entry for entries in CHAINS.values() for entry in entries}
+    found = []
+    for entry in CHAINS[chain]:
+        found += [
+            section
+            for section in sections()
+            if section == entry or (section.partition("#")[0] == entry and section not in named)
+        ]
     return found
 
 
@@ -177,8 +170,8 @@ def after_quickstart(tmp_path_factory) -> Path:
 def first_runs() -> set[str]:
     """For each script, its first command. These run as ordinary subprocesses, the others from the fork server."""
     found = {}
-    for chain in CHAINS.values():
-        for section in chain:
+    for chain in CHAINS:
+        for section in sections_of(chain):
             for command in sections()[section]:
                 found.setdefault(script_of(command), command)
     return set(found.values())
@@ -189,7 +182,7 @@ def run_chain(name: str, tmp_path_factory, request) -> None:
     folder = tmp_path_factory.mktemp(name)
     project = folder / "project"
     shutil.copytree(after_quickstart(tmp_path_factory), project)
-    commands = [command for section in CHAINS[name] for command in sections()[section]]
+    commands = [command for section in sections_of(name) for command in sections()[section]]
     variables = {}
     if any("ingestion/ingest.py" in command for command in commands):
         hub = request.getfixturevalue("hub")
