@@ -78,7 +78,9 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """The text of ids, special tokens written out. Bytes that are not UTF-8 (half a character) become U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        ids = list(map(int, ids))
+        known = {token: self.token_bytes(token) for token in set(ids)}  # looked up once, however often it occurs
+        return b"".join(map(known.__getitem__, ids)).decode("utf-8", errors="replace")
 
     def token_string(self, token: int) -> str:
         """A token as the file writes it. For BPE, a letter stands for each byte: " def" is "Ġdef"."""
