@@ -59,13 +59,13 @@ def train(run: Run, report: Reporter) -> None:
     while run.step < run.max_steps:
         run.stop.check()  # raises Stopped after Ctrl-C
         report.before_step()
-        rate = learning_rate_at(run.step, run.max_steps, settings.warmup_steps, settings.decay_fraction)
-        if settings.dropout > 0:
+        fraction = learning_rate_at(run.step, run.max_steps, settings.warmup_steps, settings.decay_fraction)
+        if settings.dropout > 0:  # no two processes drop the same activations
             distributed.seed_random_numbers(settings.seed, run.step)
-        inputs, targets = run.batches(run.step)  # (B, T) each
-        loss, norm = step_of(inputs, targets, torch.full((), rate, device=run.device))
+        inputs, targets = run.batches(run.step)  # (B, T) each: B sequences of T tokens, and the same one token later
+        loss, norm = step_of(inputs, targets, torch.full((), fraction, device=run.device))  # on a GPU, nothing waits
         run.step += 1
-        report.after_step(loss, norm, rate)
+        report.after_step(loss, norm, fraction)
         if report.checkpoint_due():
             report.saved(run.save_checkpoint())
         if report.evaluation_due():
@@ -73,11 +73,11 @@ def train(run: Run, report: Reporter) -> None:
 
 
 def train_step(
-    run: Run, loss_of: Callable, no_sync: Callable, inputs: Tensor, targets: Tensor, rate: Tensor
+    run: Run, loss_of: Callable, no_sync: Callable, inputs: Tensor, targets: Tensor, fraction: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward and update for one batch, inputs and targets (B, T), at a fraction `rate` (0-dim) of the peak
-    learning rates. Returns the loss (nats per token) and the norm of the gradient before clipping, both 0-dim. Each of
-    several processes has the loss of its own rows.
+    """Forward, backward and update for one batch, inputs and targets (B, T), at a fraction (0-dim) of the peak learning
+    rates. Returns the loss (nats per token) and the norm of the gradient before clipping, both 0-dim. Each of several
+    processes has the loss of its own rows.
 
     loss_of(inputs, targets) is run.model.loss, perhaps compiled. The batch goes through it in settings.accumulate
     micro-batches, whose gradients add up. no_sync() is a context for all of them but the last, in which several
@@ -92,12 +92,12 @@ def train_step(
     for i, (x, y) in enumerate(zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True), 1):
         with no_sync() if i < micro_batches else nullcontext():
             loss = loss_of(x, y) / micro_batches
-            loss.backward()
-        total = total + loss.detach()
+            loss.backward()  # adds to the gradient of every weight; together they are the vector optimizer.grads
+        total = total + loss.detach()  # the number alone, without what backward() needed
     norm = optimizer.clip(run.settings.grad_clip)
     if inputs.device.type == "cpu":
         check_finite(total.item(), norm.item())
-    optimizer.step(rate)
+    optimizer.step(fraction)
     return total, norm
 
 
@@ -109,7 +109,7 @@ def evaluate(model: GPT, data: TokenFile, check: Callable = lambda: None, at_mos
     Each of several processes scores its share of the batches, and all get the result for all. check() is called before
     each batch.
     """
-    model.eval()
+    model.eval()  # no dropout, until train() below
     batch_size = max(1, (4096 if model.device.type == "cpu" else 65536) // model.block_size)  # what the device likes
     every = max(1, len(data) // at_most) if at_most else 1
     total, scored, rank, processes = 0.0, 0, distributed.rank(), distributed.world_size()

@@ -131,8 +131,11 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 #       tests/generation/one_token_gpu.py::test_logits_and_cache_are_the_models
 #   Interpretation, module by module: model/interpretation/forward_pass.py
 #       tests/interpretation/test_forward_pass.py::test_every_number_is_that_of_plain_pytorch
-#   One token as an ONNX graph: scripts/export_onnx.py
+#   One token as an ONNX graph: model/storage/onnx_file.py
 #       tests/scripts/test_export_onnx.py::test_greedy_text_and_logits_are_the_models
+#
+# The weights have their names and shapes in three more: GPT.hidden_matrices() for the optimizer, Qwen3's names in
+# model/storage/huggingface.py, and the limits in model/storage/checks.py.
 
 
 class Attention(nn.Module):

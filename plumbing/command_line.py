@@ -1,6 +1,7 @@
 """From settings to flags: one typed flag per field of config.py that a script uses, and checks that scripts share."""
 
 import argparse
+import math
 import re
 import shlex
 import signal
@@ -78,6 +79,21 @@ def check_seed(settings: Settings) -> None:
     """Raise UsageError for a seed that torch's random numbers cannot start from."""
     if not 0 <= settings.seed < 2**64:
         raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
+
+
+def check_sampling(settings: Settings) -> None:
+    """Raise UsageError for values that no token can be sampled with."""
+    if not 0 <= settings.temperature < math.inf:
+        raise UsageError(f"--temperature must be 0 (the most likely token) or above, not {settings.temperature}.")
+    if settings.top_k < 0:
+        raise UsageError(f"--top-k must be 0 or above, not {settings.top_k}.")
+    if not 0 < settings.top_p <= 1:
+        raise UsageError(f"--top-p must be above 0 and at most 1, not {settings.top_p}.")
+    if not 0 <= settings.min_p <= 1:
+        raise UsageError(f"--min-p must be from 0 to 1, not {settings.min_p}.")
+    if not 0.01 <= settings.repetition_penalty <= 100:
+        raise UsageError(f"--repetition-penalty must be from 0.01 to 100, not {settings.repetition_penalty}.")
+    check_seed(settings)
 
 
 def file_flags(settings: Settings, default: Settings, names: str) -> str:

@@ -1,4 +1,5 @@
-"""The Parquet files that ingestion writes: one row per document, all with one schema, for extraction to read."""
+"""The Parquet files that ingestion from disk writes: one row per document, all with one schema, for extraction to read.
+For a new source, start from ingestion/ingest_folder.py and yield (text, path) to write_parquet()."""
 
 import os
 import shlex

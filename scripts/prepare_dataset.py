@@ -7,8 +7,9 @@ Reads   data/corpus.txt and data/tokenizer_char.json
 Writes  data/train.bin and data/val.bin: uint16 ids, <|endoftext|> after every document; a description beside each
 Next    python train.py
 
-A hash of its text decides whether a document is for training or for validation. The model never trains on the
-validation file, so its loss there shows what it has learned, not what it has memorized.
+A hash of its text decides whether a document is for training or for validation (split_of in
+plumbing/corpus.py). The model never trains on the validation file, so its loss there shows what it has learned, not
+what it has memorised.
 
 The corpus is cut into chunks between documents, which are encoded on all cores. If the run is stopped, the same command
 resumes it.
@@ -27,9 +28,10 @@ from tqdm import tqdm
 
 from config import CHAR, Settings
 from dataset import open_tokens, remove_sidecars, token_writer
-from model.tokenization.bpe_encoder import END, BPEEncoder
+from model.tokenization.bpe_encoder import BPEEncoder
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.display import cut_line
+from model.tokenization.pre_tokens import END, join_documents
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
 from plumbing.corpus import cut_in_two, cut_into_chunks, find_border, only_document, split_documents
@@ -67,7 +69,7 @@ class CorpusEncoder:
         has the counts of all its blocks."""
         for split, documents in self.by_split(chunk).items():
             count, utf8_bytes = len(documents), sum(map(len, documents))
-            text = bytes([END]).join([*documents, b""])
+            text = join_documents(documents)
             documents.clear()  # a long document should not be in memory twice
             encoder = self.bpe or CharacterEncoder(self.tokenizer)
             for ids in encoder.encode(text):

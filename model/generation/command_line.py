@@ -4,7 +4,6 @@ Answers --help without importing torch.
 """
 
 import argparse
-import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from config import Generation, Settings
-from plumbing.command_line import add_flags, check_seed, parse_before_torch, refuse_same
+from plumbing.command_line import add_flags, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
 from plumbing.text import shown_path
@@ -61,19 +60,11 @@ def check_generation_flags(settings: Settings, args: Namespace, models: list[Pat
 
 def check_generation_settings(settings: Settings) -> None:
     """Refuse values that cannot be sampled with."""
-    if not 0 <= settings.temperature < math.inf:
-        raise UsageError(f"--temperature must be 0 (the most likely token) or above, not {settings.temperature}.")
-    if settings.top_k < 0 or settings.tokens < 0 or settings.show < 0:
-        raise UsageError("--top-k, --tokens and --show must be 0 or above.")
+    check_sampling(settings)
+    if settings.tokens < 0 or settings.show < 0:
+        raise UsageError("--tokens and --show must be 0 or above.")
     if settings.samples < 1:
         raise UsageError(f"--samples must be at least 1, not {settings.samples}.")
-    check_seed(settings)
-    if not 0 < settings.top_p <= 1:
-        raise UsageError(f"--top-p must be above 0 and at most 1, not {settings.top_p}.")
-    if not 0 <= settings.min_p <= 1:
-        raise UsageError(f"--min-p must be from 0 to 1, not {settings.min_p}.")
-    if not 0.01 <= settings.repetition_penalty <= 100:
-        raise UsageError(f"--repetition-penalty must be from 0.01 to 100, not {settings.repetition_penalty}.")
 
 
 def prompt_of(args: Namespace) -> str:

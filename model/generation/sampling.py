@@ -124,18 +124,18 @@ def choose(
     """Choose the next token from logits (V,) with a random number in [0, 1). `seen` (V,) is True for the tokens of the
     text so far, prompt included; only a penalty needs it. The Step keeps at least `record` candidates, to be shown."""
     top_k = sampling.top_k
-    penalised = penalise(logits, seen, sampling.repetition_penalty)
+    all_penalised = penalise(logits, seen, sampling.repetition_penalty)
     n = min(max(top_k, record), len(logits)) if top_k else len(logits)
-    ids = most_likely(penalised, n)
-    own, ordered = logits[ids].astype(np.float64), penalised[ids].astype(np.float64)
-    tempered = apply_temperature(ordered, sampling.temperature)
+    ids = most_likely(all_penalised, n)
+    own_logits, penalised = logits[ids].astype(np.float64), all_penalised[ids].astype(np.float64)
+    tempered = apply_temperature(penalised, sampling.temperature)
     sampled_p, kept = sampling_probabilities(tempered, top_k, sampling.top_p, sampling.min_p)
     index, ends = draw(sampled_p, random_number)
     highest = logits.max()
-    model_p = np.exp(own - highest) / np.add.reduce(np.exp(logits - highest), dtype=np.float64)
+    model_p = np.exp(own_logits - highest) / np.add.reduce(np.exp(logits - highest), dtype=np.float64)
     return Step(
         int(ids[index]), index + 1, float(model_p[index]), random_number,
-        ids, own, ordered, tempered, model_p, sampled_p, ends, kept, len(logits),
+        ids, own_logits, penalised, tempered, model_p, sampled_p, ends, kept, len(logits),
     )  # fmt: skip
 
 

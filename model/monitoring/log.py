@@ -1,4 +1,12 @@
-"""log.jsonl: the figures of a run, one JSON object per line."""
+"""log.jsonl: the figures of a run, one JSON object per line, each with its step.
+
+loss, surprise_bits, bits_per_byte, learning_rate, gradient_norm, tokens_per_second    of a training step
+val_loss, val_tokens, val_bits_per_byte, sample                                        of an evaluation
+about, record                                                    for the page (model/monitoring/recorder.py)
+warning                                                          of diagnostics.py
+
+A new column is one more entry in Reporter.training() (reporter.py); scripts/plot_training.py draws those it knows.
+"""
 
 import json
 import zlib

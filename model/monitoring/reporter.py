@@ -92,22 +92,22 @@ class Reporter(AbstractContextManager):
             self.running_since = time.perf_counter()
         self.recorder.before(self.run.step + 1)
 
-    def after_step(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+    def after_step(self, loss: Tensor, norm: Tensor, fraction: float) -> None:
         """A line every settings.log_every steps, and the recorder's record. Raises FloatingPointError if the loss or
         the gradient's norm of a printed step is not finite."""
         run = self.run
         self.steps += 1
         self.progress.update()
         if run.step % run.settings.log_every == 0:
-            self.training(loss, norm, rate)
+            self.training(loss, norm, fraction)
         if self.checkpoint_due() or self.evaluation_due() or self.recorder.due(run.step):
             wait_for(run.device)
             self.seconds += time.perf_counter() - self.running_since
             self.running_since = None
             self.record(norm)
 
-    def training(self, loss: Tensor, norm: Tensor, rate: float) -> None:
-        """The figures of a training step; `rate` is the fraction of the peak learning rates."""
+    def training(self, loss: Tensor, norm: Tensor, fraction: float) -> None:
+        """The figures of a training step; `fraction` is that of the peak learning rates."""
         run = self.run
         loss, norm = distributed.mean_over_processes(loss).item(), norm.item()
         check_finite(loss, norm)
@@ -118,7 +118,7 @@ class Reporter(AbstractContextManager):
         bits, per_byte = metrics.bits(loss), metrics.bits_per_byte(loss, run.train_data.tokens_per_byte)
         self.log.write(
             step=run.step, loss=loss, surprise_bits=bits, bits_per_byte=per_byte,
-            learning_rate=rate * run.settings.learning_rate, gradient_norm=norm, tokens_per_second=speed,
+            learning_rate=fraction * run.settings.learning_rate, gradient_norm=norm, tokens_per_second=speed,
         )  # fmt: skip
         self.diagnostics.trained(loss)
         if self.verbose:
@@ -127,7 +127,7 @@ class Reporter(AbstractContextManager):
             print(
                 f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}  loss {loss:.4f}  {bits:.2f} bits/token  "
                 + (f"{per_byte:.2f} bits/byte  " if run.tokenizer.counts_bytes else "")
-                + f"rate {rate:4.0%}  grad {norm:.2f}  {speed:,.0f} tokens/s  {duration(left)} left"
+                + f"rate {fraction:4.0%}  grad {norm:.2f}  {speed:,.0f} tokens/s  {duration(left)} left"
             )
 
     def checkpoint_due(self) -> bool:

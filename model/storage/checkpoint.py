@@ -31,13 +31,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import Model
+from config import CHAR, Model
 from model.gpt import GPT
 from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
 from plumbing.errors import UserError
 from plumbing.files import try_lock
-from plumbing.settings import field_names
+from plumbing.settings import field_names, values_of
 from plumbing.text import shown_path
 
 WRITTEN = r"(step_\d+\.pt|log\.jsonl|gpt_model\.pt)(\.\d+\.tmp)?"  # names of the files of a run, finished or not
@@ -96,7 +96,8 @@ def check_state(content: dict) -> None:
     settings, weights = content["settings"], require(content, "model", dict)
     embedding = require(weights, "embedding.weight", Tensor)
     vocab_size = len(embedding) if embedding.dim() == 2 else 0  # 0 is refused
-    model = meta_model({"vocab_size": vocab_size, **{name: settings.get(name) for name in field_names(Model)}}, weights)
+    saved = {name: settings[name] for name in field_names(Model) if name in settings}  # newer ones have their default
+    model = meta_model({"vocab_size": vocab_size, **values_of(CHAR, Model), **saved}, weights)
     check_tensors(weights, model.state_dict())
     check_tensors(require(content, "optimizer", dict), optimizer_shapes(model))
     check_tensors({"rng": require(content, "rng", Tensor)}, {"rng": torch.get_rng_state()})

@@ -37,6 +37,7 @@ SUFFIX[list(b"rvl")] = list(b"eel")
 
 
 def join_documents(documents: Iterable[bytes]) -> bytes:
+    """One text, with an END after each document, as the encoders take it."""
     return bytes([END]).join([*documents, b""])
 
 

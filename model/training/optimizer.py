@@ -33,7 +33,7 @@ class Optimizer:
         self.weights, self.grads = flatten(hidden + others + heads)
         self.shapes = [(sum(w.numel() for w in group) // (m * n), m, n) for (m, n), group in groups.items()]
         self.n_hidden = sum(w.numel() for w in hidden)  # Muon's; AdamW takes the rest
-        self.n_head = sum(w.numel() for w in heads)
+        self.n_output = sum(w.numel() for w in heads)
         self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for Muon and AdamW
         self.square = torch.zeros_like(self.weights[self.n_hidden :])  # moving mean of their squares, for AdamW
         self.steps = torch.zeros((), device=self.weights.device)
@@ -59,8 +59,8 @@ class Optimizer:
         n = self.n_hidden
         self.muon(self.weights[:n], self.grads[:n], self.mean[:n], fraction * self.settings.muon_rate)
         rate = fraction * self.settings.learning_rate
-        if self.n_head:
-            self.weights[-self.n_head :].mul_(1 - rate * self.settings.weight_decay)
+        if self.n_output:
+            self.weights[-self.n_output :].mul_(1 - rate * self.settings.weight_decay)
         self.adamw(self.weights[n:], self.grads[n:], self.mean[n:], self.square, rate)
 
     def muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:

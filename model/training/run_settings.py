@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from config import CHAR, Model, Settings, Training
 from model.training import distributed
-from plumbing.command_line import check_seed, flag_name
+from plumbing.command_line import check_sampling, flag_name
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import values_of
 from plumbing.text import shown_path
@@ -44,7 +44,7 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
     if settings.compile not in ("auto", "on", "off"):
         raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
-    check_seed(settings)
+    check_sampling(settings)
     processes = distributed.world_size()
     if settings.batch_size % (processes * settings.accumulate):
         raise UsageError(

@@ -24,8 +24,8 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 }
 
-# chain -> its pages and sections, in the order in which they are run. A page stands for all of its sections that no chain
-# names. Each chain has a test file, test_readme_CHAIN.py.
+# chain -> its pages and sections, in the order in which they are run. A page stands for all of its sections that no
+# chain names. Each chain has a test file, test_readme_CHAIN.py.
 CHAINS = {
     "quickstart": ["README.md#Quick start"],
     "pages": ["README.md", "docs/installing.md", "docs/reliability.md"],
