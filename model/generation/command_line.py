@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from config import Generation, Settings
-from plumbing.command_line import add_flags, parse_before_torch, refuse_same
+from plumbing.command_line import add_flags, check_sampling, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
 from plumbing.text import shown_path
