@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT / "data"
+MODEL_NAME = "gpt_model.pt"  # the newest model of all runs, and in each checkpoint folder the model of its run
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Files:
     train_file: Path = DATA / "train.bin"  # token ids to train on, uint16; or a folder of such files
     val_file: Path = DATA / "val.bin"  # token ids to validate on, uint16; or a folder of such files
     checkpoint_dir: Path = ROOT / "checkpoints" / "char"  # folder of step_*.pt and log.jsonl; a run resumes from here
-    model_file: Path = ROOT / "gpt_model.pt"  # the trained model, all that generation needs
+    model_file: Path = ROOT / MODEL_NAME  # the trained model, all that generation needs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ The text is the prompt and what was drawn. It ends after --tokens tokens, before
 writes <|endoftext|>. With several --samples, each starts with the prompt, and a line <|endoftext|> separates them.
 """
 
-from config import CHAR, Settings
+from config import CHAR, MODEL_NAME, Settings
 from model.generation.command_line import check_generation_flags, converse, generation_flags, prompt_of, say
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import shown_path
@@ -46,7 +46,7 @@ SCRIPTS = {"char": ("generate.py", "train.py"), "bpe": ("generatev2.py", "trainv
 
 
 @memory_advice("Try fewer --samples.")
-@np.errstate(invalid="ignore")  # the writer looks for NaN itself
+@np.errstate(invalid="ignore")  # NaN is noticed in Completion.take()
 def complete(prompt: str, settings: Settings, writer: Writer, display: Display) -> tuple[str, int]:
     """Continue a prompt. Returns the text on stdout, and the exit code: 130 after Ctrl-C, else 0."""
     writer.read(prompt, say)
@@ -83,7 +83,7 @@ def open_model(paths: list[Path], kind: str) -> tuple[GPT, Tokenizer | BareIds, 
 
 def main(settings: Settings, args: Namespace, kind: str = "char") -> int:
     # Without --model: the newest model, else the newest of this pipeline's own run.
-    paths = [args.model] if args.model else [settings.model_file, settings.checkpoint_dir / settings.model_file.name]
+    paths = [args.model] if args.model else [settings.model_file, settings.checkpoint_dir / MODEL_NAME]
     check_generation_flags(settings, args, paths)
     prompt = prompt_of(args)
     model, tokenizer, about = open_model(paths, kind)

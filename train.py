@@ -148,7 +148,7 @@ def main(
                     report.finish()
             return 0
         except Stopped:
-            return report_stop(run)
+            return run.stop.exit_code if plan else report_stop(run)
         except FloatingPointError as error:
             raise run.failure(error) from None
 

@@ -1,1 +1,1 @@
-"""The transformer and what belongs to a trained one. Reading order: layers, gpt, sampling, then the rest."""
+"""The transformer, and rooms for what belongs to a trained one. Read layers.py, then gpt.py, then the rooms."""

@@ -10,7 +10,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # One thread for torch, here and in subprocesses: models this small lose more by waiting for threads than they gain.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; tests/test_ingest.py starts its own server
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; tests/ingestion starts its own server
 
 import pytest
 import torch

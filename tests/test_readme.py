@@ -68,4 +68,4 @@ def test_anchors_are_those_of_github():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_placeholder_is_left(page):
-    assert re.findall(r"^```text\n[A-Z0-9]+\n```", PAGES[page], re.MULTILINE) == []
+    assert re.findall(r"^```text\n@?[A-Z0-9]+@?\n```", PAGES[page], re.MULTILINE) == []

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
-from config import Generation, Settings
+from config import MODEL_NAME, Generation, Settings
 from plumbing.command_line import add_flags, check_sampling, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
@@ -33,7 +33,7 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     prompt.add_argument("--prompt", default="", help="text to continue; without one, the text starts a new document")
     prompt.add_argument("--prompt-file", type=Path, help="use the exact text of this file as the prompt")
     prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
-    add, own = parser.add_argument, shown_path(settings.checkpoint_dir / settings.model_file.name)
+    add, own = parser.add_argument, shown_path(settings.checkpoint_dir / MODEL_NAME)
     add("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
     add("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
     add("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")

@@ -85,10 +85,9 @@ class Display:
         if self.args.interactive or sys.stdout.isatty():  # else stdout is exact, for a file or a pipe
             self.output.add("\n")
         self.output.flush()
-        if self.settings.debug and texts[0].surprises:
-            say("")
-            for text in texts:
-                say(summary(text, seconds))
+        lines = [summary(text, seconds) for text in texts if text.surprises]
+        if self.settings.debug and lines:
+            say("\n" + "\n".join(lines))
         return whole
 
 

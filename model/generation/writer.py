@@ -41,15 +41,9 @@ class Writer:
         self.logits = read(self.model, self.ids, self.cache)
 
     def steps(self, settings: Settings) -> Iterator[list[Step]]:
-        """Continue the prompt. Raises UserError for a model that computes NaN."""
+        """Continue the prompt."""
         one_token = self.one_token if settings.samples == 1 else None
-        for steps in generate(self.model, self.ids, self.logits[-1], self.cache, settings, one_token):
-            if any(math.isnan(step.p) for step in steps):
-                raise UserError(
-                    "The model's logits are not numbers (NaN): its weights are too large to compute with. "
-                    "Train it again with a lower --learning-rate."
-                )
-            yield steps
+        return generate(self.model, self.ids, self.logits[-1], self.cache, settings, one_token)
 
 
 class TextStream:
@@ -102,6 +96,11 @@ class Completion:
 
     def take(self, step: Step) -> str:
         """Add the token of a step. Returns the text that is certain by now."""
+        if math.isnan(step.p):
+            raise UserError(
+                "The model's logits are not numbers (NaN): its weights are too large to compute with. "
+                "Train it again with a lower --learning-rate."
+            )
         self.surprises.append(metrics.surprise(step.p))
         if self.tokenizer.ends_document(step.token):
             self.end = "the model ended the document"

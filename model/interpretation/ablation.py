@@ -14,7 +14,7 @@ from model.device import to_device
 from model.gpt import GPT
 from model.interpretation.forward_pass import head_columns
 
-Batches = list[tuple[Tensor, Tensor]]  # of (idx, targets), on the model's device
+EvalBatches = list[tuple[Tensor, Tensor]]  # of (idx, targets), on the model's device
 
 
 def output_weights(model: GPT, name: str) -> list[Tensor]:
@@ -52,7 +52,7 @@ def ablated(model: GPT, name: str) -> Iterator[None]:
             weight.copy_(before)
 
 
-def validation_batches(val: TokenFile, model: GPT, at_most: int) -> Batches:
+def validation_batches(val: TokenFile, model: GPT, at_most: int) -> EvalBatches:
     """About `at_most` tokens, spread over a token file (0: all of them)."""
     every = max(1, len(val) // at_most) if at_most else 1
     blocks = blocks_in_order(val, model.block_size, max(1, 4096 // model.block_size), every)
@@ -60,13 +60,13 @@ def validation_batches(val: TokenFile, model: GPT, at_most: int) -> Batches:
 
 
 @torch.inference_mode()
-def mean_loss(model: GPT, batches: Batches) -> float:
+def mean_loss(model: GPT, batches: EvalBatches) -> float:
     """The mean loss in nats per token."""
     losses = [(model.loss(idx, targets).item(), idx.numel()) for idx, targets in batches]
     return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
 
 
-def ablation_costs(model: GPT, batches: Batches, names: list[str], baseline: float) -> dict[str, float]:
+def ablation_costs(model: GPT, batches: EvalBatches, names: list[str], baseline: float) -> dict[str, float]:
     """How far the loss rises above `baseline`, in nats per token, when each component is ablated alone."""
     costs = {}
     for name in tqdm(names, desc="ablating", unit="component", delay=2, leave=False):

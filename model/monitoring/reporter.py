@@ -171,6 +171,7 @@ class Reporter(AbstractContextManager):
     def finish(self) -> None:
         """Save the model and say how good it is and what comes next."""
         run = self.run
+        self.progress.close()
         if self.verbose and run.settings.eval_every and run.step > (run.resumed_at or 0):
             share = self.recorder.seconds / (time.perf_counter() - self.begin)
             print(f"Records for scripts/plot_training.py took {self.recorder.seconds:.1f} s, {share:.1%} of the run")

@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import CHAR, Model
+from config import CHAR, MODEL_NAME, Model
 from model.gpt import GPT
 from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
@@ -40,7 +40,8 @@ from plumbing.files import try_lock
 from plumbing.settings import field_names, values_of
 from plumbing.text import shown_path
 
-WRITTEN = r"(step_\d+\.pt|log\.jsonl|gpt_model\.pt)(\.\d+\.tmp)?"  # names of the files of a run, finished or not
+# The names of the files of a run, finished or not.
+WRITTEN = rf"(step_\d+\.pt|log\.jsonl|{re.escape(MODEL_NAME)})(\.\d+\.tmp)?"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

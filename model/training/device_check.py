@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import Model, Settings
+from config import Settings
 from dataset import draw_batch
 from model.device import to_device, wait_for
 from model.gpt import GPT
 from model.metrics import tokens_per_second
-from model.storage.checks import check_architecture
 from model.training.optimizer import Optimizer
-from plumbing.errors import UsageError
-from plumbing.settings import values_of
+from model.training.run import build_model
 
 STEPS = 10  # training steps
 GENERATED = 32  # tokens
@@ -50,13 +48,7 @@ class DeviceRun:
 def model_to_check(settings: Settings) -> GPT:
     """A model on the CPU with random weights, none of them zero. A model that is to be trained starts with output
     projections of zero, and these would hide every wrong number and block every gradient behind them."""
-    torch.manual_seed(settings.seed)
-    architecture = {"vocab_size": 256, **values_of(settings, Model)}
-    try:
-        check_architecture(architecture)
-        model = GPT(**architecture)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    model = build_model(settings, vocab_size=256)
     for weight in model.parameters():
         if weight.dim() == 1:
             nn.init.uniform_(weight, 0.5, 1.5)

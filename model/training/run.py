@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import CHAR, Model, Settings
+from config import MODEL_NAME, Model, Settings
 from dataset import TokenFile
 from model import metrics
 from model.device import keep_memory, pick_device, pick_dtype
@@ -115,7 +115,8 @@ class Run:
         }
         weights = distributed.gather_weights(self.model)
         if distributed.is_first():
-            for path in {self.settings.checkpoint_dir / CHAR.model_file.name, self.settings.model_file.absolute()}:
+            paths = self.settings.checkpoint_dir / MODEL_NAME, self.settings.model_file.absolute()
+            for path in dict.fromkeys(paths):
                 save_model(path, self.model, self.tokenizer, training, weights)
 
     def failure(self, reason: object) -> UserError:
@@ -146,7 +147,7 @@ def open_run(
             "weights, gradients and optimizer state that are planned."
         )
     settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
-    fresh = fresh and not distributed.restart_count()
+    fresh = fresh and not distributed.any_process(distributed.restart_count() > 0)  # machines may count differently
     with nullcontext() if plan or not distributed.is_first() else only_training_in(settings.checkpoint_dir):
         run = make_run(settings, kind, init_from, ids, look_for_checkpoint=not (fresh or plan))
         if fresh and distributed.is_first() and not plan:  # now that nothing is left to be refused
@@ -222,8 +223,8 @@ def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch
     return device, distributed.broadcast(pick_dtype(dtype, device))
 
 
-def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None) -> GPT:
-    """The model on the CPU, with these weights or, from the seed, with new ones."""
+def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None = None) -> GPT:
+    """The model on the CPU, with these weights or, from the seed, with new ones. Raises UsageError."""
     torch.manual_seed(settings.seed)
     architecture = {"vocab_size": vocab_size, **values_of(settings, Model)}
     try:

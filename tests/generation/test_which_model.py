@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import generate
-from config import BPE, CHAR, ROOT
+from config import BPE, CHAR, MODEL_NAME, ROOT
 from model.generation.command_line import generation_flags
 from model.gpt import GPT
 from model.storage.model_file import load_model, save_model
@@ -31,7 +31,7 @@ def write_in(tmp_path, monkeypatch, capfd):
         settings.checkpoint_dir.mkdir(parents=True)
         for path, source in (
             (settings.model_file, newest),
-            (settings.checkpoint_dir / settings.model_file.name, own),
+            (settings.checkpoint_dir / MODEL_NAME, own),
         ):
             if source:
                 path.write_bytes(source.read_bytes())

@@ -27,7 +27,7 @@ PAGES = {
 # chain -> its pages and sections, in the order in which they are run. A page stands for all of its sections that no
 # chain names. Each chain has a test file, test_readme_CHAIN.py.
 CHAINS = {
-    "quickstart": ["README.md#Quick start"],
+    "quickstart": ["README.md#TinyLittleGPT"],
     "pages": ["README.md", "docs/installing.md", "docs/reliability.md"],
     "data": ["docs/data.md", "docs/tokenizers.md"],
     "training": ["docs/training.md", "docs/scaling.md", "docs/performance.md"],
@@ -138,7 +138,7 @@ def check(done: subprocess.CompletedProcess, command: str) -> subprocess.Complet
 def quickstart(folder: Path) -> Path:
     """A project in which the quickstart has been run, and run again after a file was lost."""
     project = copy_project(folder)
-    (command,) = sections()["README.md#Quick start"]
+    (command,) = sections()["README.md#TinyLittleGPT"]
     first = check(run_python(arguments_of(command), project, environment(), TIMEOUT), command).stdout
     assert "skipped" not in first
     assert first.count("bits per byte of validation text") == 2
