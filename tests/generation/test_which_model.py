@@ -98,7 +98,7 @@ def test_a_model_that_is_named_is_the_one(write_in):
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_a_model_of_bare_ids_is_of_either_kind(write_in, bare, kind):
-    assert write_in(kind, bare, MODELS[kind]).err.startswith("gpt_model.pt: trained for 1 steps")
+    assert write_in(kind, bare, MODELS[kind]).err.startswith("gpt_model.pt: trained for 1 step")
 
 
 def test_neither_file_is_replaced(write_in, tmp_path):
