@@ -167,7 +167,7 @@ def killed_steps(project: Path, script: str, number: int, rng: random.Random) ->
     return wrong, killed
 
 
-@runs(50, 500)
+@runs(20, 500)
 def test_killed_steps_leave_the_earlier_results_or_the_new_ones(whole, project, number):
     rng = random.Random(number)
     for script in OTHERWISE:
@@ -188,7 +188,7 @@ def test_without_the_protection_killed_steps_are_noticed(whole, project, monkeyp
         assert wrong != []
 
 
-@runs(5, 100)
+@runs(3, 100)
 def test_steps_killed_by_the_clock_come_out_the_same(whole, project, number):
     """At random moments, with no hand in how the files are written."""
     rng = random.Random(number)
@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_results_stay(whole, project
 # --- damaged and hostile inputs ---------------------------------------------------------------------------------------
 
 
-@runs(300, 3000)
+@runs(100, 3000)
 def test_every_damaged_parquet_is_named_and_the_good_ones_are_used(run, project, number):
     """Ten damaged files at a time, between good ones. Of what no checksum covers, a change may go unnoticed where it
     changes no text; rows are never lost without a word."""
@@ -290,7 +290,7 @@ def test_without_checksums_text_would_change_without_a_word(tmp_path):
     assert silent > 50
 
 
-@runs(500, 5000)
+@runs(200, 5000)
 def test_hostile_text_is_used_or_named(run, project, number):
     """Corpora of random bytes and characters: every step takes what is text, byte for byte, and names what is not."""
     rng = random.Random(number)

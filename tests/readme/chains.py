@@ -167,16 +167,6 @@ def after_quickstart(tmp_path_factory) -> Path:
     return shared / "project"
 
 
-def first_runs() -> set[str]:
-    """For each script, its first command. These run as ordinary subprocesses, the others from the fork server."""
-    found = {}
-    for chain in CHAINS:
-        for section in sections_of(chain):
-            for command in sections()[section]:
-                found.setdefault(script_of(command), command)
-    return set(found.values())
-
-
 def run_chain(name: str, tmp_path_factory, request) -> None:
     """Run the commands of a chain in a copy of what the quickstart left."""
     folder = tmp_path_factory.mktemp(name)
@@ -187,11 +177,11 @@ def run_chain(name: str, tmp_path_factory, request) -> None:
     if any("ingestion/ingest.py" in command for command in commands):
         hub = request.getfixturevalue("hub")
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    server, true_process = ForkServer(folder), first_runs()
+    server = ForkServer(folder)  # importing torch for each command would take most of the time
     try:
         for command in commands:
             arguments, start = arguments_of(command), time.perf_counter()
-            run = run_python if command in true_process or arguments[0] == "-m" else server.run
+            run = run_python if arguments[0] == "-m" else server.run
             check(run(arguments, project, environment(**variables), TIMEOUT), command)
             print(f"{time.perf_counter() - start:5.1f} s  {command}")
     finally:

@@ -31,7 +31,7 @@ def accepted_damage(number: int, folder: Path, good: Path, other: Path, refuse) 
     return accepted
 
 
-@runs(500, 5000)
+@runs(200, 5000)
 def test_no_damaged_checkpoint_or_model_is_accepted(finished_run, tmp_path, number):
     old, new = sorted(finished_run.settings.checkpoint_dir.glob("step_*.pt"))
     assert accepted_damage(number // 2, tmp_path, new, old, refused_checkpoint) == []

@@ -62,7 +62,7 @@ def random_bytes(settings, number: int) -> list[Faults]:
     return [Faults(at_byte=rng.randrange(size + 66)) for _ in range(number)]
 
 
-@runs(300, 2000)
+@runs(100, 2000)
 def test_a_kill_at_any_byte_of_a_checkpoint_loses_nothing(interrupted_run, finished_run, number):
     assert killed_saves(interrupted_run, finished_run, random_bytes(interrupted_run, number)) == []
     train.main(interrupted_run, fresh=False)
@@ -209,7 +209,7 @@ def until_done(settings, rng, longest: float, kills: int) -> int:
         killed += 1
 
 
-@runs(10, 100)
+@runs(4, 100)
 def test_a_run_killed_at_random_moments_is_the_same_run(finished_run, tmp_path, number):
     settings = replace(finished_run.settings, max_steps=60, checkpoint_every=4, eval_every=20, log_every=1)
     whole = replace(settings, checkpoint_dir=tmp_path / "whole", model_file=tmp_path / "whole.pt")
