@@ -1,6 +1,6 @@
 """Every setting of TinyLittleGPT, once. Edit the values here, or give any of them as a flag for one run.
 
-A field `n_layer` is the flag `--n-layer` of every script that uses it, and the comment behind it is that flag's help.
+A field `n_layer` is the flag `--n-layer` of every script that uses it, and the comment after it is that flag's help.
 `CHAR` holds the settings of the character pipeline (train.py, generate.py), `BPE` those of the byte-pair pipeline
 (trainv2.py, generatev2.py): the same fields, with a few other values. The default files are in the project's folder,
 wherever you run a script from; relative paths that you give count from the current folder.

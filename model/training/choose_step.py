@@ -106,7 +106,7 @@ def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callabl
 
 def seconds_per_step(run: Run, step: Callable, at_most: float) -> float:
     """The median time of step(inputs, targets, rate) on the run's first batches: over two steps, or up to TIMED_STEPS
-    if these take less than `at_most` seconds. The rate is zero, and afterwards weights, the optimizer's state and
+    if these take less than `at_most` seconds. The learning rate is zero, and afterwards weights, the optimizer's state and
     random numbers are put back."""
     warm_up = 1 if run.device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
     times, begin, rate = [], time.perf_counter(), torch.zeros((), device=run.device)

@@ -68,7 +68,7 @@ class Run:
 
     @property
     def eval_tokens(self) -> int:
-        """Validation tokens to score at this step; 0 stands for all, as at the end."""
+        """Validation tokens to score at this step; 0 for all, as at the end."""
         return self.settings.eval_tokens if self.step < self.max_steps else 0
 
     def bits_per_byte(self, val_loss: float) -> float | None:
