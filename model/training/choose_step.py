@@ -35,7 +35,7 @@ FEW_STEPS = 20  # a run of --minutes that comes to fewer steps than these gets a
 
 
 def choose_step(run: Run, train_step: Callable) -> Callable:
-    """step(inputs, targets, rate), the fastest form of train_step for this run. Sets run.compiled and, for a new run
+    """step(inputs, targets, fraction), the fastest form of train_step for this run. Sets run.compiled and, for a new run
     with --minutes, the number of steps."""
     settings, choice = run.settings, run.settings.compile
     if run.resumed_at is not None:
@@ -86,7 +86,7 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
 
 
 def averaged_step(run: Run, train_step: Callable, loss_of: Callable) -> Callable:
-    """step(inputs, targets, rate) with a loss whose gradients are averaged over all processes."""
+    """step(inputs, targets, fraction) with a loss whose gradients are averaged over all processes."""
     return partial(train_step, run, *distributed.data_parallel(loss_of, run.model))
 
 
@@ -105,11 +105,11 @@ def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callabl
 
 
 def seconds_per_step(run: Run, step: Callable, at_most: float) -> float:
-    """The median time of step(inputs, targets, rate) on the run's first batches: over two steps, or up to TIMED_STEPS
-    if these take less than `at_most` seconds. The learning rate is zero, and afterwards weights, the optimizer's state and
-    random numbers are put back."""
+    """The median time of a step on the run's first batches: over two steps, or up to TIMED_STEPS if these take less
+    than `at_most` seconds. Their learning rate is zero, and afterwards weights, the optimizer's state and random numbers
+    are put back."""
     warm_up = 1 if run.device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
-    times, begin, rate = [], time.perf_counter(), torch.zeros((), device=run.device)
+    times, begin, zero = [], time.perf_counter(), torch.zeros((), device=run.device)
     before = [tensor.clone() for tensor in run.optimizer.tensors()]
     try:
         with torch.random.fork_rng():
@@ -118,7 +118,7 @@ def seconds_per_step(run: Run, step: Callable, at_most: float) -> float:
             ):
                 run.stop.check()
                 start = time.perf_counter()
-                step(*run.batches(len(times)), rate)
+                step(*run.batches(len(times)), zero)
                 wait_for(run.device)
                 times.append(time.perf_counter() - start)
     finally:
