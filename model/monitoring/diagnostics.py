@@ -1,8 +1,8 @@
 """Warnings when something is off in a training: what people who have trained many models check first.
 
 Each check uses figures that training has anyway: losses, evaluations, and the records of recorder.py. It gives its
-warning once. The limits are between what healthy runs of these scripts show and what a planted fault does; the tests check
-both.
+warning once. The limits are between what healthy runs of these scripts show and what a planted fault does; the
+tests check both.
 """
 
 import math

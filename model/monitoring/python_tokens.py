@@ -1,7 +1,8 @@
 """Which kind of Python token each token of the model belongs to: indentation, keyword, name, ...
 
 Python's own tokenizer gives every byte of a source file its kind, and a token of the model takes the kind of its first
-byte that is not white space, else of its last byte. So training can report the loss per kind: names are hard, keywords are easy.
+byte that is not white space, else of its last byte. So training can report the loss per kind: names are hard, keywords
+are easy.
 """
 
 import io

@@ -35,8 +35,8 @@ FEW_STEPS = 20  # a run of --minutes that comes to fewer steps than these gets a
 
 
 def choose_step(run: Run, train_step: Callable) -> Callable:
-    """step(inputs, targets, fraction), the fastest form of train_step for this run. Sets run.compiled and, for a new run
-    with --minutes, the number of steps."""
+    """step(inputs, targets, fraction): the fastest form of train_step for this run. Sets run.compiled and, for a new
+    run with --minutes, the number of steps."""
     settings, choice = run.settings, run.settings.compile
     if run.resumed_at is not None:
         choice = "on" if run.compiled else "off"
@@ -106,7 +106,7 @@ def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callabl
 
 def seconds_per_step(run: Run, step: Callable, at_most: float) -> float:
     """The median time of a step on the run's first batches: over two steps, or up to TIMED_STEPS if these take less
-    than `at_most` seconds. Their learning rate is zero, and afterwards weights, the optimizer's state and random numbers
+    than `at_most` seconds. Their learning rate is zero; afterwards weights, the optimizer's state and random numbers
     are put back."""
     warm_up = 1 if run.device.type == "cpu" else 5  # the first steps allocate and, on a GPU, compile and record
     times, begin, zero = [], time.perf_counter(), torch.zeros((), device=run.device)
