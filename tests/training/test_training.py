@@ -1,4 +1,4 @@
-"""Training runs: what they write, how they resume, what they refuse, how they stop."""
+"""Training runs: what they write, how they stop, how a step is computed."""
 
 import hashlib
 import json
@@ -11,14 +11,13 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import lose, make_pipeline
+from conftest import make_pipeline
 from runs import flags, interrupt_after, log_of, same, steps_of
 
 import train
@@ -30,12 +29,10 @@ from model.storage.checkpoint import newest_checkpoint
 from model.storage.model_file import load_model
 from model.storage.safe_load import load
 from model.training import choose_step
-from model.training.command_line import training_flags
 from model.training.inputs import Batches
 from model.training.optimizer import Optimizer
-from model.training.run_settings import MAY_CHANGE, recorded_settings
 from plumbing.errors import UserError
-from plumbing.text import shown_path, time_left
+from plumbing.text import shown_path
 
 # --- one run ----------------------------------------------------------------------------------------------------------
 
@@ -190,167 +187,6 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(char):
 def test_only_the_newest_checkpoints_are_kept(char):
     train.main(replace(char, checkpoint_every=2, keep_checkpoints=2), fresh=False)
     assert steps_of(char) == ["step_00000008.pt", "step_00000010.pt"]
-
-
-# --- going on ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_resumed_run_is_the_same_run(char):
-    """10 steps, and 5 + resume + 5, with dropout: weights, optimizer and random numbers equal to the bit."""
-    train.main(char, fresh=False)
-    whole = newest_checkpoint(char.checkpoint_dir)[1]
-    model, log = load(char.model_file), log_of(char)
-    interrupt_after(char, 5)
-    train.main(char, fresh=False)
-    resumed = newest_checkpoint(char.checkpoint_dir)[1]
-    assert whole["step"] == 10
-    assert same(whole, resumed)
-    assert same(model, load(char.model_file))
-    without_speed = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log]
-    assert without_speed == [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log_of(char)]
-
-
-def test_a_resumed_run_in_bfloat16_is_the_same_run(char):
-    """Which a CPU without instructions for it computes too, slowly. Evaluation and sampling have their part in it."""
-    char = replace(char, dtype="bfloat16", dropout=0.0)
-    train.main(char, fresh=False)
-    whole, log = newest_checkpoint(char.checkpoint_dir)[1], log_of(char)
-    assert whole["dtype"] == "bfloat16"
-    assert all(weight.dtype == torch.float32 for weight in whole["model"].values())
-    interrupt_after(char, 5)
-    train.main(replace(char, dtype="auto"), fresh=False)
-    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
-    assert [entry.get("sample") for entry in log] == [entry.get("sample") for entry in log_of(char)]
-
-
-@pytest.mark.parametrize("lost", ["rng", "optimizer"])
-def test_a_checkpoint_without_a_part_would_not_resume_exactly(char, lost):
-    """The control of the test above: it notices when dropout's random numbers or the optimizer are not restored."""
-    train.main(char, fresh=False)
-    whole = newest_checkpoint(char.checkpoint_dir)[1]
-    interrupt_after(char, 5)
-    lose(char.checkpoint_dir, lost)
-    train.main(char, fresh=False)
-    assert not same(whole["model"], newest_checkpoint(char.checkpoint_dir)[1]["model"])
-
-
-def test_training_goes_on_from_the_newest_whole_checkpoint(char, capsys):
-    train.main(char, fresh=False)
-    whole = newest_checkpoint(char.checkpoint_dir)[1]
-    newest = char.checkpoint_dir / "step_00000010.pt"
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1  # one bit of a weight: torch alone would load it
-    newest.write_bytes(data)
-    capsys.readouterr()
-    train.main(char, fresh=False)
-    out = capsys.readouterr().out
-    assert "step_00000010.pt cannot be used" in out
-    assert "Resuming from" in out and "step_00000005.pt" in out
-    assert same(whole, newest_checkpoint(char.checkpoint_dir)[1])
-
-
-def test_damaged_checkpoints_alone_are_no_fresh_start(char):
-    train.main(char, fresh=False)
-    for path in char.checkpoint_dir.glob("step_*.pt"):
-        path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is whole.*--fresh"):
-        train.main(char, fresh=False)
-
-
-def test_a_finished_run_says_so_and_how_to_go_on(char, capsys):
-    train.main(char, fresh=False)
-    model = load(char.model_file)
-    char.model_file.unlink()
-    capsys.readouterr()
-    train.main(char, fresh=False)
-    out = capsys.readouterr().out
-    assert "finished: step 10 of 10" in out and "--max-steps" in out and "--fresh" in out
-    assert same(model, load(char.model_file))  # and makes the model file again
-
-    train.main(replace(char, max_steps=14), fresh=False)
-    out = capsys.readouterr().out
-    assert "max_steps was 10, is 14" in out
-    assert newest_checkpoint(char.checkpoint_dir)[1]["step"] == 14
-
-
-def test_fresh_moves_the_earlier_run_aside(char, capsys):
-    train.main(char, fresh=False)
-    before = newest_checkpoint(char.checkpoint_dir)[1]
-    train.main(replace(char, seed=2), fresh=True)
-    assert "char-1" in capsys.readouterr().out
-    assert same(before, newest_checkpoint(char.checkpoint_dir.with_name("char-1"))[1])
-    assert newest_checkpoint(char.checkpoint_dir)[1]["settings"]["seed"] == 2
-    assert log_of(char)[0]["step"] == 0
-
-
-def test_fresh_moves_a_run_and_nothing_else(char):
-    train.main(char, fresh=False)
-    run = sorted(char.checkpoint_dir.iterdir())
-    with pytest.raises(UserError, match="n_embd / n_head"):
-        train.main(replace(char, n_head=3), fresh=True)
-    assert sorted(char.checkpoint_dir.iterdir()) == run
-    (char.checkpoint_dir / "thesis.txt").touch()
-    with pytest.raises(UserError, match=r"char contains thesis.txt, which is not part of a run.*--checkpoint-dir"):
-        train.main(char, fresh=True)
-    assert set(char.checkpoint_dir.iterdir()) > set(run)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows moves no folder that one stands in")
-def test_a_training_where_one_stands(char, tmp_path, monkeypatch):
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    for fresh in (False, True):
-        train.main(replace(char, checkpoint_dir=Path(), max_steps=1), fresh=fresh)
-    for folder in ("here", "here-1"):
-        assert newest_checkpoint(tmp_path / folder)[1]["step"] == 1
-
-
-CHANGES = {
-    "block_size": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_embd": 32,
-    "rotary_base": 50.0,
-    "dropout": 0.2,
-    "tie_embeddings": True,
-    "batch_size": 5,
-    "learning_rate": 1e-3,
-    "muon_rate": 1e-3,
-    "warmup_steps": 3,
-    "decay_fraction": 0.5,
-    "weight_decay": 0.2,
-    "momentum": 0.5,
-    "beta1": 0.8,
-    "beta2": 0.9,
-    "grad_clip": 2.0,
-    "seed": 7,
-}
-
-
-def test_what_the_result_depends_on_must_not_change(char):
-    train.main(char, fresh=False)
-    assert CHANGES.keys() == recorded_settings(char).keys() - MAY_CHANGE
-    for name, value in CHANGES.items():
-        with pytest.raises(UserError, match=f"{name} was {getattr(char, name)}, is {value}"):
-            train.main(replace(char, **{name: value}), fresh=False)
-    with pytest.raises(UserError, match="dtype was float32, is bfloat16"):
-        train.main(replace(char, dtype="bfloat16"), fresh=False)
-    with pytest.raises(UserError, match="n_layer was 2, is 3; .*seed was 1337, is 7"):
-        train.main(replace(char, n_layer=3, seed=7), fresh=False)
-
-
-def test_other_data_is_not_the_same_run(char, tmp_path):
-    train.main(char, fresh=False)
-    data = char.val_file.read_bytes()
-    tokens = np.frombuffer(data, "<u2").copy()
-    tokens[0] = 2
-    char.val_file.write_bytes(tokens.tobytes())
-    facts = json.loads((tmp_path / "val.bin.json").read_text())
-    was, now = facts["sha256"], hashlib.sha256(tokens.tobytes()).hexdigest()
-    (tmp_path / "val.bin.json").write_text(json.dumps(facts | {"sha256": now}))
-    with pytest.raises(UserError, match=f"the validation data has changed .*was {was[:8]}.*is {now[:8]}"):
-        train.main(char, fresh=False)
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
@@ -579,78 +415,3 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             peak[megabytes, steps] = int(done.stdout) / 1000
     assert max(peak.values()) - min(peak.values()) < 25, peak
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n_head": 3}, "n_embd / n_head"),
-        ({"n_layer": 0}, "--n-layer must be above 0"),
-        ({"batch_size": -1}, "--batch-size must be above 0"),
-        ({"block_size": 100_000}, "too few for blocks"),
-        ({"max_steps": 0}, "--max-steps or --minutes"),
-        ({"seed": -1}, "--seed must be from 0"),
-        ({"seed": 2**64}, "--seed must be from 0"),
-        ({"beta1": 1.0}, "--beta1"),
-        ({"momentum": 1.0}, "--momentum"),
-        ({"muon_rate": 0.0}, "--muon-rate must be above 0"),
-        ({"rotary_base": 0.0}, "--rotary-base must be above 0"),
-        ({"eval_every": -1}, "--eval-every must be 0 or above"),
-        ({"beta2": -1.0}, "--beta2"),
-        ({"weight_decay": -1.0}, "--weight-decay"),
-        ({"warmup_steps": -1}, "--warmup-steps"),
-        ({"sample_tokens": -1}, "--sample-tokens"),
-        ({"minutes": math.inf}, "--minutes must be a finite number"),
-        ({"minutes": 1e308}, "--minutes must be at most 5,256,000"),
-        ({"grad_clip": -1.0}, "--grad-clip must be 0 or above"),
-        ({"decay_fraction": 1.5}, "--decay-fraction must be from 0 to 1"),
-        ({"learning_rate": math.nan}, "--learning-rate must be a finite number"),
-        ({"keep_checkpoints": 1}, "at least 2"),
-        ({"dropout": 1.0}, "--dropout"),
-        ({"device": "abacus"}, "'abacus' cannot be used"),
-        ({"dtype": "float64"}, "not 'float64'"),
-        ({"compile": "maybe"}, "--compile is auto, on or off, not 'maybe'"),
-        ({"tokenizer_file": Path("nowhere.json")}, "no tokenizer nowhere.json"),
-        ({"train_file": Path("nowhere.bin")}, "no token file nowhere.bin.*prepare_dataset"),
-    ],
-)
-def test_settings_that_no_run_can_use(char, change, message):
-    with pytest.raises(UserError, match=message):
-        train.main(replace(char, **change), fresh=False)
-
-
-def test_the_model_does_not_replace_what_it_learns_from(char):
-    before = char.val_file.read_bytes()
-    with pytest.raises(UserError, match=r"--model-file would replace .*val\.bin, which is read here"):
-        train.main(replace(char, model_file=char.val_file), fresh=False)
-    assert char.val_file.read_bytes() == before
-
-
-def test_the_kinds_do_not_mix(tmp_path):
-    char = make_pipeline(tmp_path / "a", CHAR, "char")
-    bpe = make_pipeline(tmp_path / "b", BPE, "bpe")
-    with pytest.raises(UserError, match="bpe tokenizer; trainv2.py trains on it"):
-        train.main(bpe, fresh=False, kind="char")
-    with pytest.raises(UserError, match="char tokenizer; train.py trains on it"):
-        train.main(char, fresh=False, kind="bpe")
-    with pytest.raises(UserError, match="made with a different tokenizer"):
-        train.main(replace(char, train_file=bpe.train_file), fresh=False)
-
-
-def test_flags_become_settings(capsys):
-    settings, args = training_flags(CHAR, "", ["--n-layer", "7", "--tie-embeddings", "--quiet", "--fresh"])
-    assert (settings.n_layer, settings.tie_embeddings, settings.debug, args.fresh) == (7, True, False, True)
-    with pytest.raises(SystemExit) as error:
-        training_flags(CHAR, "", ["--n-layers", "many"])
-    assert error.value.code == 2
-
-
-def test_planned_steps_fill_the_time(char, monkeypatch):
-    """--minutes against the time that the run then takes, generously: machines are noisy."""
-    monkeypatch.setattr(train, "STARTED", time.perf_counter())
-    train.main(replace(char, minutes=0.05, eval_every=0, checkpoint_every=10_000), fresh=False)
-    assert 1.0 < time.perf_counter() - train.STARTED < 6.0
-    assert time_left(50, 100, 30) == 30
