@@ -110,6 +110,11 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether fully_shard() has divided the weights among processes, so that none has all of them."""
+        return hasattr(self, "set_requires_gradient_sync")
+
     def new_cache(self, batch: int = 1) -> KeyValueCache:
         """An empty KV cache for `batch` sequences, on the model's device and in the precision of its products."""
         a = self.architecture

@@ -131,8 +131,8 @@ def sample_text(
     model.eval().compute_in(torch.float32)
     try:
         prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-        sharded = hasattr(model, "set_requires_gradient_sync")  # then no process has whole weights for OneToken to copy
-        one_token = OneToken(model, cache) if model.device.type == "cpu" and not sharded else None
+        # a sharded model has no whole weights for OneToken to copy
+        one_token = OneToken(model, cache) if model.device.type == "cpu" and not model.is_sharded else None
         logits = read(model, prompt, cache)
         for (step,) in generate(model, prompt, logits[-1], cache, settings, one_token):
             check()

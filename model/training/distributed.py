@@ -220,7 +220,7 @@ def data_parallel(loss_of: Callable, model: GPT) -> tuple[Callable, Callable]:
     """
     if world_size() == 1:
         return loss_of, nullcontext
-    if is_sharded(model):  # fully_shard averages by itself
+    if model.is_sharded:  # fully_shard averages by itself
         return loss_of, partial(no_gradient_sync, model)
     devices = {"device_ids": [local_rank()]} if model.device.type == "cuda" else {}
     parallel = DistributedDataParallel(LossModule(loss_of, model), **devices)
@@ -268,14 +268,10 @@ def shard_model(model: GPT, device: torch.device) -> None:
         module.reshard()
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return hasattr(model, "set_requires_gradient_sync")
-
-
 def gather_weights(model: GPT) -> dict[str, Tensor]:
     """The model's state_dict. If the model is sharded, all processes must call this; the first gets everything, in CPU
     memory, and the others get nothing."""
-    if not is_sharded(model):
+    if not model.is_sharded:
         return model.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from tokenizers import trainers
 
 from config import ROOT
-from model.tokenization.bpe_encoder import END, BPEEncoder
+from model.tokenization.bpe_encoder import BPEEncoder
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.character_encoder import CharacterEncoder
+from model.tokenization.pre_tokens import join_documents
 from model.tokenization.tokenizer import load_tokenizer, make_bpe_tokenizer, make_character_tokenizer, save_tokenizer
 from plumbing.parallel import cores, in_input_order
 from scripts.benchmarks.common import medians, run_silently, seconds_of
@@ -128,7 +129,7 @@ def encode_with_ours(tokenizer, texts: list[bytes]) -> None:
 
 
 def encode_batch(tokenizer, words: BPEEncoder | None, texts: list[bytes]) -> Iterator[None]:
-    for _ in (words or CharacterEncoder(tokenizer)).encode(bytes([END]).join([*texts, b""])):
+    for _ in (words or CharacterEncoder(tokenizer)).encode(join_documents(texts)):
         pass
     yield None
 
