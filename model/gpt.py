@@ -6,6 +6,7 @@ The architecture is the one that Hugging Face calls Qwen3 (without grouped queri
 tools without custom code. tests/model/test_model.py compares the two, number by number.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from config import Model
 from model.by_hand import HeadLossByHand
-from model.layers import Block, KeyValueCache, Linear, RMSNorm, by_hand, rotary_table
+from model.layers import Block, KeyValueCache, Linear, RMSNorm, by_hand, on_gpu, rotary_table
 
 
 class GPT(nn.Module):
@@ -82,19 +83,23 @@ class GPT(nn.Module):
             raise ValueError(f"{end} tokens do not fit a block of {self.block_size}.")
         cos, sin = self.cos[start:end], self.sin[start:end]  # (T, D)
         x = self.embedding(idx)  # (B, T, C)
+        if x.is_cuda:  # a GPU spends much of a step on reading and writing the residual stream
+            x = x.to(self.head.compute)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, cache, layer, weights)
         if cache is not None:
             cache.length = end
         return self.norm(x)
 
-    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, idx: Tensor, targets: Tensor, features: Callable | None = None) -> Tensor:
         """Mean of -ln p of the targets, in nats per token: idx (B, T), targets (B, T) -> 0-dim fp32
 
-        targets are the tokens one position later: targets[:, i] follows idx[:, i].
+        targets are the tokens one position later: targets[:, i] follows idx[:, i]. `features` is self.features, perhaps
+        compiled.
         """
-        x, targets = self.features(idx).flatten(0, 1), targets.flatten()  # (B T, C), (B T)
-        if by_hand(x) and torch.is_grad_enabled():
+        x = (features or self.features)(idx).flatten(0, 1)  # (B T, C)
+        targets = targets.flatten()
+        if (by_hand(x) or on_gpu(x)) and torch.is_grad_enabled():
             dtype = self.head.compute
             return HeadLossByHand.apply(x.to(dtype), self.head.weight.to(dtype), targets)
         return F.cross_entropy(self.head(x).float(), targets)

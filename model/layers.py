@@ -9,6 +9,8 @@ Notation, here and in gpt.py:
 S is T plus the tokens in the KV cache. A comment such as (B, T, C) gives the shape of the result on its line.
 """
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +19,19 @@ from model.by_hand import AttentionByHand, RMSNormByHand, SwiGLUByHand
 
 # Up to this many tokens, a CPU trains faster without the fused attention kernel, whose backward pass is slow there.
 EXPLICIT_UP_TO = 512
+WITH_TRITON = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+if WITH_TRITON:
+    from model import by_hand_gpu
 
 
 def by_hand(x: Tensor) -> bool:
     """Whether to use the backward passes of by_hand.py: faster on a CPU, unless a compiler fuses the layers."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether to use the kernels of by_hand_gpu.py: faster on an NVIDIA GPU, unless a compiler fuses the layers."""
+    return x.is_cuda and WITH_TRITON and not torch.compiler.is_compiling()
 
 
 class Linear(nn.Linear):
@@ -71,12 +81,12 @@ def rotary_table(length: int, head_size: int, base: float) -> tuple[Tensor, Tens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair of channels by the angle of its position: x (B, H, T, D), cos and sin (T, D) -> (B, H, T, D)
+    """Rotate each pair of channels by the angle of its position: x (B, T, H, D), cos and sin (T, 1, D) -> (B, T, H, D)
 
     The dot product of a rotated query and a rotated key depends on the distance between their positions only.
     """
     half = x.size(-1) // 2
-    rotated_90 = torch.cat([-x[..., half:], x[..., :half]], dim=-1)  # (B, H, T, D), each pair (a, b) as (-b, a)
+    rotated_90 = torch.cat([-x[..., half:], x[..., :half]], dim=-1)  # (B, T, H, D), each pair (a, b) as (-b, a)
     return (x * cos + rotated_90 * sin).type_as(x)
 
 
@@ -118,13 +128,15 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return scores.float().softmax(dim=-1).type_as(query)
 
 
-# Six places compute this block. Whoever changes the architecture changes all six. The test under each place compares it
-# with the layers below, and these with Hugging Face's Qwen3.
+# Seven places compute this block. Whoever changes the architecture changes all seven. The test under each place
+# compares it with the layers below, and these with Hugging Face's Qwen3.
 #
 #   The model itself: model/layers.py, model/gpt.py
 #       tests/model/test_model.py::test_logits_equal_qwen3
 #   The backward pass by hand: model/by_hand.py
 #       tests/model/test_by_hand.py::test_a_whole_model
+#   Parts of it on a GPU, in Triton: model/by_hand_gpu.py
+#       tests/model/by_hand_gpu.py::test_attention
 #   One token on a CPU, in numpy: model/generation/one_token.py
 #       tests/generation/test_one_token.py::test_logits_and_cache_are_the_models
 #   One token on a GPU, in Triton: model/generation/one_token_gpu.py
@@ -162,9 +174,16 @@ class Attention(nn.Module):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight]).unsqueeze(1)  # (2, 1, D)
             return self.output(AttentionByHand.apply(qkv, norms, cos, sin, H, self.query_norm.eps))
 
-        q, k, v = (each.view(B, T, H, D).transpose(1, 2) for each in qkv.split(C, dim=2))  # (B, H, T, D) each
-        q = rotate(self.query_norm(q), cos, sin)
-        k = rotate(self.key_norm(k), cos, sin)
+        if on_gpu(qkv):
+            norms = torch.stack([self.query_norm.weight, self.key_norm.weight])  # (2, D)
+            q, k, v = by_hand_gpu.SplitHeadsOnGPU.apply(
+                qkv, norms, cos, sin, H, self.query_norm.eps
+            )  # (B, T, H, D) each
+        else:
+            q, k, v = (each.view(B, T, H, D) for each in qkv.split(C, dim=2))
+            q = rotate(self.query_norm(q), cos[:, None], sin[:, None])
+            k = rotate(self.key_norm(k), cos[:, None], sin[:, None])
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, T, D) each, without a copy
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, H, S, D)
         S = k.size(2)
@@ -198,6 +217,8 @@ class SwiGLU(nn.Module):
         gate_up = self.gate_up(x)  # (B, T, 2 hidden)
         if by_hand(gate_up):
             return self.down(SwiGLUByHand.apply(gate_up))
+        if on_gpu(gate_up):
+            return self.down(by_hand_gpu.SwiGLUOnGPU.apply(gate_up))
         gate, up = gate_up.chunk(2, dim=-1)  # (B, T, hidden) each
         return self.down(F.silu(gate) * up)
 

@@ -1,28 +1,19 @@
 """The one-token step on a GPU: its kernels, in a process of their own, and when it is taken."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from test_one_token import SHAPES, random_model
+from triton_process import run_kernels
 
-from config import ROOT
 from model.generation import one_token
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton comes with torch on Linux only")
 def test_the_kernels_compute_what_the_model_computes():
-    """one_token_gpu.py: on the GPU, or else in Triton's interpreter, which must be chosen before Triton is imported."""
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, *"-m pytest -q -n 0 -p no:cacheprovider tests/generation/one_token_gpu.py".split()]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | interpreted, capture_output=True, text=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    run_kernels("tests/generation/one_token_gpu.py")
 
 
 def test_the_step_that_fits_the_device(monkeypatch, capsys):
@@ -31,7 +22,7 @@ def test_the_step_that_fits_the_device(monkeypatch, capsys):
     assert isinstance(one_token.fast_one_token(model, model.new_cache()), one_token.OneToken)
 
     class Elsewhere:
-        device = torch.device("mps")
+        device, is_sharded = torch.device("mps"), False
 
     assert one_token.fast_one_token(Elsewhere, None) is None
     Elsewhere.device = torch.device("cuda")

@@ -30,7 +30,7 @@ def results(module: torch.nn.Module, x: torch.Tensor, *args) -> list[torch.Tenso
     module.zero_grad()
     x = x.clone().requires_grad_() if x.is_floating_point() else x
     y = module(x, *args)
-    (y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum().backward()
+    (y * torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape)).sum().backward()
     return [y.detach(), *([x.grad] if x.is_floating_point() else []), *(p.grad.clone() for p in module.parameters())]
 
 

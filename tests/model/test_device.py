@@ -1,13 +1,14 @@
 """Which precision is taken, and what else depends on the device."""
 
 import ctypes
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from model import device
-from model.device import keep_memory, memory_advice, pick_device, pick_dtype, wait_for
+from model.device import compute_deterministically, keep_memory, memory_advice, pick_device, pick_dtype, wait_for
 from plumbing.errors import UsageError, UserError
 
 CPU = torch.device("cpu")
@@ -34,6 +35,28 @@ def test_the_timing_runs_in_both_precisions():
 def test_a_device_that_cannot_compute_is_refused(name):
     with pytest.raises(UsageError, match=rf"The device '{name}' cannot be used here: [^\n]*[^.]\. Try --device cpu\.$"):
         pick_device(name)
+
+
+def test_the_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    """Streams and CUDA graphs belong to the current device."""
+    current = []
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(*size))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert pick_device("cuda") == torch.device("cuda") and current == []
+    assert pick_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
+
+
+def test_deterministic_algorithms(monkeypatch):
+    """And the compiler is told; both off again for the other tests."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    compiler = pytest.importorskip("torch._inductor").config
+    try:
+        compute_deterministically()
+        assert torch.are_deterministic_algorithms_enabled() and compiler.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        compiler.deterministic = False
 
 
 @pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.zeros(2**50)], ids=["torch", "numpy"])
