@@ -154,10 +154,12 @@ class OneToken:
 
 
 def fast_one_token(model: GPT, cache: KeyValueCache) -> Callable | None:
-    """The fastest way to feed one token to this model: OneToken on a CPU, OneTokenOnGPU on an NVIDIA GPU, or None for
-    the model itself."""
+    """The fastest way to feed one token per text to this model: OneToken on a CPU, for a single text; OneTokenOnGPU on
+    an NVIDIA GPU; or None for the model itself."""
+    if model.is_sharded:  # no process has whole weights to copy
+        return None
     if model.device.type == "cpu":
-        return OneToken(model, cache)
+        return OneToken(model, cache) if cache.store.size(2) == 1 else None
     if model.device.type != "cuda" or not importlib.util.find_spec("triton"):
         return None
     try:

@@ -13,16 +13,29 @@ probabilities in double precision.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from config import Sampling, Settings
+from model.generation.one_token import fast_one_token
 from model.gpt import GPT
 from model.layers import KeyValueCache
 
-FastStep = Callable[[int], np.ndarray] | None  # token -> logits (V,): a faster way to feed one token (one_token.py)
+# A faster way to feed one token: token -> logits (V,) (one_token.py), or B of them -> (B, V) (one_token_gpu.py)
+FastStep = Callable[..., np.ndarray] | None
+
+
+class Candidates(NamedTuple):
+    """The tokens that can be drawn, and those to be shown, sorted by their logits after the penalty, highest first."""
+
+    ids: np.ndarray  # (n,)
+    logits: np.ndarray  # (n,), the model's
+    penalised: np.ndarray  # (n,), after the repetition penalty
+    log_sum: float  # ln of the sum of exp(logit) over all V tokens
+    vocab_size: int  # V
 
 
 @dataclass(slots=True)
@@ -118,24 +131,31 @@ def draw(p: np.ndarray, random_number: float) -> tuple[int, np.ndarray]:
     return int(ends.searchsorted(random_number, side="right")), ends
 
 
-def choose(
-    logits: np.ndarray, random_number: float, sampling: Sampling, seen: np.ndarray | None = None, record: int = 0
-) -> Step:
-    """Choose the next token from logits (V,) with a random number in [0, 1). `seen` (V,) is True for the tokens of the
-    text so far, prompt included; only a penalty needs it. The Step keeps at least `record` candidates, to be shown."""
-    top_k = sampling.top_k
-    all_penalised = penalise(logits, seen, sampling.repetition_penalty)
-    n = min(max(top_k, record), len(logits)) if top_k else len(logits)
-    ids = most_likely(all_penalised, n)
-    own_logits, penalised = logits[ids].astype(np.float64), all_penalised[ids].astype(np.float64)
-    tempered = apply_temperature(penalised, sampling.temperature)
-    sampled_p, kept = sampling_probabilities(tempered, top_k, sampling.top_p, sampling.min_p)
-    index, ends = draw(sampled_p, random_number)
+def candidate_count(sampling: Sampling, record: int, vocab_size: int) -> int:
+    """How many candidates a step needs: all that can be drawn, and `record` of them to be shown."""
+    return min(max(sampling.top_k, record), vocab_size) if sampling.top_k else vocab_size
+
+
+def find_candidates(logits: np.ndarray, sampling: Sampling, seen: np.ndarray | None = None, record: int = 0):
+    """The Candidates of logits (V,). `seen` (V,) is True for the tokens of the text so far, prompt included; only a
+    penalty needs it."""
+    penalised = penalise(logits, seen, sampling.repetition_penalty)
+    ids = most_likely(penalised, candidate_count(sampling, record, len(logits)))
     highest = logits.max()
-    model_p = np.exp(own_logits - highest) / np.add.reduce(np.exp(logits - highest), dtype=np.float64)
+    log_sum = float(highest + np.log(np.add.reduce(np.exp(logits - highest), dtype=np.float64)))
+    return Candidates(ids, logits[ids].astype(np.float64), penalised[ids].astype(np.float64), log_sum, len(logits))
+
+
+def choose(candidates: Candidates, random_number: float, sampling: Sampling) -> Step:
+    """Choose the next token with a random number in [0, 1)."""
+    ids, logits, penalised, log_sum, vocab_size = candidates
+    tempered = apply_temperature(penalised, sampling.temperature)
+    sampled_p, kept = sampling_probabilities(tempered, sampling.top_k, sampling.top_p, sampling.min_p)
+    index, ends = draw(sampled_p, random_number)
+    model_p = np.exp(logits - log_sum)
     return Step(
         int(ids[index]), index + 1, float(model_p[index]), random_number,
-        ids, own_logits, penalised, tempered, model_p, sampled_p, ends, kept, len(logits),
+        ids, logits, penalised, tempered, model_p, sampled_p, ends, kept, vocab_size,
     )  # fmt: skip
 
 
@@ -162,11 +182,24 @@ def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_to
         cache.length = 0
         texts = [text[-max(1, model.block_size // 2) :] for text in texts]
     elif one_token is not None:
-        return one_token(texts[0][-1])[None]
+        return np.atleast_2d(one_token(*(text[-1] for text in texts)))
     else:
         texts = [text[-1:] for text in texts]
     with torch.inference_mode():
         return model(torch.tensor(texts, device=model.device), cache)[:, -1].float().cpu().numpy()
+
+
+def next_candidates(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_token: FastStep, settings, seen):
+    """The Candidates after each of B texts; see next_logits(). Where the fast step can select them itself, on a GPU,
+    only they are copied. A penalty, or no top-k, needs all logits."""
+    n, on_gpu = candidate_count(settings, settings.show, model.vocab_size), hasattr(one_token, "candidates")
+    if on_gpu and settings.top_k and settings.repetition_penalty == 1 and cache.length < model.block_size:
+        ids, logits, log_sums = one_token.candidates(n, *(text[-1] for text in texts))
+        logits = logits.astype(np.float64)
+        found = zip(ids.copy(), logits, log_sums, strict=True)  # copies, because the next step overwrites them
+        return [Candidates(i, x, x, float(log_sum), model.vocab_size) for i, x, log_sum in found]
+    rows = next_logits(model, texts, cache, one_token)
+    return [find_candidates(row, settings, s, settings.show) for row, s in zip(rows, seen, strict=True)]
 
 
 def generate(
@@ -180,22 +213,24 @@ def generate(
         for (step,) in generate(model, ids, logits[-1], cache, settings): ...
 
     For a model in eval mode. Sample i is the text of the seed settings.seed + i, and all are fed to the model as one
-    batch. `one_token` is for a single sample, made for this cache.
+    batch. `one_token` is made for this cache.
     """
     samples, show = settings.samples, settings.show
     texts = [list(ids) for _ in range(samples)]
     numbers = [random_numbers(settings.seed + i) for i in range(samples)]
     seen = np.zeros((samples, model.vocab_size), bool)
     seen[:, ids] = True
-    rows = [logits.cpu().numpy()] * samples
+    first = logits.cpu().numpy()
+    found = [find_candidates(first, settings, s, show) for s in seen]
     if samples > 1:
         one, cache = cache, model.new_cache(samples)
         cache.store.copy_(one.store)
         cache.length = one.length
+        one_token = fast_one_token(model, cache)
     for i in range(settings.tokens):
         if i > 0:
-            rows = next_logits(model, texts, cache, one_token)
-        steps = [choose(row, next(n), settings, s, show) for row, n, s in zip(rows, numbers, seen, strict=True)]
+            found = next_candidates(model, texts, cache, one_token, settings, seen)
+        steps = [choose(each, next(n), settings) for each, n in zip(found, numbers, strict=True)]
         for text, s, step in zip(texts, seen, steps, strict=True):
             text.append(step.token)
             s[step.token] = True

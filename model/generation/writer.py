@@ -11,7 +11,7 @@ from torch import Tensor
 
 from config import Settings
 from model import metrics
-from model.generation.one_token import OneToken, fast_one_token
+from model.generation.one_token import fast_one_token
 from model.generation.sampling import Step, generate, read
 from model.gpt import GPT
 from model.tokenization.tokenizer import BareIds, Tokenizer, encode_prompt
@@ -131,8 +131,7 @@ def sample_text(
     model.eval().compute_in(torch.float32)
     try:
         prompt, cache, ids = [tokenizer.end_of_text_id], model.new_cache(), []
-        # a sharded model has no whole weights for OneToken to copy
-        one_token = OneToken(model, cache) if model.device.type == "cpu" and not model.is_sharded else None
+        one_token = fast_one_token(model, cache)
         logits = read(model, prompt, cache)
         for (step,) in generate(model, prompt, logits[-1], cache, settings, one_token):
             check()

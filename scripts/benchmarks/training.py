@@ -15,6 +15,7 @@ from dataset import draw_batch
 from model.device import keep_memory, pick_device, pick_dtype, wait_for
 from model.gpt import GPT
 from model.monitoring.estimate import flops_per_token
+from model.training.choose_step import compile_step
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 from plumbing.errors import UserError
@@ -82,7 +83,8 @@ class OurStep:
     def __init__(self, shape: dict, batch_size: int, device: torch.device, dtype: torch.dtype, compile: bool):
         self.model = GPT(**shape, tie_embeddings=is_tied(shape)).to(device).compute_in(dtype)
         self.optimizer = Optimizer(self.model, CHAR, dtype)
-        self.loss_of = torch.compile(self.model.loss, dynamic=False) if compile else self.model.loss
+        parts = self.model.loss, self.optimizer.step
+        self.loss_of, self.step = compile_step(self.model, self.optimizer) if compile else parts
         self.idx, self.targets = torch.randint(shape["vocab_size"], (2, batch_size, shape["block_size"]), device=device)
         self.rate = torch.ones((), device=device)
         self.device, self.steps = device, 1 if device.type == "cpu" else GPU_STEPS
@@ -105,7 +107,7 @@ class OurStep:
 
     def update(self) -> None:
         self.optimizer.clip(1.0)
-        self.optimizer.step(self.rate)
+        self.step(self.rate)
 
     @torch.inference_mode()
     def evaluate(self) -> None:

@@ -4,13 +4,16 @@ Run by test_one_token_gpu.py. Where there is no GPU, Triton's interpreter runs t
 shapes are small.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from test_one_token import random_model
 
-from model.generation import one_token_gpu
-from model.generation.sampling import read
+from config import CHAR
+from model.generation import one_token_gpu, sampling
+from model.generation.sampling import generate, read
 
 # Numbers outside of a tensor are computed, then masked.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
@@ -56,17 +59,48 @@ def test_logits_and_cache_are_the_models(gpu_step, shape, dtype, allowed):
         one_token(0)
 
 
+def test_several_texts_at_once(gpu_step):
+    """Each as the model continues it, over the border of a chunk."""
+    texts = torch.tensor([[3, 1, 4], [9, 2, 6]], device=DEVICE)
+    model = random_model(block_size=3, **CASES[1][0] | {"n_layer": 1}).to(DEVICE)
+    cache = model.new_cache(2)
+    one_token = gpu_step.OneTokenOnGPU(model, cache)
+    with torch.inference_mode():
+        for position in range(3):
+            expected = model(texts[:, : position + 1])[:, -1].cpu().numpy()
+            np.testing.assert_allclose(one_token(*texts[:, position].tolist()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+def test_candidates_are_those_of_the_logits(gpu_step, texts):
+    """The text is the one that all logits lead to, token for token."""
+    model = random_model(block_size=4, n_layer=1, n_head=2, n_embd=12).to(DEVICE)
+    settings = replace(CHAR, tokens=5, samples=texts, top_k=4, temperature=2.0, show=6)
+    written = []
+    for step in (gpu_step.OneTokenOnGPU, lambda *_: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sampling, "fast_one_token", step)
+            cache = model.new_cache()
+            logits = read(model, [3], cache)[-1]
+            written.append(list(generate(model, [3], logits, cache, settings, step(model, cache))))
+    for fast, plain in zip(*written, strict=True):
+        for one, other in zip(fast, plain, strict=True):
+            assert one.token == other.token and one.ids.tolist() == other.ids.tolist() and one.kept == other.kept
+            for name in ("logits", "penalised", "tempered", "model_p", "sampled_p", "ends"):
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5)
+
+
 def test_the_first_token_needs_no_prompt(gpu_step):
     model = random_model(block_size=5, **CASES[2][0]).to(DEVICE)
     one_token = gpu_step.OneTokenOnGPU(model, model.new_cache())
     expected = read(model, [3], model.new_cache())[-1].cpu().numpy()
-    np.testing.assert_allclose(one_token(3), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one_token(3)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_product_is_divided_into_enough_programs(gpu_step, monkeypatch):
     monkeypatch.setattr(gpu_step, "PROGRAMS", 256)
     for outputs, inputs in [(2304, 768), (768, 768), (768, 2048), (50257, 768), (5, 2)]:
-        (programs,), sizes = gpu_step.tiling(outputs, inputs)
-        assert programs * sizes["ROWS"] >= outputs > (programs - 1) * sizes["ROWS"]
+        (programs, texts), sizes = gpu_step.tiling(3, outputs, inputs)
+        assert texts == 3 and programs * sizes["ROWS"] >= outputs > (programs - 1) * sizes["ROWS"]
         assert sizes["COLUMNS"] >= inputs
         assert programs >= min(256, outputs)

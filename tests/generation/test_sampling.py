@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from config import CHAR, Sampling, Settings
+from model.generation import sampling as sampling_module
 from model.generation.one_token import OneToken
 from model.generation.sampling import (
     Step,
     apply_temperature,
-    choose,
     draw,
+    find_candidates,
     generate,
     most_likely,
     next_logits,
@@ -233,6 +234,11 @@ def test_frequencies_follow_the_distribution():
 
 
 # --- one token --------------------------------------------------------------------------------------------------------
+
+
+def choose(logits, random_number, sampling, seen=None, record=0):
+    """The step that the logits (V,) lead to."""
+    return sampling_module.choose(find_candidates(logits, sampling, seen, record), random_number, sampling)
 
 
 SHUFFLED = np.log(np.array([0.3, 0.05, 0.5, 0.15], np.float32))  # ids 2, 0, 3, 1 from the most likely on
