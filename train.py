@@ -28,7 +28,6 @@ if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,8 @@ from model.training.choose_step import choose_step
 from model.training.run import Run, open_run
 from model.training.schedule import learning_rate_at
 from model.training.stop import Stopped
+
+LOGITS = 1 << 28  # that an evaluation computes at once, 1 GB in fp32
 
 
 def train(run: Run, report: Reporter) -> None:
@@ -73,15 +74,14 @@ def train(run: Run, report: Reporter) -> None:
 
 
 def train_step(
-    run: Run, loss_of: Callable, no_sync: Callable, inputs: Tensor, targets: Tensor, fraction: Tensor
+    run: Run, loss_of: Callable, update: Callable, inputs: Tensor, targets: Tensor, fraction: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward and update for one batch, inputs and targets (B, T), at a fraction (0-dim) of the peak learning
     rates. Returns the loss (nats per token) and the norm of the gradient before clipping, both 0-dim. Each of several
     processes has the loss of its own rows.
 
-    loss_of(inputs, targets) is run.model.loss, perhaps compiled. The batch goes through it in settings.accumulate
-    micro-batches, whose gradients add up. no_sync() is a context for all of them but the last, in which several
-    processes do not average their gradients yet.
+    loss_of(inputs, targets) is run.model.loss and update(fraction) is run.optimizer.step, perhaps compiled. The batch
+    goes through the loss in settings.accumulate micro-batches, whose gradients add up.
 
     On a CPU, raises FloatingPointError before the update if the loss or the norm is not finite, so the weights stay
     sound. To ask a GPU would be to wait for it; there report.after_step() asks, where it waits anyway.
@@ -89,15 +89,16 @@ def train_step(
     optimizer, micro_batches = run.optimizer, run.settings.accumulate
     optimizer.zero_grad()
     total = 0.0
-    for i, (x, y) in enumerate(zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True), 1):
-        with no_sync() if i < micro_batches else nullcontext():
-            loss = loss_of(x, y) / micro_batches
-            loss.backward()  # adds to the gradient of every weight; together they are the vector optimizer.grads
+    for x, y in zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
+        loss = loss_of(x, y) / micro_batches
+        loss.backward()  # adds to the gradient of every weight; together they are the vector optimizer.grads
         total = total + loss.detach()  # the number alone, without what backward() needed
+    if not run.model.is_sharded:  # fully_shard averages by itself
+        distributed.average(optimizer.grads)
     norm = optimizer.clip(run.settings.grad_clip)
     if inputs.device.type == "cpu":
         check_finite(total.item(), norm.item())
-    optimizer.step(fraction)
+    update(fraction)
     return total, norm
 
 
@@ -110,7 +111,9 @@ def evaluate(model: GPT, data: TokenFile, check: Callable = lambda: None, at_mos
     each batch.
     """
     model.eval()  # no dropout, until train() below
-    batch_size = max(1, (4096 if model.device.type == "cpu" else 65536) // model.block_size)  # what the device likes
+    tokens = 4096 if model.device.type == "cpu" else 65536  # per batch: what the device likes,
+    tokens = min(tokens, LOGITS // model.vocab_size)  # as long as their logits fit
+    batch_size = max(1, tokens // model.block_size)
     every = max(1, len(data) // at_most) if at_most else 1
     total, scored, rank, processes = 0.0, 0, distributed.rank(), distributed.world_size()
     with tqdm(total=len(data) // every, desc="validation", unit="token", unit_scale=True, delay=2, leave=False) as bar:

@@ -1,6 +1,7 @@
 """Which device to compute on and in which precision, and what to do when its memory runs out."""
 
 import ctypes
+import os
 import time
 from contextlib import contextmanager
 
@@ -19,7 +20,20 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise UsageError(f"The device {name!r} cannot be used here: {reason}. Try --device cpu.") from None
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams and CUDA graphs belong to the current device
+    return device
+
+
+def compute_deterministically() -> None:
+    """Use only operations that give the same bits each time (--deterministic). Call it before CUDA starts."""
+    from torch._inductor import config as compiler
+
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # of a fixed size, so that products repeat
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # every number here is written before it is read
+    compiler.deterministic = True  # no choice of kernels by timing
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

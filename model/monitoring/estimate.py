@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from model.generation.writer import sample_text
 from model.gpt import GPT
 from model.monitoring.summary import print_summary
 from model.training import distributed
-from model.training.choose_step import COMPILE_FROM, TIMED_STEPS, averaged_step, graph_if_possible
+from model.training.choose_step import COMPILE_FROM, TIMED_STEPS, graph_if_possible
 from model.training.optimizer import Optimizer
 from model.training.run import Run
 from plumbing.text import bar, duration
@@ -26,7 +27,8 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     Nothing is written."""
     print_summary(run)
     settings = run.settings
-    _, seconds = graph_if_possible(run, averaged_step(run, train_step, run.model.loss), at_most=math.inf)
+    step = partial(train_step, run, run.model.loss, run.optimizer.step)
+    _, seconds = graph_if_possible(run, step, at_most=math.inf)
     steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
     print("\n".join(estimate_lines(run, steps, seconds, other_seconds(run, steps, seconds, evaluate))))
     if settings.compile == "auto" and seconds * steps >= COMPILE_FROM.get(run.device.type, math.inf):

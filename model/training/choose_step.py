@@ -19,8 +19,10 @@ from functools import partial
 import torch
 
 from model.device import wait_for
+from model.gpt import GPT
 from model.training import distributed
 from model.training.cuda_graph import CudaGraph
+from model.training.optimizer import Optimizer
 from model.training.run import Run
 from plumbing.errors import UserError
 from plumbing.text import duration, plural
@@ -29,6 +31,7 @@ from plumbing.text import duration, plural
 # fifth of each step; on a machine with an H200 it takes 25 to 45 s and saves about half (docs/experiments.md).
 COMPILE_FROM = {"cpu": 200.0, "cuda": 80.0}
 SAVES = {"cpu": "about a fifth", "cuda": "about half"}
+LARGE_VOCABULARY = 4096  # ids from which a compiled step on a GPU computes the loss by hand: it was faster at 50,257
 OTHER_RECORDS = 12  # that a run makes between evaluations, about (model/monitoring/recorder.py)
 TIMED_STEPS = 20  # at most, after the warm-up
 FEW_STEPS = 20  # a run of --minutes that comes to fewer steps than these gets a warning
@@ -56,43 +59,50 @@ def choose_step(run: Run, train_step: Callable) -> Callable:
 def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, float, bool]:
     """The step to train with, the seconds that it takes, and whether it is compiled. `choice` is "on", "off", or
     "auto": if the run is long enough to make it worthwhile, and the compiled step proves to be faster."""
-    loss_of = run.model.loss
+    plain = partial(train_step, run, run.model.loss, run.optimizer.step)
     if choice == "off" and not run.timed and run.device.type == "cpu":  # nothing to decide, so the run starts at once
-        return averaged_step(run, train_step, loss_of), math.nan, False
-    at_most = 0.02 * seconds_left(run) if run.timed else 0.0
-    step, seconds = graph_if_possible(run, averaged_step(run, train_step, loss_of), at_most)
-    planned = seconds_left(run) if run.timed else seconds * (run.max_steps - run.step)
-    if choice == "off" or (choice == "auto" and not distributed.broadcast(worth_compiling(run.device, planned))):
-        return step, seconds, False
+        return plain, math.nan, False
+    at_most, seconds = 0.02 * seconds_left(run) if run.timed else 0.0, math.nan
+    if choice != "on":
+        step, seconds = graph_if_possible(run, plain, at_most)
+        planned = seconds_left(run) if run.timed else seconds * (run.max_steps - run.step)
+        if choice == "off" or not distributed.broadcast(worth_compiling(run.device, planned)):
+            return step, seconds, False
+        del step  # a recorded step keeps the memory of all its activations
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     begin = time.perf_counter()
     try:
-        compiled = averaged_step(run, train_step, torch.compile(loss_of, dynamic=False))
-        compiled, compiled_seconds = graph_if_possible(run, compiled, at_most)
+        step = partial(train_step, run, *compile_step(run.model, run.optimizer))
+        compiled, compiled_seconds = graph_if_possible(run, step, at_most)
     except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         if distributed.world_size() > 1:  # but several processes do it alike, or not at all
             raise UserError(f"Compiling failed, so give --compile off: {reason}") from None
         print(f"Compiling failed, continuing without: {reason}")
-        return step, seconds, False
+        return *graph_if_possible(run, plain, at_most), False
+    before = "" if math.isnan(seconds) else f", uncompiled {1000 * seconds:.1f} ms"
     print(
-        f"Compiled in {duration(time.perf_counter() - begin)}: a step takes {1000 * compiled_seconds:.1f} ms, "
-        f"uncompiled {1000 * seconds:.1f} ms."
+        f"Compiled in {duration(time.perf_counter() - begin)}: a step takes {1000 * compiled_seconds:.1f} ms{before}."
     )
     if choice == "auto" and compiled_seconds >= seconds:
         print("Continuing uncompiled.")
-        return step, seconds, False
+        del compiled
+        return *graph_if_possible(run, plain, at_most), False
     return compiled, compiled_seconds, True
 
 
-def averaged_step(run: Run, train_step: Callable, loss_of: Callable) -> Callable:
-    """step(inputs, targets, fraction) with a loss whose gradients are averaged over all processes."""
-    return partial(train_step, run, *distributed.data_parallel(loss_of, run.model))
+def compile_step(model: GPT, optimizer: Optimizer) -> tuple[Callable, Callable]:
+    """The loss and the update of train_step, compiled at their first calls. On a GPU, the part of a large head in the
+    loss is left as it is, by hand (model/by_hand_gpu.py)."""
+    loss_of, update = torch.compile(model.loss, dynamic=False), torch.compile(optimizer.step, dynamic=False)
+    if model.device.type == "cuda" and model.vocab_size >= LARGE_VOCABULARY:
+        loss_of = partial(model.loss, features=torch.compile(model.features, dynamic=False))
+    return loss_of, update
 
 
 def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callable, float]:
     """The step, on a GPU recorded as a CUDA graph if that works, and its seconds_per_step()."""
-    if run.device.type == "cuda" and distributed.world_size() == 1:  # messages between processes were never recorded
+    if run.device.type == "cuda" and not run.settings.shard_model:
         try:
             graph = CudaGraph(step)
             return graph, seconds_per_step(run, graph, at_most)
@@ -112,7 +122,7 @@ def seconds_per_step(run: Run, step: Callable, at_most: float) -> float:
     times, begin, zero = [], time.perf_counter(), torch.zeros((), device=run.device)
     before = [tensor.clone() for tensor in run.optimizer.tensors()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
             while len(times) < warm_up + 2 or (
                 len(times) < warm_up + TIMED_STEPS and distributed.broadcast(time.perf_counter() - begin < at_most)
             ):

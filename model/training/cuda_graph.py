@@ -14,21 +14,29 @@ class CudaGraph:
 
     def __init__(self, function, calls_before: int = 3):
         self.function, self.calls_before, self.graph = function, calls_before, None
+        self.side = None  # the stream of all first calls: one, because each keeps the memory that it used
 
     def __call__(self, *inputs: torch.Tensor):
         if self.calls_before > 0:
             self.calls_before -= 1
-            side = torch.cuda.Stream()  # as for recording: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            # On a side stream, as recording does: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+            self.side = self.side or torch.cuda.Stream()
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
                 result = self.function(*inputs)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.side)
             return result
         if self.graph is None:
             self.inputs = [x.clone() for x in inputs]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.result = self.function(*self.inputs)
+            try:
+                with torch.cuda.graph(self.graph):
+                    self.result = self.function(*self.inputs)
+            except RuntimeError:
+                # The random numbers still count as being recorded, and the next dropout would be an error.
+                generator = torch.cuda.default_generators[torch.cuda.current_device()]
+                generator.graphsafe_set_state(generator.clone_state())
+                raise
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.graph.replay()

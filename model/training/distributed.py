@@ -13,16 +13,14 @@ Without torchrun there is one process, the first, and every function here does t
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from model.gpt import GPT
 from model.training.muon import orthogonalise
@@ -138,20 +136,24 @@ def broadcast(value):
 
 
 def broadcast_checkpoint(content: dict | None) -> dict | None:
-    """broadcast() for the content of a checkpoint. Its tensors are sent one by one."""
+    """broadcast() for the content of a checkpoint, without the numbers in its large tensors: but for the first process
+    these are on the device "meta", which has shapes only. from_first() fetches one when it is needed."""
     if world_size() == 1:
         return content
-    keys, without_data = ("model", "optimizer"), None
+    shapes = None
     if content is not None:
-        shapes = {key: {name: tensor.to("meta") for name, tensor in content[key].items()} for key in keys}
-        without_data = {**content, **shapes}
-    received = broadcast(without_data)
-    for key in keys if received is not None else ():
-        for name, shape in received[key].items():
-            tensor = content[key][name] if is_first() else torch.empty_like(shape, device="cpu")
-            dist.broadcast(tensor, 0)
-            received[key][name] = tensor
-    return received
+        keys = "model", "optimizer"
+        shapes = content | {key: {name: t.to("meta") for name, t in content[key].items()} for key in keys}
+    received = broadcast(shapes)
+    return content if is_first() else received
+
+
+def from_first(tensor: Tensor) -> Tensor:
+    """The first process's tensor, in CPU memory. The others know its shape."""
+    if world_size() > 1:
+        tensor = tensor if is_first() else torch.empty_like(tensor, device="cpu")
+        dist.broadcast(tensor, 0)
+    return tensor
 
 
 def any_process(flag: bool) -> bool:
@@ -211,61 +213,46 @@ def orthogonalise_together(matrices: Tensor) -> Tensor:
     return result[: len(matrices)]
 
 
-def data_parallel(loss_of: Callable, model: GPT) -> tuple[Callable, Callable]:
-    """A loss like loss_of(idx, targets) whose backward() averages the gradients over all processes; and a context in
-    which it only adds them up, for all but the last micro-batch of a step.
-
-    DistributedDataParallel sends gradients while backward() computes others, and writes the means into the existing
-    .grad, which remain views of the optimizer's long vector.
-    """
-    if world_size() == 1:
-        return loss_of, nullcontext
-    if model.is_sharded:  # fully_shard averages by itself
-        return loss_of, partial(no_gradient_sync, model)
-    devices = {"device_ids": [local_rank()]} if model.device.type == "cuda" else {}
-    parallel = DistributedDataParallel(LossModule(loss_of, model), **devices)
-    return parallel, parallel.no_sync
-
-
-@contextmanager
-def no_gradient_sync(model: GPT) -> Iterator[None]:
-    """DistributedDataParallel's no_sync(), for a sharded model."""
-    model.set_requires_gradient_sync(False)
-    yield
-    model.set_requires_gradient_sync(True)
-
-
-class LossModule(nn.Module):
-    """A loss function as the module that DistributedDataParallel needs: it has the weights and a forward()."""
-
-    def __init__(self, loss_of: Callable, model: GPT):
-        super().__init__()
-        self.weights, self.forward = nn.ParameterList(model.parameters()), loss_of
+def average(vector: Tensor) -> None:
+    """Replace a vector by its mean over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(vector)
+        vector /= world_size()
 
 
 # === a shard of the weights in each process ===========================================================================
 
 
-def shard_model(model: GPT, device: torch.device) -> None:
-    """Leave each process its shard of every weight (a slice of its rows), on the device. A block's weights are gathered
-    before it computes and freed afterwards: fully_shard, once for each block and once for the rest.
+def shard_model(whole: GPT, device: torch.device) -> GPT:
+    """The model with its shard of every weight (a slice of its rows) in each process, on the device. A block's weights
+    are gathered before it computes and freed afterwards: fully_shard, once for each block and once for the rest. Only
+    the first process needs the `whole` model; elsewhere it may be on the device "meta".
 
     Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277); Rajbhandari et al. 2019, ZeRO (arXiv:1910.02054), stage 3.
     """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    with torch.device("meta"):
+        model = GPT(**whole.architecture)
     mesh = init_device_mesh(device.type, (world_size(),))
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
         if device.type == "cpu":  # gloo can sum but not average
             module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "loss")
+    model.to_empty(device=device)
+    model.cos.copy_(whole.cos)
+    model.sin.copy_(whole.sin)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, whole.state_dict() if is_first() else {}, options=options)
     # The first unshard() allocates buffers. If that happened during an evaluation, under inference_mode(), training
     # could not use them.
     for module in (*model.blocks, model):
         module.unshard()
         module.reshard()
+    return model
 
 
 def gather_weights(model: GPT) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from config import MODEL_NAME, Model, Settings
 from dataset import TokenFile
 from model import metrics
-from model.device import keep_memory, pick_device, pick_dtype
+from model.device import compute_deterministically, keep_memory, pick_device, pick_dtype
 from model.gpt import GPT
 from model.storage.checkpoint import checkpoint_path, move_aside, newest_checkpoint, only_training_in, save_checkpoint
 from model.storage.checks import check_architecture
@@ -174,18 +174,27 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
         check_resumable(saved, settings, sources)
         weights = saved["model"]
     device, dtype = pick_device_and_dtype(settings, saved)
-    model = build_model(settings, tokenizer.vocab_size, weights)
     optimizer_class = Optimizer
     if settings.shard_model:
         from model.training.sharded_optimizer import ShardedOptimizer as optimizer_class  # takes a second to import
 
-        distributed.shard_model(model, device)
+        with nullcontext() if distributed.is_first() else torch.device("meta"):
+            whole = build_model(settings, tokenizer.vocab_size, weights if distributed.is_first() else None)
+        model = distributed.shard_model(whole, device)
+        del whole
+    else:
+        if saved is not None:
+            weights = {name: distributed.from_first(tensor) for name, tensor in weights.items()}
+        model = build_model(settings, tokenizer.vocab_size, weights)
     model.to(device).compute_in(dtype).train()
     optimizer = optimizer_class(model, settings, dtype, distributed.orthogonalise_together)
     batches = Batches(train, settings, device)
     run = Run(settings, kind, sources, train, val, tokenizer, model, optimizer, batches, device, dtype, stop, init_from)
     if saved is not None:
-        optimizer.load_state_dict(saved["optimizer"])
+        state = saved["optimizer"]
+        if not settings.shard_model:
+            state = {name: distributed.from_first(tensor) for name, tensor in state.items()}
+        optimizer.load_state_dict(state)
         torch.set_rng_state(saved["rng"])
         if device.type == "cuda" and "cuda_rng" in saved:
             torch.cuda.set_rng_state(saved["cuda_rng"], device)
@@ -210,6 +219,8 @@ def find_checkpoint(settings: Settings) -> tuple[Path | None, dict | None]:
 
 def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch.device, torch.dtype]:
     """Where to compute, and the precision of matrix products: a resumed run keeps the precision it began with."""
+    if settings.deterministic:
+        compute_deterministically()
     device = pick_device(distributed.own_device(settings.device))
     if device.type == "cpu":
         keep_memory()

@@ -14,7 +14,7 @@ from plumbing.text import shown_path
 # These may change all the same. (max_steps too: the learning rate is a function of it, so a run can be extended.)
 MAY_CHANGE = set(
     "max_steps minutes eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints log_every "
-    "accumulate shard_model".split()
+    "accumulate shard_model deterministic".split()
 )
 # These are not recorded as given: a checkpoint records what "auto" came to.
 RESOLVED = {"device", "dtype", "compile"}

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.training import distributed
 from model.training.muon import muon_update, update_scale
 from model.training.optimizer import Optimizer, parameter_layout
 
@@ -68,23 +69,34 @@ class ShardedOptimizer(Optimizer):
             local_rows(weight).addcmul_(update, rate, value=-update_scale(*shape))
 
     def state_dict(self) -> dict:
-        """As Optimizer's, in CPU memory."""
-        state = {}
-        for name, tensors in (("mean", self.mean), ("square", self.square)):
-            state[name] = torch.cat([tensor.full_tensor().reshape(-1).cpu() for tensor in tensors])
-        return {**state, "steps": self.steps.cpu()}
+        """As Optimizer's, in the CPU memory of the first process; the others get nothing."""
+        state = {"mean": gather_state(self.mean), "square": gather_state(self.square), "steps": self.steps.cpu()}
+        return state if distributed.is_first() else {}
 
     def load_state_dict(self, state: dict) -> None:
-        self.steps.copy_(state["steps"])
+        """Only the first process needs the numbers."""
+        self.steps.copy_(distributed.from_first(state["steps"]))
         for tensors, vector in ((self.mean, state["mean"]), (self.square, state["square"])):
             for tensor, values in zip(tensors, vector.split([t.numel() for t in tensors]), strict=True):
-                whole = values.view(tensor.shape).to(self.steps.device)
+                whole = distributed.from_first(values).view(tensor.shape).to(self.steps.device)
                 local_rows(tensor).copy_(select_rows(whole, like=tensor))
 
 
 def local_rows(tensor: DTensor) -> Tensor:
     """This process's rows of a sharded tensor."""
     return tensor.to_local().detach()
+
+
+def gather_state(tensors: list[DTensor]) -> Tensor | None:
+    """The whole tensors, end to end, in the CPU memory of the first process, which needs no more than that."""
+    result = torch.empty(sum(tensor.numel() for tensor in tensors)) if distributed.is_first() else None
+    begin = 0
+    for tensor in tensors:
+        whole = tensor.full_tensor()
+        if result is not None:
+            result[begin : begin + whole.numel()] = whole.flatten()
+        begin += whole.numel()
+    return result
 
 
 def gather_rows(rows: Tensor, like: DTensor) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -143,11 +142,11 @@ def test_a_look_against_plain_pytorch(parts):
 def test_gradients_and_updates_by_layer(parts):
     made, model, _, tokenizer = parts
     settings = replace(CHAR, grad_clip=0.5)
-    run = SimpleNamespace(optimizer=Optimizer(model, settings), settings=settings)
+    run = SimpleNamespace(model=model, optimizer=Optimizer(model, settings), settings=settings)
     idx = torch.randint(tokenizer.vocab_size, (3, 24))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     made.before(1)
-    _, norm = train.train_step(run, model.loss, nullcontext, idx, idx.roll(1, 1), torch.tensor(1.0))
+    _, norm = train.train_step(run, model.loss, run.optimizer.step, idx, idx.roll(1, 1), torch.tensor(1.0))
     sizes = made.update_sizes(norm)
     assert norm > 0.5  # it was clipped, and the record undoes that
     total = math.sqrt(sum(value**2 for value in sizes["gradient_norm"].values()))

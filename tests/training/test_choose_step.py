@@ -66,11 +66,21 @@ def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missin
 
 
 def fake_run(monkeypatch, device, time_step):
-    """A run of 100 steps, in which a step is what its loss is called, and time_step(step) gives its seconds."""
+    """A run of 100 steps, in which a step is "plain" or "compiled", and time_step(step) gives its seconds."""
     monkeypatch.setattr(choose_step, "seconds_per_step", lambda run, step, at_most: time_step(step))
-    monkeypatch.setattr(choose_step, "averaged_step", lambda run, train_step, loss_of: loss_of)
-    model = SimpleNamespace(loss="plain")
-    return SimpleNamespace(device=torch.device(device), model=model, timed=False, step=0, max_steps=100)
+    model, optimizer = SimpleNamespace(loss=None, device=torch.device(device)), SimpleNamespace(step="plain")
+    run = SimpleNamespace(device=torch.device(device), model=model, optimizer=optimizer, settings=CHAR)
+    run.timed, run.step, run.max_steps = False, 0, 100
+    return run
+
+
+def kind_of(step) -> str:
+    """ "plain" or "compiled": the last argument of train_step that is known before the batch."""
+    return step.args[-1]
+
+
+def train_step():
+    """Never called: steps are only chosen here."""
 
 
 @pytest.mark.parametrize(
@@ -87,17 +97,18 @@ def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, 
     monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
     times = {"plain": seconds, "compiled": compiled_seconds}
-    run = fake_run(monkeypatch, "cpu", times.get)
-    assert pick_step(run, None, choice) == (expected, times[expected], expected == "compiled")
+    run = fake_run(monkeypatch, "cpu", lambda step: times[kind_of(step)])
+    step, *rest = pick_step(run, train_step, choice)
+    assert (kind_of(step), rest) == (expected, [times[expected], expected == "compiled"])
 
 
 def test_uncompiled_steps_are_timed_only_for_minutes(monkeypatch):
     taken = []
-    run = fake_run(monkeypatch, "cpu", lambda step: taken.append(step) or 2.0)
-    step, _, compiled = pick_step(run, None, "off")
-    assert (step, compiled, taken) == ("plain", False, [])
+    run = fake_run(monkeypatch, "cpu", lambda step: taken.append(kind_of(step)) or 2.0)
+    step, _, compiled = pick_step(run, train_step, "off")
+    assert (kind_of(step), compiled, taken) == ("plain", False, [])
     run.timed, run.started, run.settings = True, time.perf_counter(), replace(CHAR, minutes=1)
-    assert pick_step(run, None, "off") == ("plain", 2.0, False) and taken == ["plain"]
+    assert pick_step(run, train_step, "off")[1:] == (2.0, False) and taken == ["plain"]
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_as_it_stands(monkeypatch, capsys):
@@ -106,7 +117,8 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_stands(monkeypatch, capsy
             raise RuntimeError("no stream\nmore")
         return 1.0
 
-    assert pick_step(fake_run(monkeypatch, "cuda", time_step), None, "off") == ("plain", 1.0, False)
+    step, *rest = pick_step(fake_run(monkeypatch, "cuda", time_step), train_step, "off")
+    assert (kind_of(step), rest) == ("plain", [1.0, False])
     assert "cannot be recorded as a CUDA graph, so it is slower: no stream\n" in capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-# What DistributedDataParallel and fully_shard import, seconds of it: once here, not in every fork.
+# What fully_shard imports, seconds of it: once here, not in every fork.
 import torch._dynamo
 import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
@@ -204,22 +204,22 @@ def results(number: int, work, folder: Path) -> list:
 
 
 def test_all_processes_take_the_same_step_to_the_bit(tmp_path):
-    """After some steps on rows of their own. And the gradients are still views of the optimizer's vector, in which
-    DistributedDataParallel leaves their means."""
+    """After some steps on rows of their own. And the gradients are still views of the optimizer's vector, which
+    becomes its mean."""
 
     def work():
-        torch.manual_seed(distributed.rank())  # other weights, which the first one's replace
+        torch.manual_seed(0)
         model = GPT(20, block_size=8, n_layer=2, n_head=2, n_embd=16)
         optimizer = Optimizer(model, CHAR, orthogonalise=distributed.orthogonalise_together)
-        run = SimpleNamespace(optimizer=optimizer, settings=CHAR)
-        loss_of, no_sync = distributed.data_parallel(model.loss, model)
+        run = SimpleNamespace(model=model, optimizer=optimizer, settings=CHAR)
         for step in range(3):
             idx, targets = torch.randint(20, (2, 4, 8), generator=torch.Generator().manual_seed(step))
             mine = distributed.batch_rows(4)
-            train.train_step(run, loss_of, no_sync, idx[mine], targets[mine], torch.ones(()))
+            train.train_step(run, model.loss, optimizer.step, idx[mine], targets[mine], torch.ones(()))
         # The gradients before they are clipped, against those of the whole batch:
         optimizer.zero_grad()
-        loss_of(idx[mine], targets[mine]).backward()
+        model.loss(idx[mine], targets[mine]).backward()
+        distributed.average(optimizer.grads)
         averaged = optimizer.grads.clone()
         views = all(
             p.grad.untyped_storage().data_ptr() == optimizer.grads.untyped_storage().data_ptr()
@@ -233,6 +233,39 @@ def test_all_processes_take_the_same_step_to_the_bit(tmp_path):
     assert torch.equal(one["weights"], two["weights"])
     assert one["views"] and two["views"]
     assert max(one["error"], two["error"]) < 1e-6
+
+
+def test_only_the_first_process_ever_holds_all_of_a_sharded_model(tmp_path):
+    """Neither its weights when it is made, nor the optimizer's state when it is saved and loaded."""
+    shape = {"vocab_size": 20, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+
+    def work():
+        from model.training.sharded_optimizer import ShardedOptimizer
+
+        torch.manual_seed(3)
+        with torch.device("cpu" if distributed.is_first() else "meta"):
+            model = GPT(**shape)
+        model = distributed.shard_model(model, torch.device("cpu"))
+        optimizer = ShardedOptimizer(model, CHAR)
+        for i, tensor in enumerate((*optimizer.mean, *optimizer.square)):
+            tensor.to_local().fill_(i + 1)
+        saved, weights = optimizer.state_dict(), distributed.gather_weights(model)
+        whole = sum(tensor.numel() for tensor in (*saved.values(), *weights.values()))
+        shapes = distributed.broadcast({name: tensor.to("meta") for name, tensor in saved.items()})
+        again = ShardedOptimizer(model, CHAR)
+        again.load_state_dict(saved or shapes)
+        loaded = all(map(torch.equal, again.tensors(), optimizer.tensors()))
+        own = sum(tensor.to_local().numel() for tensor in model.parameters())
+        return {"whole": whole, "own": own, "loaded": loaded, "cos": model.cos.sum(), "weights": weights}
+
+    torch.manual_seed(3)
+    model = GPT(**shape)
+    numbers = sum(weight.numel() for weight in model.parameters())
+    for rank, result in enumerate(results(2, work, tmp_path)):
+        assert result["whole"] > 2 * numbers if rank == 0 else result["whole"] == 0
+        assert numbers / 3 < result["own"] < 2 * numbers / 3
+        assert result["loaded"] and result["cos"] == model.cos.sum()
+        assert rank > 0 or same(result["weights"], model.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -401,7 +434,7 @@ def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_real_compiler_gives_the_same_losses_in_two_processes(alone, tmp_path):
-    """With micro-batches, too: the plain step was tried before, and its hooks on the gradients must not disturb."""
+    """With micro-batches, too."""
     settings = trained(2, anew(alone, tmp_path), max_steps=10, compile="on", accumulate=2)
     assert newest_checkpoint(settings.checkpoint_dir)[1]["compiled"] is True
     plain = trained(1, anew(alone, tmp_path / "plain"), max_steps=10, compile="off")
