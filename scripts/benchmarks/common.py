@@ -18,8 +18,10 @@ def describe_machine() -> str:
     """One line: processor, cores, GPU, torch."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+        name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), name)
+        kinds = ("amx_bf16", "with AMX"), ("avx512_bf16", "with bfloat16"), ("avx2", "with AVX2, no bfloat16")
+        name += next((f" {kind}" for flag, kind in kinds if f" {flag} " in text), "")
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 

@@ -24,6 +24,7 @@ from scripts.benchmarks.models import BATCH_SIZES, GPU_BATCH_SIZES, MODELS, is_t
 
 LEAST_SECONDS = 10.0  # small models run more rounds than asked for, until this much time has passed
 EVALUATION_TOKENS = 4096  # per batch of an evaluation on a CPU, as in train.py's evaluate()
+NANOGPT_IDS = {"124M": {"vocab_size": 50304}}  # as its train.py rounds GPT-2's 50,257
 GPU_STEPS = 20  # steps that are timed together on a GPU; a training waits for the GPU only at its log lines
 
 # Runs in a process of its own, in a checkout of nanoGPT: its model and optimizer as its train.py uses them on a CPU
@@ -32,7 +33,7 @@ GPU_STEPS = 20  # steps that are timed together on a GPU; a training waits for t
 NANOGPT_STEP = """
 import contextlib, sys, time, torch
 from model import GPT, GPTConfig
-vocab_size, block_size, n_layer, n_head, n_embd, batch_size = map(int, sys.argv[1:])
+vocab_size, block_size, n_layer, n_head, n_embd, batch_size, micro_batches = map(int, sys.argv[1:])
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.backends.cuda.matmul.allow_tf32 = True
 model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout=0.0, bias=False)).to(device)
@@ -43,9 +44,10 @@ idx, targets = torch.randint(vocab_size, (2, batch_size, block_size), device=dev
 for line in sys.stdin:
     start = time.perf_counter()
     for _ in range(int(line)):
-        with context:
-            _, loss = model(idx, targets)
-        loss.backward()
+        for _ in range(micro_batches):
+            with context:
+                _, loss = model(idx, targets)
+            (loss / micro_batches).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -78,15 +80,17 @@ class NanoGPTStep:
 
 
 class OurStep:
-    """Our training step on random tokens: on a CPU in parts, each timed; on a GPU as one CUDA graph."""
+    """Our training step on random tokens: on a CPU in parts, each timed; on a GPU as one CUDA graph. Each of its
+    micro-batches has the whole batch size."""
 
-    def __init__(self, shape: dict, batch_size: int, device: torch.device, dtype: torch.dtype, compile: bool):
+    def __init__(self, shape: dict, batch_size: int, dtype: torch.dtype, compile: bool, micro_batches: int):
+        device = pick_device("auto")
         self.model = GPT(**shape, tie_embeddings=is_tied(shape)).to(device).compute_in(dtype)
         self.optimizer = Optimizer(self.model, CHAR, dtype)
         parts = self.model.loss, self.optimizer.step
         self.loss_of, self.step = compile_step(self.model, self.optimizer) if compile else parts
         self.idx, self.targets = torch.randint(shape["vocab_size"], (2, batch_size, shape["block_size"]), device=device)
-        self.rate = torch.ones((), device=device)
+        self.rate, self.micro_batches = torch.ones((), device=device), micro_batches
         self.device, self.steps = device, 1 if device.type == "cpu" else GPU_STEPS
         tokens = np.zeros(1 << 24, np.uint16)  # a training file
         self.draw = partial(draw_batch, tokens, shape["block_size"], batch_size, 1, 0)
@@ -101,9 +105,9 @@ class OurStep:
         return {"step": forward_backward + update + data, "update": update, "data": data, "evaluation": evaluation}
 
     def forward_backward(self) -> None:
-        loss = self.loss_of(self.idx, self.targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        for _ in range(self.micro_batches):
+            (self.loss_of(self.idx, self.targets) / self.micro_batches).backward()
 
     def update(self) -> None:
         self.optimizer.clip(1.0)
@@ -124,18 +128,20 @@ class OurStep:
         wait_for(self.device)
 
 
-def measure_step(name: str, nanogpt: Path | None, rounds: int, compile: bool) -> dict:
+def measure_step(name: str, args) -> dict:
     """The row of one model: our step, nanoGPT's and a matrix product in turn."""
     device = pick_device("auto")
     shape, batch_size = MODELS[name], (BATCH_SIZES if device.type == "cpu" else GPU_BATCH_SIZES)[name]
     if device.type == "cpu":
         keep_memory()
-    dtype, tokens = pick_dtype("auto", device), batch_size * shape["block_size"]
-    ours = OurStep(shape, batch_size, device, dtype, compile)
-    peer = NanoGPTStep(NANOGPT_STEP, nanogpt, *shape.values(), batch_size) if nanogpt else None
+    dtype, tokens = pick_dtype("auto", device), args.accumulate * batch_size * shape["block_size"]
+    ours = OurStep(shape, batch_size, dtype, args.compile, args.accumulate)
+    its_shape = shape | NANOGPT_IDS.get(name, {})
+    its_args = *its_shape.values(), batch_size, args.accumulate
+    peer = NanoGPTStep(NANOGPT_STEP, args.nanogpt, *its_args) if args.nanogpt else None
     flops = tokens * flops_per_token(ours.model)
     results, begin = [], time.perf_counter()
-    while len(results) <= rounds or time.perf_counter() - begin <= LEAST_SECONDS:
+    while len(results) <= args.rounds or time.perf_counter() - begin <= LEAST_SECONDS:
         figures = ours.seconds()
         figures["nanoGPT"] = peer.seconds(ours.steps) if peer else math.nan
         figures["limit"] = matmul_flops(dtype)
@@ -172,4 +178,4 @@ def training_row(name: str, tokens: int, flops: float, figures: dict) -> dict:
 
 
 def measure_training(args) -> list[dict]:
-    return [measure_step(name, args.nanogpt, args.rounds, args.compile) for name in args.sizes]
+    return [measure_step(name, args) for name in args.sizes]

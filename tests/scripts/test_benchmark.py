@@ -83,10 +83,12 @@ def test_a_step_of_both_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "BATCH_SIZES", {"tiny": 3})
     monkeypatch.setattr(training, "matmul_flops", lambda dtype: 1e12)
     monkeypatch.setattr(training, "LEAST_SECONDS", 0)
-    row = training.measure_step("tiny", tmp_path, rounds=1, compile=False)
-    assert row["tokens per step"] == 24
+    args = argparse.Namespace(nanogpt=tmp_path, rounds=1, compile=False, accumulate=2)
+    row = training.measure_step("tiny", args)
+    assert row["tokens per step"] == 2 * 3 * 8
     assert float(row["ratio"]) == pytest.approx(row["ours, tokens/s"] / row["nanoGPT, tokens/s"], rel=0.01, abs=0.006)
-    assert training.measure_step("tiny", None, rounds=1, compile=False)["ratio"] == ""
+    args.nanogpt = None
+    assert training.measure_step("tiny", args)["ratio"] == ""
 
 
 def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
