@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from plumbing.errors import UserError
 from plumbing.files import whole_file
+from plumbing.inputs import parquet_files
 from plumbing.text import shown_path
 
 # The text, as the public datasets of source code call it, and the file that it comes from, for people.
@@ -57,7 +58,7 @@ def show_extraction(output: Path, folder: Path) -> None:
     if not output.resolve().is_relative_to(folder.resolve()):
         print(f"Next: python scripts/extract_parquets_to_text.py {shlex.quote(shown_path(output))}")
         return
-    if others := sum(path.resolve() != output.resolve() for path in folder.rglob("*.parquet")):
+    if others := sum(path.resolve() != output.resolve() for path in parquet_files(folder)):
         print(
             f"Extraction reads every Parquet file in {shown_path(folder)}, and there are {others:,} more. "
             f"To read this one alone, add {shlex.quote(shown_path(output))}."
