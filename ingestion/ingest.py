@@ -32,6 +32,7 @@ from tqdm import tqdm
 from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
+from plumbing.inputs import LeftOut, parquet_files
 from plumbing.text import shown_path
 
 STACK, STACK_PYTHON = "bigcode/the-stack", "data/python"
@@ -69,7 +70,12 @@ def list_parquets(args: argparse.Namespace, source: str) -> tuple[str, list]:
     commit = api.dataset_info(args.dataset, revision=args.revision).sha
     tree = api.list_repo_tree(args.dataset, args.data_dir, recursive=True, revision=commit, repo_type="dataset")
     found = sorted((entry for entry in tree if hasattr(entry, "size")), key=lambda file: file.path)  # no folders
-    parquets = [file for file in found if file.path.endswith(".parquet")]
+    parquets, left_out = [], LeftOut()
+    for file in found:
+        if file.path.lower().endswith(".parquet"):
+            parquets.append(file)
+        else:
+            left_out.add("not Parquet", PurePosixPath(file.path).suffix or PurePosixPath(file.path).name)
     if not parquets:
         endings = Counter("".join(PurePosixPath(file.path).suffixes) or "without an ending" for file in found)
         raise UserError(
@@ -78,6 +84,7 @@ def list_parquets(args: argparse.Namespace, source: str) -> tuple[str, list]:
             + "). The hub keeps a Parquet copy of many datasets. Try:\n  python ingestion/ingest.py "
             + shlex.join(["--dataset", args.dataset, "--revision", CONVERTED])
         )
+    left_out.show()
     return commit, parquets
 
 
@@ -173,7 +180,7 @@ def download(args: argparse.Namespace) -> None:
     folder = snapshot / args.data_dir
     print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")
-    by_itself = usual and not any(CHAR.parquet_dir.rglob("*.parquet"))  # extraction would take those first
+    by_itself = usual and not parquet_files(CHAR.parquet_dir)  # extraction would take those first
     print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {shlex.quote(str(folder))}"))
 
 

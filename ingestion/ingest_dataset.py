@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from config import CHAR
 from plumbing.command_line import add_flags, refuse_same
-from plumbing.corpus import END_OF_TEXT, NO_TEXT, split_at_marker
+from plumbing.corpus import NO_TEXT, split_at_marker
 from plumbing.errors import UserError, run_script
-from plumbing.inputs import LeftOut, find_files
+from plumbing.inputs import LeftOut, Unchanged, find_files
 from plumbing.text import shown_path, visible
 
 USUAL_COLUMNS = ("content", "text")
@@ -209,7 +209,7 @@ def read_texts(path: Path, column: str | None) -> Iterator[str | None]:
     if (suffix := inner_suffix(path)) not in READERS:
         raise UserError(f"{shown_path(path)} ends in none of {', '.join(READERS)}.")
     try:
-        with PACKED.get(path.suffix.lower(), functools.partial(open, mode="rb"))(path) as file:
+        with Unchanged(path), PACKED.get(path.suffix.lower(), functools.partial(open, mode="rb"))(path) as file:
             for row, text in enumerate(READERS[suffix](file, column), 1):
                 if text is not None and not isinstance(text, str):
                     raise UserError(f"holds {type(text).__name__}, not text, in row {row:,} of the column.")
@@ -227,7 +227,7 @@ def read_texts(path: Path, column: str | None) -> Iterator[str | None]:
 
 
 def read_inputs(paths: list[Path], args: argparse.Namespace, counts: Counter) -> Iterator[tuple[str, Path]]:
-    """Yield (text, its file) for each document of the inputs. Counts what is empty, and what extraction will cut."""
+    """Yield (text, its file) for each document of the inputs. Counts what is empty."""
     for path in tqdm(paths, unit=" files", delay=2):
         rows = 0
         for text in read_texts(path, args.column):
@@ -236,9 +236,6 @@ def read_inputs(paths: list[Path], args: argparse.Namespace, counts: Counter) ->
                 counts["empty rows"] += 1
                 continue
             counts["documents"] += 1
-            if END_OF_TEXT in text:
-                lines = text.replace("\r\n", "\n").replace("\r", "\n").encode()
-                counts[f"rows with a line {END_OF_TEXT}, where extraction cuts them"] += len(split_at_marker(lines)) > 1
             if args.debug and counts["documents"] <= 3:
                 print(f"  {path.name}: a document of {len(text):,} characters begins: {visible(text[:50])}")
             yield text, path

@@ -7,8 +7,9 @@ Reads   the folders given; without one, Python's own standard library, except fo
 Writes  data/parquet/folder.parquet: one row per file, with the columns content and path
 Next    python scripts/extract_parquets_to_text.py
 
-Text is decoded as Python does it: by its byte order mark, by a `# -*- coding: ... -*-` line, else as UTF-8. Hidden
-folders, virtual environments and links to folders are skipped, so a loop of links does no harm.
+Text is UTF-8, or what the file declares: Python's own files by a `# -*- coding: ... -*-` line, as Python reads them,
+others by such a line only if they are not UTF-8. Hidden files and folders, virtual environments and links to folders
+are left out; whatever is left out is counted and named.
 """
 
 import argparse
@@ -18,8 +19,9 @@ import os
 import platform
 import sysconfig
 import tokenize
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -29,22 +31,31 @@ from tqdm import tqdm
 from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
+from plumbing.inputs import LeftOut, find_files
 from plumbing.text import shown_path
 
+DECLARING = {".py", ".pyi", ".pyw", ".pyx", ".pxd", ".pxi"}  # Python and Cython
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 TEST_SUITES = {"test", "tests", "idle_test"}  # a third of the standard library
 
 
-def source_files(folder: Path, pattern: str, skipped: set[str]) -> Iterator[Path]:
-    """Yield the files below a folder that match, sorted, so that the same folder gives the same Parquet file."""
-    for parent, folders, names in os.walk(folder):  # os.walk does not follow links to folders
-        if "pyvenv.cfg" in names and Path(parent) != folder:  # a virtual environment: other people's packages
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if name not in skipped and not name.startswith("."))
-        for name in sorted(names):
-            if fnmatch.fnmatch(name, pattern):
-                yield Path(parent) / name
+def why_not_source(pattern: str, skipped: set[str], path: Path) -> str:
+    """For find_files(): why a file or folder below a folder is left out."""
+    if not os.path.isdir(path):
+        return "" if fnmatch.fnmatchcase(path.name.lower(), pattern.lower()) else f"not {pattern}"
+    if os.path.exists(path / "pyvenv.cfg"):
+        return "virtual environments: other people's packages"
+    return "folders of packages, tests or compiled files" if path.name in skipped else ""
+
+
+def decode_source(data: bytes, path: Path) -> str:
+    """The text of a source file. Raises SyntaxError, LookupError or ValueError if its encoding is unknown or another
+    one than declared."""
+    if path.suffix.lower() not in DECLARING:
+        with suppress(UnicodeDecodeError):
+            return data.decode("utf-8-sig")
+    encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)  # the one that the file declares (PEP 263)
+    return data.decode(encoding)
 
 
 def read_source(path: Path, max_bytes: int, seen: set[bytes]) -> tuple[str | None, str]:
@@ -60,12 +71,11 @@ def read_source(path: Path, max_bytes: int, seen: set[bytes]) -> tuple[str | Non
     if b"\0" in data:
         return None, "binary"
     try:
-        encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)  # the one that the file declares (PEP 263)
-        text = data.decode(encoding)
+        text = decode_source(data, path)
         if not text.strip():  # only a byte order mark, say
             return None, "empty"
         digest = hashlib.sha256(text.encode()).digest()
-    except (SyntaxError, LookupError, ValueError):  # an encoding that is unknown, or not the one declared
+    except (SyntaxError, LookupError, ValueError):
         return None, "undecodable"
     if digest in seen:
         return None, "duplicate"
@@ -73,14 +83,15 @@ def read_source(path: Path, max_bytes: int, seen: set[bytes]) -> tuple[str | Non
     return text, ""
 
 
-def gather(folders: list[Path], skipped: set[str], args: argparse.Namespace, left_out: Counter) -> Iterator:
+def gather(folders: list[Path], skipped: set[str], args: argparse.Namespace, left_out: LeftOut) -> Iterator:
     """Yield (text, path below its folder) for each file to take, and count the reasons to leave others out."""
     seen: set[bytes] = set()
     for folder in folders:
-        for path in tqdm(source_files(folder, args.pattern, skipped), unit=" files", delay=2):
+        found = find_files([folder], partial(why_not_source, args.pattern, skipped), left_out)
+        for path in tqdm(found, unit=" files", delay=2):
             text, reason = read_source(path, args.max_bytes, seen)
             if text is None:
-                left_out[reason] += 1
+                left_out.add(reason, shown_path(path))
                 continue
             name = path.relative_to(folder)
             if args.debug and len(seen) <= 3:
@@ -88,7 +99,8 @@ def gather(folders: list[Path], skipped: set[str], args: argparse.Namespace, lef
                 print(f"  {shown}: {len(text.encode()):,} bytes, {text.count(chr(10)):,} lines")
             yield text, name
     if not seen:
-        raise UserError(f"No file matching {args.pattern!r} was taken. Left out: {dict(left_out) or 'none found'}.")
+        reasons = ". ".join(left_out.lines()) or "none found"
+        raise UserError(f"No file matching {args.pattern!r} was taken. Left out: {reasons}.")
 
 
 def main() -> None:
@@ -110,10 +122,9 @@ def main() -> None:
         print(f"Gathering {args.pattern} from {name}")
 
     skipped = SKIPPED_FOLDERS if args.folders else SKIPPED_FOLDERS | TEST_SUITES
-    left_out: Counter[str] = Counter()
+    left_out = LeftOut()
     files, size = write_parquet(args.output, gather(folders, skipped, args, left_out))
-    for reason, count in left_out.most_common():
-        print(f"  left out, {reason}: {count:,}")
+    left_out.show()
     print(f"{files:,} files, {size / 1e6:.1f} MB of text, in {shown_path(args.output)}")
     show_extraction(args.output, CHAR.parquet_dir)
 

@@ -5,14 +5,17 @@ document, and any text file works. Empty documents are ignored.
 """
 
 import hashlib
+import os
 import random
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from plumbing.errors import UserError
 from plumbing.files import CHUNK, whole_file
+from plumbing.inputs import Unchanged
 from plumbing.text import shown_path
 
 END_OF_TEXT = "<|endoftext|>"
@@ -38,7 +41,7 @@ def read_document_bytes(path: Path, start: int = 0, end: int | None = None, chec
         )
     with open(path, "rb") as file:
         file.seek(start)
-        left = (path.stat().st_size if end is None else end) - start
+        left = (os.fstat(file.fileno()).st_size if end is None else end) - start
         rest, offset = b"", start  # bytes read but not yet split, and their offset in the file
         while True:
             # Reading more at once in a long document keeps the number of times that it is scanned constant.
@@ -82,6 +85,12 @@ def split_at_marker(text: bytes) -> list[bytes]:
     return [b"\n".join(lines) for lines in documents]
 
 
+def is_cut_at_marker(text: str) -> bool:
+    """Whether extraction makes several documents of a text, because it has a line <|endoftext|>."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").encode() if END_OF_TEXT in text else b""
+    return len(split_at_marker(lines)) > 1
+
+
 def write_documents(path: Path, documents: Iterable[str | bytes]) -> tuple[int, int]:
     """Write documents to a corpus file, without empty ones; one that contains a line <|endoftext|> becomes two. Returns
     (number of documents, bytes of the file). Raises UserError if there are none."""
@@ -117,7 +126,8 @@ def find_border(path: Path, position: int) -> int:
 def cut_into_chunks(path: Path, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of chunks of a corpus file with whole documents, each of about `size` bytes."""
     while start < end:
-        border = min(end, find_border(path, start + size))
+        border = find_border(path, start + size)
+        border = min(border, end) if border > start else end  # the file has become shorter
         yield start, border
         start = border
 
@@ -128,29 +138,45 @@ def sample_documents(path: Path, seed: int, **wanted) -> Iterator[str]:
 
 def sample_document_bytes(path: Path, seed: int, *, megabytes=None, documents=None, fraction=None) -> Iterator[bytes]:
     """Yield a random subset of a corpus: whole documents in their order, the same ones for the same seed. Give one of:
-    megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents, 0 to 1).
-    Yields nothing if no document is small enough. Raises UserError if the corpus has no documents.
+    megabytes (at most so many, of 1,000,000 bytes), documents (their number), fraction (of the documents, 0 to 1). Each
+    document has the same chance; with megabytes, each that is not larger than the sample. Yields nothing if there is
+    none. Raises UserError if the corpus has no documents, or changes between the two passes: the first reads the sizes
+    of the documents, 8 bytes each, the second takes those that were drawn."""
+    with Unchanged(path):
+        sizes = np.fromiter(map(len, read_document_bytes(path)), np.int64)
+        if not len(sizes):
+            raise UserError(f"{shown_path(path)} holds no documents.")
+        rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
+        order = np.argsort(np.fromiter((rng.random() for _ in sizes), float), kind="stable")
+        if megabytes is None:
+            drawn = order[: int(documents) if documents is not None else round(fraction * len(sizes))]
+        else:
+            limit = min(int(megabytes * 1e6), int(sizes.sum()))
+            small = order[sizes[order] <= limit]
+            drawn = small[draw_run(sizes[small], limit, rng)]
+        chosen = np.zeros(len(sizes), bool)
+        chosen[drawn] = True
+        if len(drawn):
+            yield from compress(read_document_bytes(path, check=False), chosen.tolist())  # the first pass has checked
 
-    Two passes in constant memory: the first counts, the second takes each document with the probability (still wanted)
-    / (still to come). This is Knuth's selection sampling (The Art of Computer Programming, volume 2, 3.4.2, algorithm
-    S), with bytes instead of documents if a size is asked for."""
-    cost_of = (lambda document: 1) if megabytes is None else len
-    to_come = sum(map(cost_of, read_document_bytes(path)))
-    if not to_come:
-        raise UserError(f"{shown_path(path)} holds no documents.")
-    if megabytes is not None:
-        wanted = int(megabytes * 1e6)
-    else:
-        wanted = documents if documents is not None else round(fraction * to_come)
-    rng = random.Random(seed)  # noqa: S311 (a sample to repeat, not a secret)
-    for document in read_document_bytes(path, check=False):  # the first pass has checked it
-        cost = cost_of(document)
-        if rng.random() * to_come < wanted and cost <= wanted:
-            wanted -= cost
-            yield document
-            if not wanted:
-                return
-        to_come -= cost
+
+def draw_run(sizes: np.ndarray, limit: int, rng: random.Random) -> np.ndarray:
+    """Draw neighbours on a ring of sizes, as many as the limit allows: their numbers. Each has the same chance, as none
+    would have if sizes were taken one by one until the limit: small ones fit more often.
+
+    From a start, run after run is cut off the ring, each as long as the limit allows. After some laps, a run starts
+    where an earlier one did. All runs between the two make whole laps, so each size is in equally many of them: one of
+    these runs is drawn."""
+    if sizes.sum() <= limit:
+        return np.arange(len(sizes))
+    ends = np.cumsum(np.concatenate([sizes, sizes]))  # of two laps
+    runs, start = {}, 0  # where each run starts: where it ends
+    while start not in runs:
+        runs[start] = int(np.searchsorted(ends, ends[start] - sizes[start] + limit, side="right"))
+        start = runs[start] % len(sizes)
+    starts = list(runs)[list(runs).index(start) :]
+    start = starts[int(rng.random() * len(starts))]
+    return np.arange(start, runs[start]) % len(sizes)
 
 
 def only_document(path: Path) -> bytes | None:

@@ -10,6 +10,37 @@ from plumbing.errors import UserError
 from plumbing.text import shown_path
 
 
+class Unchanged:
+    """Input files as they are now. compare() raises UserError if one has been replaced or changed since then, because a
+    result would then be of two different texts. As a context manager it compares at the end, and after an error, which
+    such a change may have caused."""
+
+    def __init__(self, *paths: Path):
+        self.files = {path: fingerprint(path) for path in paths}
+
+    def compare(self) -> None:
+        for path, before in self.files.items():
+            if fingerprint(path) != before:
+                raise UserError(f"{shown_path(path)} was replaced or changed while it was read. Run this again.")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error_type, error, traceback):
+        if error_type is None or issubclass(error_type, Exception):
+            self.compare()
+
+
+def fingerprint(file: Path | int) -> tuple[int, int, int] | None:
+    """What changes when a file is written to or another one takes its name: size and times; None if there is none.
+    Renaming sets the time of the last change of status, whatever time of modification a copy has kept."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 class LeftOut:
     """What a script leaves out, by reason."""
 
@@ -25,7 +56,10 @@ class LeftOut:
         texts = []
         for reason, names in sorted(self.reasons.items(), key=lambda item: -item[1].total()):
             some = [f"{name} {count:,}" if count > 1 else name for name, count in names.most_common(3)]
-            texts.append(f"{reason}: {names.total():,} ({', '.join(some)}{', ...' if len(names) > 3 else ''})")
+            while len(some) > 1 and len(", ".join(some)) > 50:
+                some.pop()
+            more = ", ..." if len(names) > len(some) else ""
+            texts.append(f"{reason}: {names.total():,} ({', '.join(some)}{more})")
         return texts
 
     def show(self) -> None:
@@ -33,52 +67,46 @@ class LeftOut:
             print(f"  left out, {line}")
 
 
-def ending(name: str | Path) -> str:
-    """The ending of a file's name as messages show it."""
-    return "".join(Path(name).suffixes[-2:]) or "no ending"
-
-
 def find_files(given: Iterable[Path], why_not: Callable[[Path], str], left_out: LeftOut) -> Iterator[Path]:
-    """Yield the files given and those below the folders given, each file once, whatever its name looks like. Of a
-    folder, why_not(path) says why one of its files or folders is left out, or "". A link that leads nowhere is yielded,
-    because reading it names it. Raises UserError for a path that does not exist or is a pipe or a device."""
+    """Yield the files given and those below the folders given, sorted, each file once, whatever its name looks like. Of
+    a folder, why_not(path) says why one of its files or folders is left out, or "". A link that leads nowhere is
+    yielded, because reading it names it. Raises UserError for a path that does not exist, or is a pipe or a device."""
     seen = set()
     for path in given:
         if not path.exists():
             raise UserError(f"There is no {shown_path(path)}.")
         if not (path.is_file() or path.is_dir()):
             raise UserError(f"{shown_path(path)} is neither a file nor a folder. Save what it gives to a file first.")
-        for file in files_below(path, why_not, left_out) if path.is_dir() else [path]:
-            status = os.stat(file) if os.path.exists(file) else None
-            if status and (status.st_dev, status.st_ino) in seen:
-                left_out.add("the same file again", shown_path(file))
-                continue
-            if status:
+        for file in sorted(files_below(path, why_not, left_out)) if path.is_dir() else [path]:
+            if os.path.exists(file):
+                status = os.stat(file)
+                if (status.st_dev, status.st_ino) in seen:
+                    left_out.add("the same file again", shown_path(file))
+                    continue
                 seen.add((status.st_dev, status.st_ino))
             yield file
 
 
 def files_below(folder: Path, why_not: Callable[[Path], str], left_out: LeftOut) -> Iterator[Path]:
-    """Yield the files below a folder, each folder's own ones first, sorted. Links to folders are not followed, so a
-    loop of links does no harm."""
+    """Yield the files below a folder. Links to folders are not followed, so a loop of links does no harm."""
     unreadable = lambda error: left_out.add("folders that cannot be opened", shown_path(error.filename))  # noqa: E731
     for parent, folders, names in os.walk(folder, onerror=unreadable):
-        taken = []
-        for name in sorted([*folders, *names]):
-            path = Path(parent) / name
-            if name.startswith("."):
+        for path in (Path(parent) / name for name in names):
+            if path.name.startswith("."):
                 left_out.add("hidden", shown_path(path))
-            elif name in folders and path.is_symlink():
-                left_out.add("links to folders", shown_path(path))
-            elif name in names and os.path.exists(path) and not os.path.isfile(path):
+            elif os.path.exists(path) and not os.path.isfile(path):
                 left_out.add("not a regular file", shown_path(path))
             elif reason := why_not(path):
-                left_out.add(reason, ending(path) if name in names else shown_path(path))
-            elif name in names:
-                yield path
+                left_out.add(reason, path.suffix or "no ending")
             else:
-                taken.append(name)
-        folders[:] = taken
+                yield path
+        inner, folders[:] = [Path(parent) / name for name in folders], []
+        for path in inner:
+            hidden, link = path.name.startswith("."), path.is_symlink()
+            if reason := "hidden" if hidden else "links to folders" if link else why_not(path):
+                left_out.add(reason, shown_path(path))
+            else:
+                folders.append(path.name)
 
 
 def why_not_parquet(path: Path) -> str:
@@ -90,4 +118,4 @@ def why_not_parquet(path: Path) -> str:
 
 def parquet_files(folder: Path) -> list[Path]:
     """The Parquet files below a folder, sorted; none if it does not exist."""
-    return sorted(find_files([folder], why_not_parquet, LeftOut())) if folder.is_dir() else []
+    return list(find_files([folder], why_not_parquet, LeftOut())) if folder.is_dir() else []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plumbing.corpus import END_OF_TEXT, is_cut_at_marker
 from plumbing.errors import UserError
 from plumbing.files import whole_file
 from plumbing.inputs import parquet_files
@@ -23,14 +24,17 @@ MAX_DOCUMENT_BYTES = 2**31 - 1  # a cell of Parquet cannot hold more
 def write_parquet(path: Path, rows: Iterable[tuple[str, Path]]) -> tuple[int, int]:
     """Write (text, path of its file) rows to a Parquet file. Returns (documents, bytes of text). Raises UserError if
     there are no rows: an earlier file stays."""
-    documents = size = 0
+    documents = size = cut = 0
     options = {"compression": "zstd", "write_page_checksum": True}  # extraction compares the checksums
     with whole_file(path) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:
         for group, group_bytes in row_groups(rows):
             writer.write_table(pa.table(list(zip(*group, strict=True)), schema=SCHEMA))
             documents, size = documents + len(group), size + group_bytes
+            cut += sum(is_cut_at_marker(text) for text, _ in group)
         if not documents:
             raise UserError(f"Nothing to write to {shown_path(path)}: no document was found in the input.")
+    if cut:
+        print(f"  with a line {END_OF_TEXT}, where extraction cuts them: {cut:,}")
     return documents, size
 
 

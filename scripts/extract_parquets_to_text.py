@@ -28,6 +28,7 @@ import _root
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 from tqdm import tqdm
 
 from config import CHAR, Settings
@@ -35,6 +36,7 @@ from plumbing.command_line import add_flags, file_flags, parse, refuse_same, sha
 from plumbing.corpus import MARKER, SEPARATOR, SeenDocuments, document_hashes, read_document_bytes, split_at_marker
 from plumbing.errors import UserError, run_script
 from plumbing.files import whole_file
+from plumbing.inputs import LeftOut, Unchanged, find_files, parquet_files, why_not_parquet
 from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path
 from plumbing.text import plural, shown_path, visible
@@ -44,8 +46,20 @@ BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the pr
 ITEM_BYTES = 1 << 24  # 16 MB of text in the row groups that a thread reads, or one larger row group
 BATCHES_AT_ONCE = ITEM_BYTES // BATCH_BYTES  # read ahead of the writer: a thread waits only in larger row groups
 
-# Compares pages with their checksums, if the file has some, and reads in small portions.
-open_parquet = functools.partial(pq.ParquetFile, page_checksum_verification=True, buffer_size=1 << 16)
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file by its name, whatever the name looks like. Compares pages with their checksums, if the file has some,
+    and reads in small portions. Errors that a damaged file causes become a ValueError that names it."""
+    try:
+        with (
+            LocalFileSystem().open_input_file(os.fsencode(path.absolute())) as file,
+            pq.ParquetFile(file, page_checksum_verification=True, buffer_size=1 << 16) as parquet,
+        ):
+            yield parquet
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        state = "cannot be read" if getattr(error, "errno", None) else "is damaged"
+        raise ValueError(f"{shown_path(path)} {state}: {str(error).splitlines()[0]}") from None
 
 
 def hub_cache() -> Path:
@@ -54,38 +68,26 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
-def find_inputs(given: list[Path], settings: Settings) -> list[Path]:
-    """The parquet files to read, in sorted order. Raises UserError if there are none."""
+def find_inputs(given: list[Path], settings: Settings, left_out: LeftOut) -> list[Path]:
+    """The parquet files to read, each once, those of a folder in sorted order. Raises UserError if there are none."""
     stack = hub_cache() / "datasets--bigcode--the-stack" / "snapshots"
     if stack.is_dir():  # one folder per downloaded revision: the newest
         stack = max(stack.iterdir(), key=lambda path: path.stat().st_mtime, default=stack)
-    paths = given or ([settings.parquet_dir] if any(settings.parquet_dir.rglob("*.parquet")) else [stack])
-    files = []
-    for path in paths:
-        if not path.exists() and path in given:
-            raise UserError(f"There is no {shown_path(path)}.")
-        files += [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    default = settings.parquet_dir if parquet_files(settings.parquet_dir) else stack
+    files = list(find_files(given or [default] * default.exists(), why_not_parquet, left_out))
     if not files:
         searched = " or ".join(map(shown_path, given or [settings.parquet_dir, stack]))
+        reasons = "".join(f" Left out, {line}." for line in left_out.lines())
         raise UserError(
-            f"No parquet file in {searched}. Make some with ingestion/ingest_folder.py (your own files, or Python's "
-            "standard library) or ingestion/ingest.py (the-stack), or name files and folders."
+            f"No parquet file in {searched}.{reasons} Make some with ingestion/ingest_folder.py (your own files, or "
+            "Python's standard library) or ingestion/ingest.py (the-stack), or name files and folders."
         )
     return files
 
 
-@contextmanager
-def naming_damage(path: Path):
-    """Wrap the reading of a parquet file: the errors that a damaged one causes become a ValueError that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{shown_path(path)} is damaged: {str(error).splitlines()[0]}") from None
-
-
 def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
     """(rows, bytes) of each row group. Raises UserError if there is no such text, ValueError if the file is damaged."""
-    with naming_damage(path), open_parquet(path) as parquet:
+    with open_parquet(path) as parquet:
         columns = parquet.schema_arrow.names
         if columns.count(column) != 1:
             raise UserError(
@@ -94,7 +96,7 @@ def row_group_sizes(path: Path, column: str) -> list[tuple[int, int]]:
             )
         column_type = parquet.schema_arrow.field(column).type
         value_type = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
-        if value_type not in (pa.string(), pa.large_string(), pa.string_view()):
+        if value_type not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):  # null: only empty rows
             raise UserError(f"The column {column!r} of {shown_path(path)} holds {column_type}, not text.")
         groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
@@ -139,10 +141,10 @@ def extract(item: RowGroups, column: str, hashing: bool) -> Iterator[tuple]:
     if item.error:
         raise item.error
     rows, size = 0, max(1, min(ROWS, BATCH_BYTES * item.rows // max(item.bytes, 1)))
-    with naming_damage(item.path), open_parquet(item.path) as parquet:
+    with open_parquet(item.path) as parquet:
         for batch in parquet.iter_batches(size, row_groups=list(item.groups), columns=[column], use_threads=False):
             rows += len(batch)
-            yield documents_of(batch.column(0), hashing)
+            yield documents_of(batch.column(column), hashing)  # by name: columns=["a.b"] means b in a struct a too
     if rows != item.rows:
         raise ValueError(f"{shown_path(item.path)} is damaged: it has {rows:,} of {item.rows:,} rows")
 
@@ -247,7 +249,8 @@ def main() -> int:
     add_flags(parser, CHAR, "corpus workers debug")
     settings, args = parse(parser, CHAR)
 
-    files = find_inputs(args.inputs, settings)
+    left_out = LeftOut()
+    files = find_inputs(args.inputs, settings, left_out)
     if args.shard:
         files = files[args.shard[0] - 1 :: args.shard[1]]
         if not files:
@@ -255,11 +258,12 @@ def main() -> int:
     corpus = shard_path(settings.corpus, args.shard)
     refuse_same({"--corpus": corpus}, *files)
     print(f"Extracting the column {args.column!r} of {plural(len(files), 'parquet file')}")
+    left_out.show()
 
-    start = time.perf_counter()
+    start, unchanged = time.perf_counter(), Unchanged(*files)
     inputs = [identity(path) if path.exists() else str(path) for path in files]
     depends_on = [inputs, args.column, args.skip_bad, args.deduplicate]
-    with Journal([corpus], depends_on) as journal, whole_file(corpus, journal) as file:
+    with Journal([corpus], depends_on) as journal, whole_file(corpus, journal) as file, unchanged:
         writer = CorpusWriter(file, settings.debug, args.deduplicate)
         if journal.state:
             writer.resume(journal.state, journal.unfinished(corpus))

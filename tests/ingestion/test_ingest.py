@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hub import BLOCK, CODEPARROT, CONVERTED, STACK, Answer, commit, sha256
+from hub import BLOCK, CODEPARROT, CONVERTED, STACK, Answer, commit, parquet, sha256
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ingestion" / "ingest.py"
 
@@ -97,6 +97,16 @@ def test_all_files_of_another_dataset_and_revision(hub, tmp_path):
     assert there == hub.datasets[CODEPARROT][CONVERTED]
     assert f"Next: python scripts/extract_parquets_to_text.py {folder}\n" in out
     assert "rows of" not in out  # --quiet
+
+
+def test_what_is_not_parquet_is_named(hub, tmp_path):
+    contents = {"x.PARQUET": parquet(3, 1000), "README.md": b"# B", "y.jsonl": b"{}", "z.jsonl": b"{} "}
+    hub.datasets["a/b"] = {"main": contents}
+    hub.blobs |= {sha256(content): (path, content) for path, content in contents.items()}
+    code, out, err = ingest(tmp_path, hub.url, "--dataset", "a/b")
+    assert code == 0, err
+    assert "left out, not Parquet: 3 (.jsonl 2, .md)\n" in out
+    assert "1 Parquet files" in out and (snapshot(tmp_path, "a/b") / "x.PARQUET").exists()
 
 
 def test_a_damaged_download_is_thrown_away(hub, tmp_path):

@@ -286,7 +286,7 @@ def test_a_folder_of_parts_is_a_folder(tmp_path, monkeypatch):
 def test_rows_that_extraction_cuts_are_counted(tmp_path, monkeypatch, capsys):
     write_as(tmp_path / "a.jsonl", [f"a\r\n{END_OF_TEXT}\r\nb", f"print('{END_OF_TEXT}')"])
     assert ingest(monkeypatch, tmp_path, tmp_path / "a.jsonl") == ["a", "b", f"print('{END_OF_TEXT}')"]
-    assert "rows with a line <|endoftext|>, where extraction cuts them: 1\n" in capsys.readouterr().out
+    assert "with a line <|endoftext|>, where extraction cuts them: 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("end", ["gz", "xz", "zst"])

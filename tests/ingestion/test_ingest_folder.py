@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_scripts import (
     INGEST,
+    M,
     refused,
 )
 
@@ -63,11 +64,18 @@ def make_sources(folder: Path) -> dict[str, str]:
 
 
 REASONS = {"undecodable": 6, "binary": 2, "empty": 2, "longer than 3,000 bytes": 1, "duplicate": 2}
+BY_NAME = {
+    "not *.py": 1,
+    "hidden": 1,
+    "folders of packages, tests or compiled files": 3,
+    "virtual environments: other people's packages": 1,
+}
 
 
 def left_out_counts(out: str) -> dict[str, int]:
     return {
-        reason: int(n.replace(",", "")) for reason, n in re.findall(r"left out, (.*): ([\d,]+)$", out, re.MULTILINE)
+        reason: int(n.replace(",", ""))
+        for reason, n in re.findall(r"left out, (.*): ([\d,]+) \(.*\)$", out, re.MULTILINE)
     }
 
 
@@ -80,7 +88,9 @@ def test_sources_are_gathered_and_the_rest_is_counted(run, project):
     result = run(INGEST, "src", "--output", "out/f.parquet", "--max-bytes", "3000")
     assert (result.code, result.err) == (0, "")
     assert rows_of(project / "out" / "f.parquet") == taken
-    assert left_out_counts(result.out) == REASONS
+    assert left_out_counts(result.out) == REASONS | BY_NAME
+    assert "left out, not *.py: 1 (.txt)" in result.out
+    assert f"left out, hidden: 1 ({Path('src') / '.git'})" in result.out
     assert f"{len(taken)} files, 0.0 MB of text, in {Path('out') / 'f.parquet'}" in result.out
     # Whatever matches is either taken or counted.
     folders = "package package/inner .".split()
@@ -124,7 +134,7 @@ def test_links_do_no_harm(run, project):
     (folder / "broken.py").symlink_to("nowhere.py")
     (folder / "itself.py").symlink_to("itself.py")
     (folder / "z_again.py").symlink_to("a.py")
-    expected = {"not a regular file": 2, "duplicate": 1}
+    expected = {"not a regular file": 2, "the same file again": 1, "links to folders": 2}
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.py")  # reading it would wait for ever
         expected["not a regular file"] += 1
@@ -185,7 +195,7 @@ def test_a_folder_without_text_is_refused(run, project):
     (project / "src" / "a.py").write_bytes(b"")
     (project / "src" / "b.py").write_bytes(b"\0")
     result = run(INGEST, "src", "--output", "f.parquet")
-    refused(result, "No file matching '*.py' was taken", "'empty': 1", "'binary': 1")
+    refused(result, "No file matching '*.py' was taken", "empty: 1 (", "binary: 1 (")
     refused(run(INGEST, "src", "--pattern", "*.js", "--output", "f.parquet"), "'*.js'")
     assert (project / "f.parquet").read_bytes() == b"earlier"
     assert sorted(os.listdir(project)) == ["f.parquet", "src"]
@@ -202,3 +212,70 @@ def test_a_lone_byte_order_mark_is_empty(run, project):
     (project / "src" / "a.py").write_text("x = 1\n")
     (project / "src" / "bom.py").write_bytes(b"\xef\xbb\xbf")
     assert left_out_counts(run(INGEST, "src", "--output", "f.parquet").out) == {"empty": 1}
+
+
+# === other files than Python's ========================================================================================
+
+
+def test_a_line_that_declares_an_encoding_counts_for_python_files(run, project):
+    """Elsewhere such words are text, unless the file is not UTF-8."""
+    text = "# Character encoding: latin-1 and UTF-8 compared\n\nnaïve café\n"
+    ascii_declared = "# encoding: ascii\nname: naïve\n"
+    files = {
+        "a.md": text.encode(),
+        "b.yml": ascii_declared.encode(),
+        "c.rb": "# encoding: iso-8859-1\n# café\n".encode("latin-1"),
+        "d.txt": b"\xef\xbb\xbf" + text.encode(),
+        "e.py": "# coding: latin-1\n# café\n".encode("latin-1"),
+        "f.PY": "# coding: latin-1\n# naïve\n".encode("latin-1"),
+        "g.pyx": "# coding: cp1252\n# 5 €\n".encode("cp1252"),
+        "h.py": b"# coding: ascii\n# caf\xc3\xa9\n",
+        "i.md": b"caf\xe9",
+    }
+    (project / "src").mkdir()
+    for name, data in files.items():
+        (project / "src" / name).write_bytes(data)
+    result = run(INGEST, "src", "--pattern", "*", "--output", "f.parquet")
+    assert rows_of(Path("f.parquet")) == {
+        "a.md": text,
+        "b.yml": ascii_declared,
+        "c.rb": "# encoding: iso-8859-1\n# café\n",
+        "e.py": "# coding: latin-1\n# café\n",
+        "f.PY": "# coding: latin-1\n# naïve\n",
+        "g.pyx": "# coding: cp1252\n# 5 €\n",
+    }
+    assert left_out_counts(result.out) == {"undecodable": 2, "duplicate": 1}
+
+
+def test_endings_count_in_any_case(run, project):
+    (project / "src").mkdir()
+    for name in ("a.py", "B.PY", "C.Py"):
+        (project / "src" / name).write_text(f"# {name}\n")
+    assert run(INGEST, "src", "--output", "f.parquet").code == 0
+    assert list(rows_of(Path("f.parquet"))) == ["B.PY", "C.Py", "a.py"]
+
+
+def test_files_that_extraction_will_cut_are_counted(run, project):
+    (project / "src").mkdir()
+    (project / "src" / "a.py").write_text(f"a\n{M}\nb\n")
+    (project / "src" / "b.py").write_text(f"print('{M}')\n")
+    assert (
+        "with a line <|endoftext|>, where extraction cuts them: 1\n" in run(INGEST, "src", "--output", "f.parquet").out
+    )
+
+
+def test_folders_and_files_that_cannot_be_read_are_named(run, project, monkeypatch):
+    for name in ("src/closed/a.py", "src/b.py", "src/.ipynb_checkpoints/b.py", "src/._b.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(f"# {name}\n")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    out = run(INGEST, "src", "--output", "f.parquet").out
+    assert left_out_counts(out) == {"hidden": 2, "folders that cannot be opened": 1}
+    assert str(Path("src") / "closed") in out

@@ -285,14 +285,43 @@ def test_every_document_has_the_same_chance(tmp_path, wanted):
             assert abs(counts[i] - seeds * p) < 5 * (seeds * p * (1 - p)) ** 0.5
 
 
-def test_by_size_the_chance_does_not_depend_on_length_or_place(varied):
-    seeds, taken = 1000, Counter()
+SIZES = {  # of documents, and of the sample; the first is one large document that cannot fit between small ones
+    "one too large": ([100] * 50 + [10_000] + [100] * 50, 5000),
+    "one large": ([100] * 30 + [4000] + [100] * 30, 5000),
+    "most are large": ([2600] * 9 + [100] * 9, 5000),
+    "as large as the sample": ([5000, 2, 5000, 2, 3, 5000, *range(4, 50)], 5000),
+    "all sizes": ([2**i for i in range(4, 13)] * 3, 5000),
+    "by place": (sorted(2 ** (i % 10 + 1) for i in range(40)), 1600),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_by_size_every_document_that_can_fit_has_the_same_chance(tmp_path, name):
+    sizes, limit = SIZES[name]
+    path = corpus(
+        tmp_path / "c", *(chr(0x100 + i) + "x" * (size - 2) if size > 1 else "y" for i, size in enumerate(sizes))
+    )
+    documents = list(read_documents(path))
+    seeds, taken, total = 1500, Counter(), 0
     for seed in range(seeds):
-        taken.update(int(text[:2]) for text in sample_documents(varied, seed, megabytes=0.003))
-    fraction = 0.003e6 / sum(len(text) for text in read_documents(varied))
-    # The last ones are sometimes too long for what is left of the budget; all others have the same chance.
-    assert all(abs(taken[i] / seeds - fraction) < 0.08 for i in range(50))
-    assert all(taken[i] / seeds > fraction / 2 for i in range(60))
+        sample = list(sample_documents(path, seed, megabytes=limit / 1e6))
+        taken.update(sample)
+        size = sum(len(text.encode()) for text in sample)
+        assert size <= limit
+        total += size
+    fitting = [text for text in documents if len(text.encode()) <= limit]
+    assert set(taken) <= set(fitting) and len(set(fitting)) == len(fitting)
+    chance = sum(taken.values()) / seeds / len(fitting)
+    for text in fitting:  # binomial, 5 standard deviations
+        assert abs(taken[text] - seeds * chance) < 5 * (seeds * chance * (1 - chance)) ** 0.5 + 1, documents.index(text)
+    assert total / seeds > limit / 2  # and the sample is not small to make it so
+
+
+def test_a_sample_by_size_is_nearly_full(varied):
+    """The next document would not have fitted."""
+    for seed in range(50):
+        size = sum(len(text.encode()) for text in sample_documents(varied, seed, megabytes=0.003))
+        assert 3000 - 160 < size <= 3000
 
 
 # === splits ===========================================================================================================

@@ -148,6 +148,61 @@ def test_strings_in_their_other_forms_are_text(run, project, kind):
     assert run(EXTRACT, "p.parquet", "--corpus", "c.txt").code == 0
 
 
+def test_a_shard_of_empty_rows_has_no_type(run, project):
+    write_parquet(project / "in" / "a.parquet", ["a"])
+    pq.write_table(pa.table({"content": [None, None]}), "in/b.parquet")
+    result = run(EXTRACT, "in", "--corpus", "c.txt")
+    assert (result.code, Path("c.txt").read_text()) == (0, "a")
+    assert "empty rows: 2" in result.out
+
+
+def test_a_column_whose_name_is_also_a_path_into_another(run, project):
+    table = pa.table({"a": [{"b": "inside"}], "a.b": ["this one"]})
+    for number, names in enumerate((["a", "a.b"], ["a.b", "a"])):
+        pq.write_table(table.select(names), f"{number}.parquet")
+        assert run(EXTRACT, f"{number}.parquet", "--column", "a.b", "--corpus", "c.txt").code == 0
+        assert Path("c.txt").read_text() == "this one"
+
+
+@pytest.mark.parametrize("name", [b"part[1]", b"a*", b"file:x", b"s3:x", b"a::b", b"a%20b", b"~", b"caf\xe9"])
+def test_a_name_is_a_name_and_not_an_address(run, project, name):
+    path = Path(os.fsdecode(name) + ".PARQUET")
+    try:
+        with open(path, "wb") as file:
+            pq.write_table(pa.table({"content": ["this one"]}), file)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    result = run(EXTRACT, path, "--corpus", "c.txt")
+    assert (result.code, result.err, Path("c.txt").read_text()) == (0, "", "this one")
+
+
+def test_files_are_read_once_and_the_rest_is_named(run, project):
+    write_parquet(project / "in" / "x.parquet" / "part-0.snappy.parquet", ["part"])  # as Spark writes a table
+    for name in ("x.parquet/_temporary/0.parquet", ".ipynb_checkpoints/a.parquet", "._a.parquet", "notes.md"):
+        write_parquet(project / "in" / name, ["not to be read"])
+    write_parquet(project / "in" / "B.PARQUET", ["b"])
+    (project / "in" / "again").symlink_to(project / "in", target_is_directory=True)
+    (project / "in" / "c.parquet").symlink_to("B.PARQUET")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(project / "in" / "p.parquet")
+    result = run(EXTRACT, "in", Path("in") / "B.PARQUET", "--corpus", "c.txt")
+    assert (result.code, list(read_documents(Path("c.txt")))) == (0, ["b", "part"])
+    lines = sorted(line.partition(" (")[0] for line in result.out.splitlines() if "left out" in line)
+    assert [line for line in lines if "regular" not in line] == [
+        "  left out, hidden: 3",
+        "  left out, links to folders: 1",
+        "  left out, not Parquet: 1",
+        "  left out, the same file again: 2",
+    ]
+    assert not hasattr(os, "mkfifo") or "  left out, not a regular file: 1" in lines
+
+
+def test_a_file_without_permission_is_not_called_damaged(run, project):
+    (project / "in").mkdir()
+    (project / "in" / "a.parquet").symlink_to("nowhere")
+    refused(run(EXTRACT, "in", "--corpus", "c.txt"), "a.parquet cannot be read", "No such file")
+
+
 def test_two_columns_of_the_same_name_are_refused(run, project):
     pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["content", "content"]), "p.parquet")
     refused(run(EXTRACT, "p.parquet", "--corpus", "c.txt"), "p.parquet")
