@@ -32,6 +32,7 @@ from model.tokenization.tokenizer import Tokenizer, load_tokenizer
 from plumbing.command_line import file_flags
 from plumbing.corpus import NO_TEXT, SeenDocuments, document_hashes, read_document_bytes
 from plumbing.errors import UserError, run_script
+from plumbing.inputs import Unchanged
 from plumbing.text import bar, shown_path, visible
 
 SAMPLE_DOCUMENTS = 200  # encoded to estimate the bytes per token of a corpus
@@ -211,7 +212,8 @@ def main() -> None:
             own["train_file"] = args.file
         print(f"Next: python {script}{file_flags(replace(default, **own), default, 'train_file tokenizer_file')}")
     else:
-        inspect_corpus(args.file, tokenizers)
+        with Unchanged(args.file):
+            inspect_corpus(args.file, tokenizers)
         print(f"Next: python scripts/train_tokenizer_bpe.py{file_flags(replace(BPE, corpus=args.file), BPE, 'corpus')}")
 
 

@@ -13,11 +13,13 @@ import re
 from pathlib import Path
 
 import _root
+import numpy as np
 from tqdm import tqdm
 
-from dataset import TokenFile, open_tokens, token_writer
+from dataset import TokenFile, open_tokens, sidecar, token_writer
 from plumbing.command_line import refuse_same
 from plumbing.errors import UserError, run_script
+from plumbing.inputs import Unchanged
 from plumbing.text import plural, shown_path
 
 SHARD = re.compile(r"\.(\d+)-of-(\d+)\.")  # in the name of a shard
@@ -62,6 +64,7 @@ def main() -> None:
 
     paths = shards_in_order(args.inputs)
     refuse_same({"--output": args.output}, *paths)
+    inputs = Unchanged(*paths, *map(sidecar, paths))
     files = [open_tokens(path, may_be_empty=True) for path in paths]
     total = sum(map(len, files))
     if not total:
@@ -69,12 +72,13 @@ def main() -> None:
     with (
         token_writer(args.output, merged_facts(files)) as writer,
         tqdm(desc="merging", total=2 * total, unit="B", unit_scale=True, delay=2) as progress,
+        inputs,
     ):
         for data in files:
-            for start in range(0, len(data), TOKENS_AT_ONCE):
-                ids = data.tokens[start : start + TOKENS_AT_ONCE]
-                writer.extend(ids)
-                progress.update(2 * len(ids))
+            data.file.seek(0)  # reading, because a mapping of a file that becomes shorter would kill the process
+            while ids := data.file.read(2 * TOKENS_AT_ONCE):
+                writer.extend(np.frombuffer(ids, "<u2"))
+                progress.update(len(ids))
             writer.count(*(data.facts.get(name, 0) for name in ("documents", "utf8_bytes", "unknown_characters")))
     counts = f"{writer.documents:,} documents, {writer.tokens:,} tokens, {writer.utf8_bytes:,} bytes"
     print(f"{plural(len(files), 'file')}, {counts}, in {shown_path(args.output)}")

@@ -37,6 +37,7 @@ from plumbing.command_line import add_flags, file_flags, parse, refuse_same, sha
 from plumbing.corpus import cut_in_two, cut_into_chunks, find_border, only_document, split_documents
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.files import flush_to_disk
+from plumbing.inputs import Unchanged
 from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path
 from plumbing.text import shown_path, visible
@@ -49,7 +50,7 @@ class CorpusEncoder:
     """Turns chunks of the corpus into ids. Threads share it."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer):
-        self.settings, self.tokenizer = settings, tokenizer
+        self.settings, self.tokenizer, self.input = settings, tokenizer, Unchanged(settings.corpus)
         only = only_document(settings.corpus)
         self.only = only is not None
         self.halves = cut_in_two(only, settings.val_fraction) if self.only else {}  # in memory until it is encoded
@@ -129,6 +130,7 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
                     f"No document of {shown_path(settings.corpus)} is in the {split} split. Use more documents, or "
                     f"another --val-fraction than {settings.val_fraction}."
                 )
+        encoder.input.compare()
         # A new file beside the other's earlier version could contain the same documents.
         flush_to_disk(train.file)
         flush_to_disk(val.file)
@@ -197,7 +199,9 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # our threads already keep all cores busy
 
     start = time.perf_counter()
-    beginnings, unknown, size = write_token_files(CorpusEncoder(settings, tokenizer), facts, args.shard)
+    encoder = CorpusEncoder(settings, tokenizer)
+    with encoder.input:
+        beginnings, unknown, size = write_token_files(encoder, facts, args.shard)
     seconds = time.perf_counter() - start
 
     if unknown:

@@ -29,6 +29,7 @@ from model.tokenization.tokenizer import Tokenizer, check_round_trip, load_token
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_document_bytes, read_documents, sample_documents
 from plumbing.errors import UsageError, UserError, run_script
+from plumbing.inputs import Unchanged
 from plumbing.text import shown_path
 
 SMALLEST = 257  # <|endoftext|> and the 256 bytes, without any merge
@@ -82,17 +83,20 @@ def main() -> None:
         raise UserError(f"{shown_path(settings.corpus)} holds no document, so there is nothing to learn.")
 
     start = time.perf_counter()
-    library = train_bpe_tokenizer(documents_to_learn(settings), settings.vocab_size, settings.debug)
+    corpus = Unchanged(settings.corpus)
+    with corpus:  # compared before the tokenizer is replaced
+        library = train_bpe_tokenizer(documents_to_learn(settings), settings.vocab_size, settings.debug)
     save_tokenizer(library, settings.tokenizer_file)
     seconds = time.perf_counter() - start
 
     tokenizer = load_tokenizer(settings.tokenizer_file)
-    tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
-    check_round_trip(tokenizer, [UNSEEN])
     merges = json.loads(tokenizer.json_text)["model"]["merges"]
-    if settings.debug:
-        show_merges(tokenizer, merges)
-        show_tokens(tokenizer, settings.corpus)
+    with corpus:
+        tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
+        if settings.debug:
+            show_merges(tokenizer, merges)
+            show_tokens(tokenizer, settings.corpus)
+    check_round_trip(tokenizer, [UNSEEN])
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     if tokenizer.vocab_size < settings.vocab_size:
         print(f"The text had only {len(merges):,} merges to offer.")

@@ -32,6 +32,7 @@ from model.tokenization.tokenizer import (
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_documents
 from plumbing.errors import UserError, run_script
+from plumbing.inputs import Unchanged
 from plumbing.text import bar, shown_path, visible
 
 
@@ -76,17 +77,20 @@ def main() -> None:
     settings, _ = parse(parser, CHAR)
     refuse_same({"--tokenizer-file": settings.tokenizer_file}, settings.corpus)
 
-    counts, documents = count_characters(settings.corpus)
+    corpus = Unchanged(settings.corpus)
+    with corpus:  # compared before the tokenizer is replaced
+        counts, documents = count_characters(settings.corpus)
     print(f"{documents:,} documents, {counts.total():,} characters, {len(counts):,} different ones")
     if settings.debug:
         show_alphabet(counts)
     save_tokenizer(make_character_tokenizer(counts), settings.tokenizer_file)
 
     tokenizer = load_tokenizer(settings.tokenizer_file)
-    tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
+    with corpus:
+        tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
+        if settings.debug:
+            show_ids(tokenizer, settings.corpus)
     check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # and a text that is not in the corpus
-    if settings.debug:
-        show_ids(tokenizer, settings.corpus)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
     print(f"Next: python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")

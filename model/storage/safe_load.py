@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from plumbing.files import CHUNK, whole_file
+from plumbing.inputs import fingerprint
 from plumbing.text import shown_path
 
 # The only names that a pickle may ask for.
@@ -73,9 +74,13 @@ def load(path: Path) -> dict:
     """Read what `save` wrote, onto the CPU. Raises ValueError with a reason for any other file."""
     try:
         with open(path, "rb") as file:
+            before = fingerprint(file.fileno())[:2]  # without the time at which another file takes its name
             check_digest(file)
             with zipfile.ZipFile(file) as archive:
-                return Archive(archive).content()
+                content = Archive(archive).content()
+            if fingerprint(file.fileno())[:2] != before:
+                raise ValueError("it was changed while it was read")
+            return content
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from None
 
