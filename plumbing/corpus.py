@@ -4,9 +4,13 @@ A corpus is UTF-8 text. A line that is exactly <|endoftext|> separates two docum
 document, and any text file works. Empty documents are ignored.
 """
 
+import functools
 import hashlib
 import os
 import random
+import re
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import compress
 from pathlib import Path
@@ -21,6 +25,11 @@ from plumbing.text import shown_path
 END_OF_TEXT = "<|endoftext|>"
 MARKER = END_OF_TEXT.encode()
 SEPARATOR = b"\n" + MARKER + b"\n"
+MARKER_WITH_CR = re.compile(rb"(?:^|[\r\n])" + re.escape(MARKER) + rb"\r")
+MEND = (  # LF for line ends, and no byte order mark
+    'python -c "import pathlib, sys; p = pathlib.Path(sys.argv[1]); '
+    "p.write_text(p.read_text('utf-8-sig'), 'utf-8', newline='\\n')\" "
+)
 NO_TEXT = "It holds NUL bytes, as token files and UTF-16 texts do. Name a text in UTF-8."
 
 
@@ -39,6 +48,8 @@ def read_document_bytes(path: Path, start: int = 0, end: int | None = None, chec
             f"There is no corpus {shown_path(path)}. Make one with scripts/extract_parquets_to_text.py, "
             "or name any text file with --corpus."
         )
+    if check and not start:
+        note_windows_text(path)
     with open(path, "rb") as file:
         file.seek(start)
         left = (os.fstat(file.fileno()).st_size if end is None else end) - start
@@ -53,6 +64,8 @@ def read_document_bytes(path: Path, start: int = 0, end: int | None = None, chec
             for document in complete:
                 if check and not document.isascii():
                     decode_text(document, path, offset)
+                if MARKER + b"\r" in document and MARKER_WITH_CR.search(document):
+                    note_windows(path, f"lines {END_OF_TEXT} that end in CR and therefore separate no documents")
                 offset += len(document) + len(SEPARATOR)
                 # SEPARATOR does not match a marker line at the start or end of the file or right after another one.
                 document = document.removeprefix(MARKER + b"\n").removesuffix(b"\n" + MARKER)
@@ -60,6 +73,22 @@ def read_document_bytes(path: Path, start: int = 0, end: int | None = None, chec
                     yield document
             if not data:
                 return
+
+
+@functools.cache  # once per run
+def note_windows(path: Path, what: str) -> None:
+    """Say on stderr what a corpus has of Windows, and the command that changes it."""
+    print(f"note: {shown_path(path)} has {what}. This command changes that:", file=sys.stderr)
+    print(f"  {MEND}{shlex.quote(shown_path(path))}", file=sys.stderr)
+
+
+def note_windows_text(path: Path) -> None:
+    """Say it if a corpus starts with a byte order mark or has CR LF for line ends, because a model would learn them."""
+    with open(path, "rb") as file:
+        start = file.read(CHUNK)
+    has = {"a byte order mark": start.startswith(b"\xef\xbb\xbf"), "Windows line ends (CR LF)": b"\r\n" in start}
+    if found := " and ".join(name for name, there in has.items() if there):
+        note_windows(path, f"{found}, which count as characters of the text")
 
 
 def decode_text(data: bytes, path: Path, offset: int = 0) -> str:
@@ -183,6 +212,7 @@ def only_document(path: Path) -> bytes | None:
     """The document of a corpus that has one, None if there are more. Raises UserError if there are none."""
     documents = read_document_bytes(path, check=False)  # of several, each is checked when it is encoded
     first = next(documents, None)
+    note_windows_text(path)
     if first is None:
         raise UserError(f"{shown_path(path)} holds no documents.")
     if next(documents, None) is not None:

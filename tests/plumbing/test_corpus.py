@@ -4,6 +4,9 @@ import hashlib
 import io
 import itertools
 import os
+import shlex
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -214,6 +217,57 @@ def test_the_documents_of_the_chunks_are_those_of_the_file(folder, text, size):
 def test_a_border_is_behind_a_separator(tmp_path):
     path = write_corpus(tmp_path / "c.txt", ["ab", "cd"])  # ab, 15 bytes of separator, cd
     assert [find_border(path, at) for at in (0, 1, 17, 18, 19, 99)] == [0, 17, 17, 19, 19, 19]
+
+
+# === text from Windows ================================================================================================
+
+
+def mending_command(text: str) -> list[str]:
+    """The command in a message, for this Python."""
+    (line,) = [line for line in text.splitlines() if line.startswith("  python -c ")]
+    return [sys.executable, *shlex.split(line)[1:]]
+
+
+def sample_of_nine(path: Path):
+    return sample_documents(path, 1, documents=9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a\r\n{M}\r\nb\r\n",
+        f"{M}\r\nb\r\n",
+        f"\ufeffa\n{M}\nc\n{M}\r\nb",
+        f"a\r{M}\rb",
+    ],
+)
+@pytest.mark.parametrize("read", [read_document_bytes, only_document, sample_of_nine])
+def test_marker_lines_with_cr_are_said_once_and_the_command_mends_them(tmp_path, capsys, text, read):
+    path = tmp_path / "a [1].txt"
+    path.write_bytes(text.encode())
+    list(read(path) or [])
+    list(read(path) or [])
+    err = capsys.readouterr().err
+    assert err.count("has lines <|endoftext|> that end in CR and therefore separate no documents") == 1
+    subprocess.run(mending_command(err[err.index("that end in CR") :].partition("note:")[0]), check=True)
+    plain = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    assert path.read_bytes() == plain.encode()
+    assert len(list(read_documents(path))) == len([part for part in plain.split(M) if part.strip()])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_byte_order_mark_and_cr_lf_are_said_once(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffa\r\nb".encode())
+    assert list(read_documents(path)) == list(read_documents(path)) == ["\ufeffa\r\nb"]
+    assert only_document(path) == path.read_bytes()
+    err = capsys.readouterr().err
+    assert err.count("a.txt has a byte order mark and Windows line ends (CR LF), which count as characters") == 1
+    subprocess.run(mending_command(err), check=True)
+    assert path.read_bytes() == b"a\nb"
+    corpus(tmp_path / "b.txt", f"print('{M}')", f"{M} \r")
+    assert len(list(read_documents(tmp_path / "b.txt"))) == 2
+    assert capsys.readouterr().err == ""
 
 
 # === samples ==========================================================================================================
