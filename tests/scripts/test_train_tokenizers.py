@@ -170,3 +170,12 @@ def test_of_documents_that_are_all_above_the_cap_the_beginning_is_learned(run, p
     assert run(TRAIN_BPE, "--tokenizer-megabytes", "0.000001").code == 0  # half a character
     for size in ("0", "-1"):
         refused(run(TRAIN_BPE, "--tokenizer-megabytes", size), "--tokenizer-megabytes must be above 0", code=2)
+
+
+def test_two_ids_are_not_for_characters(run, project):
+    """65,536 ids, of which <|endoftext|> and <|unk|> have one each."""
+    some = [chr(code) for code in range(0x10000, 0x10000 + 65_535)]
+    write_corpus(config.CHAR.corpus, ["".join(some)])
+    refused(run(TRAIN_CHAR), "65,535 different characters and two special tokens are more than the 65,536 ids")
+    write_corpus(config.CHAR.corpus, ["".join(some[1:])])
+    assert "65,536 ids, two of them special" in run(TRAIN_CHAR, "--quiet").out
