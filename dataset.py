@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from plumbing.errors import UserError
 from plumbing.files import CHUNK, flush_to_disk, whole_file
-from plumbing.text import shown_path
+from plumbing.text import printable, shown_path
 
 FORMAT_VERSION = 1
 MAX_VOCAB_SIZE = 1 << 16  # uint16 ids
@@ -212,7 +212,7 @@ def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
 def read_through(file: BinaryIO) -> tuple[str, int]:
     """The SHA-256 and the largest id of an open token file."""
     digest, largest, size = hashlib.sha256(), 0, os.fstat(file.fileno()).st_size
-    name = f"checking {Path(file.name).name}"
+    name = f"checking {printable(Path(file.name).name)}"
     with tqdm(desc=name, total=size, unit="B", unit_scale=True, delay=2) as progress:
         while data := file.read(CHUNK):
             digest.update(data)

@@ -33,7 +33,7 @@ from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, parquet_files
-from plumbing.text import shown_path
+from plumbing.text import printable, quoted_path, shown_path
 
 STACK, STACK_PYTHON = "bigcode/the-stack", "data/python"
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps its Parquet copy of a dataset in another format
@@ -146,10 +146,11 @@ def check_parquet(path: Path, debug: bool) -> None:
     except pa.ArrowException as error:
         damage = f"{shown_path(path.resolve())} is damaged ({str(error).splitlines()[0]})."
         raise UserError(f"{damage} Delete it, and run this command again.") from None
+    name = printable(path.name)
     if debug:
-        tqdm.write(f"  {path.name}: {shown_size(path.stat().st_size)}, {rows:,} rows of {', '.join(columns)}")
+        tqdm.write(f"  {name}: {shown_size(path.stat().st_size)}, {rows:,} rows of {printable(', '.join(columns))}")
     if "content" not in columns:
-        tqdm.write(f"  {path.name} has no column content: name the one with the text to extraction, with --column")
+        tqdm.write(f"  {name} has no column content: name the one with the text to extraction, with --column")
 
 
 def download(args: argparse.Namespace) -> None:
@@ -172,7 +173,7 @@ def download(args: argparse.Namespace) -> None:
     with tqdm(total=size, initial=size - missing, unit="B", unit_scale=True, delay=2, disable=not missing) as progress:
         for file in files:
             if not (file.path.exists() or file.blob.exists()):
-                progress.set_description(file.path.name, refresh=False)
+                progress.set_description(printable(file.path.name), refresh=False)
                 fetch(file, progress)
             if not file.path.exists():
                 link(file, args, commit)
@@ -181,7 +182,7 @@ def download(args: argparse.Namespace) -> None:
     print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")
     by_itself = usual and not parquet_files(CHAR.parquet_dir)  # extraction would take those first
-    print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {shlex.quote(str(folder))}"))
+    print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {quoted_path(folder)}"))
 
 
 def explain(error: BaseException | None, args: argparse.Namespace) -> str | None:

@@ -36,7 +36,7 @@ from plumbing.command_line import add_flags, refuse_same
 from plumbing.corpus import NO_TEXT, split_at_marker
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, Unchanged, find_files
-from plumbing.text import shown_path, visible
+from plumbing.text import printable, shown_path, visible
 
 USUAL_COLUMNS = ("content", "text")
 ROWS = 256  # of a Parquet file, read at once
@@ -237,7 +237,7 @@ def read_inputs(paths: list[Path], args: argparse.Namespace, counts: Counter) ->
                 continue
             counts["documents"] += 1
             if args.debug and counts["documents"] <= 3:
-                print(f"  {path.name}: a document of {len(text):,} characters begins: {visible(text[:50])}")
+                print(f"  {printable(path.name)}: a document of {len(text):,} characters begins: {visible(text[:50])}")
             yield text, path
         counts["empty files"] += not rows
 

@@ -32,7 +32,7 @@ from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, find_files
-from plumbing.text import shown_path
+from plumbing.text import printable, shown_path
 
 DECLARING = {".py", ".pyi", ".pyw", ".pyx", ".pxd", ".pxi"}  # Python and Cython
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
@@ -95,8 +95,7 @@ def gather(folders: list[Path], skipped: set[str], args: argparse.Namespace, lef
                 continue
             name = path.relative_to(folder)
             if args.debug and len(seen) <= 3:
-                shown = os.fsencode(name).decode("utf-8", errors="replace")
-                print(f"  {shown}: {len(text.encode()):,} bytes, {text.count(chr(10)):,} lines")
+                print(f"  {printable(str(name))}: {len(text.encode()):,} bytes, {text.count(chr(10)):,} lines")
             yield text, name
     if not seen:
         reasons = ". ".join(left_out.lines()) or "none found"

@@ -3,7 +3,6 @@
 import argparse
 import math
 import re
-import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -13,7 +12,7 @@ import config
 from config import CHAR, Settings
 from plumbing.errors import UsageError
 from plumbing.settings import field_names
-from plumbing.text import shown_path
+from plumbing.text import quoted_path, shown_path
 
 
 def flag_name(field: str) -> str:
@@ -103,7 +102,7 @@ def file_flags(settings: Settings, default: Settings, names: str) -> str:
     for name in names.split():
         if (path := getattr(settings, name)).resolve() != getattr(default, name).resolve():
             flag = "--model" if name == "model_file" else flag_name(name)  # scripts that read a model call it --model
-            text += f" {flag} {shlex.quote(shown_path(path))}"
+            text += f" {flag} {quoted_path(path)}"
     return text
 
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 import random
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import compress
@@ -20,7 +19,7 @@ import numpy as np
 from plumbing.errors import UserError
 from plumbing.files import CHUNK, whole_file
 from plumbing.inputs import Unchanged
-from plumbing.text import shown_path
+from plumbing.text import quoted_path, shown_path
 
 END_OF_TEXT = "<|endoftext|>"
 MARKER = END_OF_TEXT.encode()
@@ -79,7 +78,7 @@ def read_document_bytes(path: Path, start: int = 0, end: int | None = None, chec
 def note_windows(path: Path, what: str) -> None:
     """Say on stderr what a corpus has of Windows, and the command that changes it."""
     print(f"note: {shown_path(path)} has {what}. This command changes that:", file=sys.stderr)
-    print(f"  {MEND}{shlex.quote(shown_path(path))}", file=sys.stderr)
+    print(f"  {MEND}{quoted_path(path)}", file=sys.stderr)
 
 
 def note_windows_text(path: Path) -> None:

@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from plumbing.text import printable
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can put right. Its text says what is wrong, and the way out."""
@@ -27,7 +29,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + printable(str(error), keep="\n"), file=sys.stderr)
         code = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -36,6 +38,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:  # no permission, disk full, a folder where a file should be
-        print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+        text = f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        print(printable(text, keep="\n"), file=sys.stderr)
         code = 1
     sys.exit(code)

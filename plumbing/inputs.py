@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.text import shown_path
+from plumbing.text import printable, shown_path
 
 
 class Unchanged:
@@ -49,7 +49,7 @@ class LeftOut:
 
     def add(self, reason: str, name: str | Path) -> None:
         """Count something by its reason. `name` is its name, or an ending that it shares with others."""
-        self.reasons[reason][os.fsencode(name).decode("utf-8", errors="backslashreplace")] += 1
+        self.reasons[reason][printable(str(name))] += 1
 
     def lines(self) -> list[str]:
         """One text per reason, the most common first: "not Parquet: 3 (.md 2, .json)"."""

@@ -5,6 +5,7 @@ threads keep all cores busy and share what they have read. The results do not de
 """
 
 import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from plumbing.errors import UsageError
+from plumbing.text import quoted_path
 
 
 def cores() -> int:
@@ -74,6 +76,11 @@ def finished_results(pool: ThreadPoolExecutor, results: Iterator, future: Future
             raise error
 
 
-def shard_path(path: Path, shard: tuple[int | str, int] | None) -> Path:
-    """The output of a shard: corpus.txt becomes corpus.2-of-8.txt. ("*", 8) gives a pattern for all of them."""
+def shard_path(path: Path, shard: tuple[int, int] | None) -> Path:
+    """The output of a shard: corpus.txt becomes corpus.2-of-8.txt."""
     return path if shard is None else path.with_name(f"{path.stem}.{shard[0]}-of-{shard[1]}{path.suffix}")
+
+
+def shard_pattern(path: Path, number: int) -> str:
+    """All shards of an output for a shell's command line: corpus.*-of-8.txt."""
+    return f"{quoted_path(path.with_name(path.stem))}.*-of-{number}{shlex.quote(path.suffix) if path.suffix else ''}"

@@ -2,7 +2,6 @@
 For a new source, start from ingestion/ingest_folder.py and yield (text, path) to write_parquet()."""
 
 import os
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from plumbing.corpus import END_OF_TEXT, is_cut_at_marker
 from plumbing.errors import UserError
 from plumbing.files import whole_file
 from plumbing.inputs import parquet_files
-from plumbing.text import shown_path
+from plumbing.text import quoted_path, shown_path
 
 # The text, as the public datasets of source code call it, and the file that it comes from, for people.
 SCHEMA = pa.schema([("content", pa.string()), ("path", pa.string())])
@@ -60,11 +59,11 @@ def row_groups(rows: Iterable[tuple[str, Path]]) -> Iterator[tuple[list[tuple[st
 def show_extraction(output: Path, folder: Path) -> None:
     """Print the command that extracts the text of a Parquet file. It reads the whole `folder` if no file is named."""
     if not output.resolve().is_relative_to(folder.resolve()):
-        print(f"Next: python scripts/extract_parquets_to_text.py {shlex.quote(shown_path(output))}")
+        print(f"Next: python scripts/extract_parquets_to_text.py {quoted_path(output)}")
         return
     if others := sum(path.resolve() != output.resolve() for path in parquet_files(folder)):
         print(
             f"Extraction reads every Parquet file in {shown_path(folder)}, and there are {others:,} more. "
-            f"To read this one alone, add {shlex.quote(shown_path(output))}."
+            f"To read this one alone, add {quoted_path(output)}."
         )
     print("Next: python scripts/extract_parquets_to_text.py")

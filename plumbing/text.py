@@ -1,13 +1,43 @@
-"""Text for people: bars, durations, paths, and characters that would be invisible."""
+"""Text for people: bars, durations, paths, and characters that would be invisible or do something to a terminal."""
 
 import math
+import os
+import shlex
+import string
 from pathlib import Path
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text from outside, such as a file's name, a column, or what a model wrote, as it may be printed: what a
+    terminal would obey, and bytes of a name that are not UTF-8, are escaped, save the characters in `keep`:
+    "a\\x1b[2J" gives "a\\\\x1b[2J"."""
+    return "".join(c if c.isprintable() or c in keep else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """ "\\n" gives "\\\\n"; a byte that Python could not decode, such as "\\udce9", gives "\\\\xe9"."""
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code < 0xDD00 else character.encode("unicode_escape").decode()
 
 
 def shown_path(path: Path) -> str:
     """A path as messages show it: relative to the current folder if it is below that, else absolute."""
+    return printable(str(near_path(path)))
+
+
+def near_path(path: Path) -> Path:
     path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def quoted_path(path: Path) -> str:
+    """A path for a shell's command line; where it has characters that cannot be typed, as bash's $'...'."""
+    text = str(near_path(path))
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (string.ascii_letters + string.digits + "/._-").encode()
+    typed = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text))
+    return f"$'{''.join(typed)}'"
 
 
 def plural(count: int, noun: str) -> str:
@@ -40,7 +70,7 @@ VISIBLE = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 
 def visible(text: str) -> str:
     """A text with visible white space: "a b\\n" gives "a·b↵". Other unprintable characters are escaped."""
-    return "".join(VISIBLE.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+    return "".join(VISIBLE.get(c) or (c if c.isprintable() else escaped(c)) for c in text)
 
 
 def readable(data: bytes) -> str:

@@ -21,7 +21,7 @@ import _root
 from config import CHAR
 from plumbing.command_line import add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.text import shown_path
+from plumbing.text import printable, shown_path
 
 CARD = """---
 library_name: transformers
@@ -62,18 +62,24 @@ one that you give the model, before you pass it on.
 """
 
 
+def code(text) -> str:
+    """A name from the model's file as code, so that a page obeys nothing in it."""
+    return "`" + printable(str(text)).replace("`", "'") + "`"
+
+
 def model_card(folder: Path, model, tokenizer, training: dict) -> str:
     """README.md of the folder, which the hub calls a model card: figures, data, and what the user has to fill in."""
     a = model.architecture
     tokens = "one token per character" if tokenizer.kind == "char" else "byte-level BPE"
+    numbers = {name: value for name, value in training.items() if type(value) in (int, float)}  # and none of its texts
     figures = {
         "parameters": sum(model.parameter_counts().values()),
         "layers, heads, width": f"{a['n_layer']}, {a['n_head']}, {a['n_embd']}",
         "tokenizer": f"{tokens}, {a['vocab_size']:,} ids",
-        "training steps": training["steps"],
-        "training tokens": training.get("tokens_seen"),
-        "validation loss, nats per token": training.get("val_loss"),
-        "validation, bits per byte of text": training["val_bits_per_byte"],
+        "training steps": numbers["steps"],
+        "training tokens": numbers.get("tokens_seen"),
+        "validation loss, nats per token": numbers.get("val_loss"),
+        "validation, bits per byte of text": numbers.get("val_bits_per_byte"),
     }
     form = {str: "", int: ",", float: ",.4f"}
     rows = [f"| {name} | {value:{form[type(value)]}} |" for name, value in figures.items() if value is not None]
@@ -81,12 +87,12 @@ def model_card(folder: Path, model, tokenizer, training: dict) -> str:
     source, size = data.get("source"), data.get("utf8_bytes")
     known = isinstance(source, str) and isinstance(size, int)
     return CARD.format(
-        name=folder.resolve().name,
+        name=printable(folder.resolve().name),
         folder=shown_path(folder),
-        start=f", starting from the weights of {init_from!r}" if init_from else "",
+        start=f", starting from the weights of {code(init_from)}" if init_from else "",
         rows="\n".join(rows),
         block_size=a["block_size"],
-        data=f"{size:,} bytes of text from {Path(source).name!r}." if known else "Say here what it was trained on.",
+        data=f"{size:,} bytes of text from {code(Path(source).name)}." if known else "Say here what it was trained on.",
     )
 
 

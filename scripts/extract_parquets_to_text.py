@@ -38,8 +38,8 @@ from plumbing.errors import UserError, run_script
 from plumbing.files import whole_file
 from plumbing.inputs import LeftOut, Unchanged, find_files, parquet_files, why_not_parquet
 from plumbing.journal import Journal, identity
-from plumbing.parallel import in_input_order, pick_workers, shard_path
-from plumbing.text import plural, shown_path, visible
+from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
+from plumbing.text import plural, printable, quoted_path, shown_path, visible
 
 ROWS = 256  # read at once, at most,
 BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
@@ -232,7 +232,7 @@ def write_corpus(writer: CorpusWriter, journal: Journal, files: list[Path], args
                     raise UserError(f"{error}{advice}") from None
                 broken = item.file
                 writer.bad.append(shown_path(item.path))
-                tqdm.write(f"left out from the damage on: {error}", file=sys.stderr)
+                tqdm.write(f"left out from the damage on: {printable(str(error))}", file=sys.stderr)
             file_done = item.last or item.file == broken
             done = [item.file + 1, 0] if file_done else [item.file, item.groups[-1] + 1]
             journal.note([writer.file], {"at": done, "counts": writer.counts, "bad": writer.bad})
@@ -280,8 +280,8 @@ def main() -> int:
             print(f"  {reason}: {count:,}")
     print(f"{documents:,} documents, {megabytes:.1f} MB, in {shown_path(corpus)} ({megabytes / seconds:.0f} MB/s)")
     if args.shard:
-        shards = shown_path(shard_path(settings.corpus, ("*", args.shard[1])))
-        print(f"Next, when all shards are written: cat {shards} > {shown_path(settings.corpus)}")
+        shards = shard_pattern(settings.corpus, args.shard[1])
+        print(f"Next, when all shards are written: cat {shards} > {quoted_path(settings.corpus)}")
     else:
         print(f"Next: python scripts/sample_corpus_subset.py --megabytes 20{file_flags(settings, CHAR, 'corpus')}")
     return 3 if writer.bad else 0

@@ -28,7 +28,7 @@ from config import CHAR
 from plumbing.command_line import add_flags, parse
 from plumbing.corpus import MARKER, SEPARATOR
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.text import shown_path, visible
+from plumbing.text import printable, shown_path, visible
 
 SEED = 16  # bytes that are looked up at once
 STRIDE = 8  # bytes between the seeds of the corpus; a match of SEED + STRIDE - 1 bytes contains a whole one
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     corpus = np.memmap(settings.corpus, dtype=np.uint8, mode="r")
     matches, covered = find_matches(text, corpus, args.shortest, args.most)
     size = f"{len(corpus) / 1e6:,.1f} MB"
-    print(f"{args.file.name}, {len(text):,} bytes, against {size} of {shown_path(settings.corpus)}")
+    print(f"{printable(args.file.name)}, {len(text):,} bytes, against {size} of {shown_path(settings.corpus)}")
     for start, source, length in matches:
         passage = visible(text[start : start + length].decode("utf-8", errors="replace"))
         if len(passage) > 90:

@@ -22,7 +22,7 @@ from model import metrics
 from plumbing.command_line import add_flags, parse
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.page import fill_page, write_page
-from plumbing.text import plural, shown_path
+from plumbing.text import plural, printable, quoted_path, shown_path
 
 TRAINING = ("loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second")  # of a "loss" line
 VALIDATION = ("val_loss", "val_bits_per_byte")  # of a "val_loss" line
@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, {per_byte}")
     if args.tensorboard:
         count = sum(write_tensorboard(run, args.tensorboard) for run in runs)
-        print(f"{count:,} figures in {shown_path(args.tensorboard)}. Next: tensorboard --logdir {args.tensorboard}")
+        print(f"{count:,} figures in {shown_path(args.tensorboard)}")
+        print(f"Next: tensorboard --logdir {quoted_path(args.tensorboard)}")
     if args.html:
         facts = [describe_run(run) for run in runs]
         page = fill_page("plot_training.html", facts, without_infinities({"runs": runs, "ln2": metrics.LN2}))
@@ -90,7 +91,7 @@ def read_run(path: Path) -> dict:
             warnings.append({"step": step, "text": entry["warning"]})
     if not lines and not evaluations:
         raise UserError(f"{shown_path(path)} has no figures yet. Wait for the first line of the training.")
-    name = path.resolve().parent.name  # resolved, because the name of "." is empty
+    name = printable(path.resolve().parent.name)  # resolved, because the name of "." is empty
     run = {"name": name, "about": about, "warnings": warnings}
     for name, entries in (("lines", lines), ("evaluations", evaluations), ("records", records)):
         run[name] = [entries[step] for step in sorted(entries)]

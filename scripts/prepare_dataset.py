@@ -39,8 +39,8 @@ from plumbing.errors import UsageError, UserError, run_script
 from plumbing.files import flush_to_disk
 from plumbing.inputs import Unchanged
 from plumbing.journal import Journal, identity
-from plumbing.parallel import in_input_order, pick_workers, shard_path
-from plumbing.text import shown_path, visible
+from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
+from plumbing.text import quoted_path, shown_path, visible
 
 CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little enough to hold several chunks in memory
 BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
@@ -210,9 +210,9 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     check_written(settings, tokenizer, beginnings)
     print(f"{size / 1e6 / seconds:.1f} MB/s")
     if args.shard:
-        shards = shown_path(shard_path(given.train_file, ("*", args.shard[1])))
+        shards = shard_pattern(given.train_file, args.shard[1])
         print("Next, when all shards are written, for train and likewise for val:")
-        print(f"  python scripts/merge_token_files.py {shards} --output {shown_path(given.train_file)}")
+        print(f"  python scripts/merge_token_files.py {shards} --output {quoted_path(given.train_file)}")
     else:
         flags = file_flags(given, default, "train_file val_file tokenizer_file")
         print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}")

@@ -29,7 +29,6 @@ is printed below it, in whole bits. COLUMNS sets the width.
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 from html import escape
@@ -42,7 +41,7 @@ from plumbing.command_line import add_flags, file_flags, model_flag, parse, refu
 from plumbing.corpus import NO_TEXT, decode_text
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.page import fill_page, write_page
-from plumbing.text import plural, shown_path
+from plumbing.text import plural, printable, quoted_path, shown_path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{len(found.ids):,} tokens, read in windows of {model.block_size} that overlap by half")
         colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         print_map(lines, span_bits, line_bits, colours, shutil.get_terminal_size((100, 24)).columns)
-    facts = summarize_surprise(args.file.name, tokenizer, found)
+    facts = summarize_surprise(printable(args.file.name), tokenizer, found)
     ranking = most_surprising(tokenizer, found)
     print("\n".join(facts))
     print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
@@ -86,13 +85,13 @@ def main(argv: list[str] | None = None) -> None:
         if row.instead:
             print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if args.html:
-        parts = {"name": escape(args.file.name), "legend": legend_html(), "ranking": ranking_html(ranking)}
+        parts = {"name": escape(printable(args.file.name)), "legend": legend_html(), "ranking": ranking_html(ranking)}
         parts["lines"] = text_html(lines, span_bits, line_bits)
         page = fill_page("surprise_map.html", facts, surprise_page_data(tokenizer, found), **parts)
         write_page(args.html, page, plural(len(found.ids), "token"))
     else:
         flag = file_flags(settings, CHAR, "model_file")
-        print(f"Next: python scripts/surprise_map.py {shlex.quote(str(args.file))}{flag} --html data/surprise.html")
+        print(f"Next: python scripts/surprise_map.py {quoted_path(args.file)}{flag} --html data/surprise.html")
 
 
 def read_text(path: Path) -> str:

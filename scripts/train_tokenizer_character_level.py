@@ -46,9 +46,8 @@ def count_characters(corpus: Path) -> tuple[Counter[str], int]:
         raise UserError(f"{shown_path(corpus)} holds no document, so there is nothing to learn.")
     if len(counts) + 2 > MAX_VOCAB_SIZE:
         raise UserError(
-            f"{len(counts):,} different characters and two special tokens are more than the {MAX_VOCAB_SIZE:,} ids of a "
-            "token file. "
-            "Use a sample of the corpus, or BPE (scripts/train_tokenizer_bpe.py)."
+            f"{len(counts):,} different characters and two special tokens are more than the {MAX_VOCAB_SIZE:,} ids of "
+            "a token file. Use a sample of the corpus, or BPE (scripts/train_tokenizer_bpe.py)."
         )
     return counts, documents
 

@@ -18,7 +18,7 @@ from model.generation.step_display import explain_step, show_step, trace_step
 from model.generation.writer import Completion, Writer
 from model.tokenization.display import token_text
 from plumbing.corpus import END_OF_TEXT
-from plumbing.text import plural
+from plumbing.text import plural, printable
 
 
 class Display:
@@ -122,5 +122,7 @@ class Output:
         self.text, self.lines, self.due = [], [], time.perf_counter() + 0.1
         sys.stderr.write(lines)
         sys.stderr.flush()
+        if sys.stdout.isatty():
+            text = printable(text, keep="\n\t")
         sys.stdout.buffer.write(text.encode())  # exact for a file or a pipe
         sys.stdout.buffer.flush()

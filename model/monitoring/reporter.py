@@ -25,7 +25,7 @@ from model.storage.checkpoint import checkpoint_path
 from model.training import distributed
 from model.training.run import Run
 from plumbing.command_line import file_flags
-from plumbing.text import duration, plural, shown_path, time_left
+from plumbing.text import duration, plural, printable, shown_path, time_left
 
 
 class Reporter(AbstractContextManager):
@@ -160,7 +160,7 @@ class Reporter(AbstractContextManager):
         if self.baselines:
             print(f"  {baselines.verdict(bits_per_byte, self.baselines)}")
         if text := self.sample():
-            print("  a sample of its text:\n  | " + text.replace("\n", "\n  | "))
+            print("  a sample of its text:\n  | " + printable(text, keep="\n\t").replace("\n", "\n  | "))
         self.log.write(step=run.step, val_loss=loss, val_tokens=tokens, val_bits_per_byte=bits_per_byte, sample=text)
         self.log.evaluations[run.step] = (loss, tokens)
         if run.step > 0 or run.init_from is None:  # a model that has learned elsewhere does not start at ln(vocab_size)

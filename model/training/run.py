@@ -25,7 +25,7 @@ from model.training.stop import StopFlag
 from plumbing.command_line import refuse_same
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import values_of
-from plumbing.text import shown_path
+from plumbing.text import printable, shown_path
 
 
 @dataclass
@@ -208,7 +208,7 @@ def find_checkpoint(settings: Settings) -> tuple[Path | None, dict | None]:
     folder = settings.checkpoint_dir
     path, saved, problems = newest_checkpoint(folder) if distributed.is_first() else (None, None, [])
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     if problems and saved is None:
         raise UserError(f"No checkpoint in {shown_path(folder)} is whole. Start over with --fresh.")
     path, saved = distributed.broadcast(path), distributed.broadcast_checkpoint(saved)
@@ -230,7 +230,7 @@ def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch
         now = {"device": device.type, "processes": distributed.world_size()}
         for name, was in {"device": saved["device"], "processes": saved.get("processes", 1)}.items():
             if was != now[name]:
-                print(f"  changed: {name} was {was}, is {now[name]}: the last digits will differ")
+                print(f"  changed: {name} was {printable(str(was))}, is {now[name]}: the last digits will differ")
     return device, distributed.broadcast(pick_dtype(dtype, device))
 
 

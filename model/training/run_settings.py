@@ -8,7 +8,7 @@ from model.training import distributed
 from plumbing.command_line import check_sampling, flag_name
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import values_of
-from plumbing.text import shown_path
+from plumbing.text import printable, shown_path
 
 # A checkpoint records the settings of Model and Training, because a resumed run must be the run that was started.
 # These may change all the same. (max_steps too: the learning rate is a function of it, so a run can be extended.)
@@ -85,7 +85,7 @@ def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
             "that back to resume it, give --fresh to start over, or another --checkpoint-dir to start a second run."
         )
     for text in changed.values():
-        print(f"  changed: {text}")
+        print(f"  changed: {printable(text)}")
     if "minutes" in changed and settings.minutes > 0:
         print(
             f"  The run has {settings.max_steps} steps since it began. --max-steps without --minutes extends it, "

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+import os
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbing.text import bar, duration, plural, readable, time_left, visible
+from plumbing.text import bar, duration, plural, printable, quoted_path, readable, shown_path, time_left, visible
 
 in_any_time = settings(deadline=None)  # a busy machine is no failure
 
@@ -166,3 +170,45 @@ def test_readable_by_hand(data, expected):
 def test_readable_never_shows_a_replacement_sign(data):
     if "\ufffd".encode() not in data:  # which a text can hold, as any other character
         assert "\ufffd" not in readable(data)
+
+
+# --- what comes from outside ------------------------------------------------------------------------------------------
+
+NAMES = [
+    "plain.txt",
+    "with space",
+    "naïve 日本",
+    "a'b\\c$d",
+    "\x1b[2J\x07",
+    "line\nend",
+    os.fsdecode(b"caf\xe9"),
+    "\u202etxt",
+]
+
+
+@in_any_time
+@given(st.text(st.characters(), max_size=30))
+def test_what_is_printable_does_nothing_to_a_terminal(text):
+    assert printable(text).isprintable()
+    assert printable(text, keep="\n").replace("\n", "").isprintable()
+    assert printable(printable(text)) == printable(text)
+    if text.isprintable():
+        assert printable(text) == text
+
+
+def test_printable_by_hand():
+    assert printable("a\x1b[2J\x9b\r\n") == r"a\x1b[2J\x9b\r\n"
+    assert printable("a\n\tb\x07", keep="\n\t") == "a\n\tb\\x07"
+    assert printable(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert printable("\ud83d") == r"\ud83d"
+    assert shown_path(Path("a\x1b]0;x\x07")) == r"a\x1b]0;x\x07"
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quoted_path_can_be_pasted(name):
+    typed = quoted_path(Path(name))
+    assert typed.isprintable()
+    assert subprocess.run(["bash", "-c", f"printf %s {typed}"], capture_output=True, check=True).stdout == os.fsencode(
+        name
+    )
