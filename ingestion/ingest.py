@@ -33,7 +33,7 @@ from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, parquet_files
-from plumbing.text import printable, quoted_path, shown_path
+from plumbing.text import printable, shown_path
 
 STACK, STACK_PYTHON = "bigcode/the-stack", "data/python"
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps its Parquet copy of a dataset in another format
@@ -182,7 +182,7 @@ def download(args: argparse.Namespace) -> None:
     print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")
     by_itself = usual and not parquet_files(CHAR.parquet_dir)  # extraction would take those first
-    print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {quoted_path(folder)}"))
+    print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {shlex.quote(str(folder))}"))
 
 
 def explain(error: BaseException | None, args: argparse.Namespace) -> str | None:

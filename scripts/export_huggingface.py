@@ -13,6 +13,7 @@ safetensors, and for --gguf the package gguf: uv run --extra export, or pip inst
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,9 +63,10 @@ one that you give the model, before you pass it on.
 """
 
 
-def code(text) -> str:
-    """A name from the model's file as code, so that a page obeys nothing in it."""
-    return "`" + printable(str(text)).replace("`", "'") + "`"
+def named(text) -> str:
+    """A name from the model's file in quotes; as code if it holds anything that a page could obey."""
+    text = printable(str(text)).replace("`", "'")
+    return f"'{text}'" if re.fullmatch(r"(?!www\.)[\w .-]+", text) else f"`{text}`"
 
 
 def model_card(folder: Path, model, tokenizer, training: dict) -> str:
@@ -89,10 +91,12 @@ def model_card(folder: Path, model, tokenizer, training: dict) -> str:
     return CARD.format(
         name=printable(folder.resolve().name),
         folder=shown_path(folder),
-        start=f", starting from the weights of {code(init_from)}" if init_from else "",
+        start=f", starting from the weights of {named(init_from)}" if init_from else "",
         rows="\n".join(rows),
         block_size=a["block_size"],
-        data=f"{size:,} bytes of text from {code(Path(source).name)}." if known else "Say here what it was trained on.",
+        data=f"{size:,} bytes of text from {named(Path(source).name)}."
+        if known
+        else "Say here what it was trained on.",
     )
 
 

@@ -22,7 +22,7 @@ from config import CHAR
 from model.tokenization.display import token_text
 from plumbing.command_line import add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UsageError, run_script
-from plumbing.text import bar, plural, printable, shown_path
+from plumbing.text import bar, plural, shown_path
 
 KINDS = {"char": "a character model", "bpe": "a BPE model", "none": "a model of bare ids"}
 ROWS = 16  # of the prompt's tokens, --text shows the last so many
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.html:
             weights = sum(model.parameter_counts().values())
             facts = [
-                f"{printable(settings.model_file.name)}, {KINDS[tokenizer.kind]}, {show_training(training)}.",
+                f"{settings.model_file.name}, {KINDS[tokenizer.kind]}, {show_training(training)}.",
                 f"{shape['n_layer']} layers of {shape['n_head']} heads, {shape['n_embd']} channels, "
                 f"{shape['vocab_size']:,} tokens in the vocabulary, {weights:,} weights.",
             ]

@@ -76,16 +76,16 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{len(found.ids):,} tokens, read in windows of {model.block_size} that overlap by half")
         colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         print_map(lines, span_bits, line_bits, colours, shutil.get_terminal_size((100, 24)).columns)
-    facts = summarize_surprise(printable(args.file.name), tokenizer, found)
+    facts = summarize_surprise(args.file.name, tokenizer, found)
     ranking = most_surprising(tokenizer, found)
-    print("\n".join(facts))
+    print(printable("\n".join(facts), keep="\n"))
     print(f"The {plural(len(ranking), 'most surprising token')}, and what the model expected instead:")
     for row in ranking:
         print(f"  line {row.line}, column {row.column}: {row.token}  {row.bits:.2f} bits, rank {row.rank:,}")
         if row.instead:
             print("    instead: " + "  ".join(f"{text} {p:.1%}" for text, p in row.instead))
     if args.html:
-        parts = {"name": escape(printable(args.file.name)), "legend": legend_html(), "ranking": ranking_html(ranking)}
+        parts = {"name": escape(args.file.name), "legend": legend_html(), "ranking": ranking_html(ranking)}
         parts["lines"] = text_html(lines, span_bits, line_bits)
         page = fill_page("surprise_map.html", facts, surprise_page_data(tokenizer, found), **parts)
         write_page(args.html, page, plural(len(found.ids), "token"))

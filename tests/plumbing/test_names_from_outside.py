@@ -111,7 +111,7 @@ def test_the_sample_of_a_training(char, capsys, monkeypatch):
 
 
 def test_a_model_card_has_no_markup_from_a_stranger(char, tmp_path):
-    """Names stand in it as code, and of other fields only numbers."""
+    """Such names are in it as code, and of other fields only numbers."""
     markup = f"x`](http://evil)<script>alert(1)</script>{EVIL}"
     training = {
         "steps": 3,
