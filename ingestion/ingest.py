@@ -32,6 +32,7 @@ from tqdm import tqdm
 from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
+from plumbing.files import make_folder, rename
 from plumbing.inputs import LeftOut, parquet_files
 from plumbing.text import printable, shown_path
 
@@ -109,7 +110,7 @@ def check_space(cache: Path, missing: int) -> None:
 def fetch(file: CachedFile, progress: tqdm) -> None:
     """Download a file to its blob, from where an earlier run was interrupted. The hub's own download starts such a file
     again: https://github.com/huggingface/huggingface_hub/issues/4196"""
-    file.blob.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.blob.parent)
     hub, unfinished = huggingface_hub.HfFileSystem(), file.unfinished
     with hub.open(file.url, block_size=BLOCK, cache_type="none") as source, open(unfinished, "ab") as target:
         source.seek(target.tell())
@@ -123,7 +124,7 @@ def fetch(file: CachedFile, progress: tqdm) -> None:
     if not sound or unfinished.stat().st_size != file.size:
         unfinished.unlink()
         raise UserError(f"{file.url} arrived damaged and was deleted. Run this command again.")
-    os.replace(unfinished, file.blob)
+    rename(unfinished, file.blob)
 
 
 def link(file: CachedFile, args: argparse.Namespace, commit: str) -> None:

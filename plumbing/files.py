@@ -27,7 +27,7 @@ def whole_file(path: Path, journal=None):
     path = Path(path)
     if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
         raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if journal:
         temporary = journal.unfinished(path)
     else:
@@ -40,13 +40,7 @@ def whole_file(path: Path, journal=None):
                 file.seek(file.truncate(journal.size(path) if journal else 0))
                 yield file
                 flush_to_disk(file)  # or the rename could reach the disk before the bytes
-            os.replace(temporary, path)
-            if os.name == "posix":  # then the name itself (Windows cannot open a folder)
-                folder = os.open(path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            rename(temporary, path)
     finally:
         if not (journal and journal.saved):
             temporary.unlink(missing_ok=True)
@@ -55,6 +49,33 @@ def whole_file(path: Path, journal=None):
 def flush_to_disk(file) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and flush their names to the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*missing, folder]:  # `folder` also if it is there: a run could have been killed before it was flushed
+        flush_names(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder, replacing a file at `target`, and flush both names to the disk."""
+    os.replace(source, target)
+    for folder in {target.parent, source.parent}:
+        flush_names(folder)
+
+
+def flush_names(folder: Path) -> None:
+    """Flush the names in a folder to the disk: without it, a power failure can undo a rename or a new name in it."""
+    if os.name != "posix":  # Windows cannot open a folder
+        return
+    with suppress(PermissionError):  # a folder above ours that may be used but not read
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def try_lock(file) -> bool:

@@ -131,3 +131,29 @@ def damaged(data: bytes, other: bytes, rng: random.Random) -> bytes:
     else:
         data[at:at] = rng.randbytes(rng.randrange(1, 100))
     return bytes(data)
+
+
+@contextlib.contextmanager
+def unflushed_names():
+    """A set of the folders in which a name could be lost to a power failure at this moment: one was made or renamed
+    there since the folder was last flushed."""
+    dirty: set[str] = set()
+    real = {name: getattr(os, name) for name in ("mkdir", "rename", "replace", "fsync")}
+
+    def changing(name: str) -> Callable:
+        def call(*paths, **options):
+            result = real[name](*paths, **options)
+            dirty.update(os.path.dirname(os.path.realpath(path)) for path in paths if isinstance(path, str | Path))
+            return result
+
+        return call
+
+    def fsync(file):
+        real["fsync"](file)
+        dirty.discard(os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace"):
+            patch.setattr(os, name, changing(name))
+        patch.setattr(os, "fsync", fsync)
+        yield dirty

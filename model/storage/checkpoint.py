@@ -36,7 +36,7 @@ from model.gpt import GPT
 from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
 from plumbing.errors import UserError
-from plumbing.files import try_lock
+from plumbing.files import make_folder, rename, try_lock
 from plumbing.settings import field_names, values_of
 from plumbing.text import shown_path
 
@@ -138,7 +138,7 @@ def only_training_in(folder: Path) -> Iterator[None]:
     lock file is beside the folder, because --fresh moves the folder. It is never deleted: the operating system releases
     the lock when the process ends, however it ends. Raises UserError if another process holds it."""
     folder = folder.absolute()  # "." has no name
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with open(folder.parent / f"{folder.name}.lock", "ab") as lock:
         if not try_lock(lock):
             raise UserError(
@@ -164,5 +164,5 @@ def move_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
-    folder.rename(aside)
+    rename(folder, aside)
     print(f"Moved the earlier run to {shown_path(aside)}. Delete it when you no longer need it.")

@@ -3,13 +3,16 @@
 import os
 import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from faults import end_of, start
+from faults import end_of, start, unflushed_names
 from runs import steps_of
 from stored_runs import script
 
 import train
+from model.monitoring.reporter import Reporter
 from model.storage import checkpoint
 from model.storage.checkpoint import only_training_in
 from plumbing.errors import UserError
@@ -58,3 +61,24 @@ def test_a_killed_training_holds_no_lock(interrupted_run):
     end_of(pid)
     with only_training_in(interrupted_run.checkpoint_dir):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks /proc which file was flushed")
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_power_failure_takes_no_announced_checkpoint(interrupted_run, tmp_path, monkeypatch, fresh):
+    """Whenever a run announces a checkpoint, the names of all folders and files so far are on the disk: those of a
+    folder that --fresh has moved, and of new folders."""
+    if not fresh:
+        interrupted_run = replace(interrupted_run, checkpoint_dir=tmp_path / "new" / "runs" / "one")
+    announced, real = [], Reporter.saved
+    with unflushed_names() as unflushed:
+
+        def saved(self, path):
+            real(self, path)
+            announced.append(set(unflushed))
+
+        monkeypatch.setattr(Reporter, "saved", saved)
+        train.main(interrupted_run, fresh=fresh)
+        announced.append(set(unflushed))
+    assert announced == [set()] * 3  # two checkpoints, and the end
+    assert fresh == (tmp_path / "run-1").exists()
