@@ -2,15 +2,16 @@
 
 A token file such as data/train.bin is raw little-endian uint16 ids without a header, with the end-of-text id after
 every document. np.memmap("data/train.bin", dtype=np.uint16) opens one. Its sidecar data/train.bin.json says how many
-tokens, documents and bytes of text it has, which tokenizer made it, and its checksum. A folder of token files can be
-used wherever a token file can. scripts/prepare_dataset.py writes them, train.py reads them.
+tokens, documents and bytes of text it has, which tokenizer made it, what it was prepared together with, and its
+checksum. A folder of token files can be used wherever a token file can. scripts/prepare_dataset.py writes them,
+train.py reads them.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,8 @@ def read_sidecar(path: Path) -> dict:
         numbers = ("tokens", "utf8_bytes", "documents", "vocab_size")
         wrong = [name for name in numbers if type(facts[name]) is not int or facts[name] < least]
         wrong += [name for name in ("tokenizer_sha256", "sha256") if type(facts[name]) is not str or not facts[name]]
+        pairs = facts.get("pairs", [])
+        wrong += [] if type(pairs) is list and all(type(pair) is str for pair in pairs) else ["pairs"]
         if wrong:
             raise ValueError(f"{wrong[0]} is {facts[wrong[0]]!r}")
     except FileNotFoundError:
@@ -181,10 +184,33 @@ def open_folder(folder: Path, checksums: bool = True) -> TokenFolder:
                 "folder. Prepare them with one tokenizer, or put them into folders of their own."
             )
     facts = first | {name: sum(shard.facts.get(name, 0) for shard in shards) for name in COUNTS}
+    facts["pairs"] = joined_pairs(shards)
     if not facts["tokens"]:
         raise UserError(f"The token files of {shown_path(folder)} hold no tokens. Name another folder.")
     facts["sha256"] = hashlib.sha256("".join(shard.facts["sha256"] for shard in shards).encode()).hexdigest()
     return TokenFolder(folder, facts, None, shards)
+
+
+def joined_pairs(files: Iterable[TokenFile]) -> list[str]:
+    """The pairs (see pair_of) that these files are halves of. Empty if one of them does not say, as older ones."""
+    pairs = [data.facts.get("pairs", []) for data in files]
+    return sorted({pair for several in pairs for pair in several}) if all(pairs) else []
+
+
+def check_pair(train: TokenFile, val: TokenFile) -> None:
+    """Refuse a training and a validation file of two preparations: a text can be in both. Raises UserError."""
+    of_train, of_val = (set(data.facts.get("pairs", [])) for data in (train, val))
+    names = f"{shown_path(train.path)} and {shown_path(val.path)}"
+    if not (of_train and of_val):
+        print(f"{names} do not say that they were prepared together. If not, texts to validate on can be in both.")
+    elif not (of_train <= of_val or of_val <= of_train):  # one shard of several is enough to validate on
+        sources = " and ".join(
+            f"{data.facts.get('source')} with --val-fraction {data.facts.get('val_fraction')}" for data in (train, val)
+        )
+        raise UserError(
+            f"{names} were not prepared together (from {sources}), so texts to validate on can be in both. {PREPARE} "
+            "again, for both."
+        )
 
 
 def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
@@ -253,6 +279,10 @@ class TokenWriter:
 
     def counts(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in COUNTS}
+
+    def pair_of(self, other: "TokenWriter") -> str:
+        """What the sidecars of two files that were prepared together have in common."""
+        return hashlib.sha256(self.hash.digest() + other.hash.digest()).hexdigest()[:16]
 
     def resume(self, counts: dict[str, int]) -> None:
         """Continue a file that already has tokens: read them for the checksum, and count on from `counts`."""

@@ -16,7 +16,7 @@ import _root
 import numpy as np
 from tqdm import tqdm
 
-from dataset import TokenFile, open_tokens, sidecar, token_writer
+from dataset import TokenFile, joined_pairs, open_tokens, sidecar, token_writer
 from plumbing.command_line import refuse_same
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
@@ -53,7 +53,13 @@ def merged_facts(files: list[TokenFile]) -> dict:
         if {name: data.facts.get(name) for name in SAME_IN_ALL} != facts:
             first = shown_path(files[0].path)
             raise UserError(f"{shown_path(data.path)} was made with another tokenizer than {first}.")
-    return {**facts, "source": ", ".join(dict.fromkeys(str(data.facts.get("source", "")) for data in files))}
+    fractions = {data.facts.get("val_fraction") for data in files}
+    return {
+        **facts,
+        "source": ", ".join(dict.fromkeys(str(data.facts.get("source", "")) for data in files)),
+        "val_fraction": fractions.pop() if len(fractions) == 1 else None,
+        "pairs": joined_pairs(files),
+    }
 
 
 def main() -> None:

@@ -134,6 +134,7 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         # A new file beside the other's earlier version could contain the same documents.
         flush_to_disk(train.file)
         flush_to_disk(val.file)
+        facts["pairs"] = [train.pair_of(val)]  # for both sidecars, which are written from here on
         remove_sidecars(settings.train_file, settings.val_file)
     return beginnings, unknown, train.utf8_bytes + val.utf8_bytes
 
@@ -195,6 +196,7 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
         "vocab_size": tokenizer.vocab_size,
         "end_of_text_id": tokenizer.end_of_text_id,
         "source": shown_path(settings.corpus),
+        "val_fraction": settings.val_fraction,
     }
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # our threads already keep all cores busy
 

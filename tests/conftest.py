@@ -81,6 +81,7 @@ def make_pipeline(folder, settings, kind):
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text_id": tokenizer.end_of_text_id,
+        "pairs": ["prepared by conftest.py"],
     }
     with token_writer(settings.train_file, facts) as train, token_writer(settings.val_file, facts) as val:
         for split, document in split_documents(settings.corpus, 0.2):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from config import BPE, CHAR, Model, Settings
-from dataset import TokenFile, draw_batch, draw_starts, open_bare_tokens, open_tokens
+from dataset import TokenFile, check_pair, draw_batch, draw_starts, open_bare_tokens, open_tokens
 from model.device import to_device
 from model.storage.huggingface import read_folder
 from model.tokenization.tokenizer import BareIds, Tokenizer, load_tokenizer
@@ -47,6 +47,7 @@ def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFi
             f"The folder to train on, {shown_path(settings.train_file)}, also contains the validation file. Move one "
             "of them elsewhere."
         )
+    check_pair(train, val)
     if len(train) <= settings.block_size or len(val) < 2:
         raise UserError(
             f"{len(train):,} tokens to train on and {len(val):,} to validate on are too few for blocks of "

@@ -48,6 +48,8 @@ def test_token_files_are_what_a_plain_loop_gives(run, project, prepare):
             "vocab_size": tokenizers.Tokenizer.from_file(str(settings.tokenizer_file)).get_vocab_size(),
             "end_of_text_id": 0,
             "source": str(Path("data") / "corpus.txt"),
+            "val_fraction": 0.3,
+            "pairs": [pair_of(settings)],
             "tokens": len(ids),
             "documents": len(expected),
             "utf8_bytes": size,
@@ -59,6 +61,12 @@ def test_token_files_are_what_a_plain_loop_gives(run, project, prepare):
             f"{size / len(ids):.3f} bytes per token"
         ) in result.out
     assert "not in the tokenizer" not in result.out
+
+
+def pair_of(settings) -> str:
+    """The definition: a hash of both files' hashes."""
+    both = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files_of(settings).values())
+    return hashlib.sha256(both).hexdigest()[:16]
 
 
 def test_debug_output_shows_tokens_and_reads_them_back(run, project, prepare):

@@ -1,16 +1,21 @@
 """Settings and files that no training can use."""
 
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_pipeline
+from data_scripts import PREPARE_CHAR
 
 import train
 from config import BPE, CHAR
+from dataset import check_pair, joined_pairs, open_tokens, token_writer
 from model.training.command_line import training_flags
+from plumbing.command_line import flag_name
 from plumbing.errors import UserError
 from plumbing.text import time_left
 
@@ -51,6 +56,57 @@ from plumbing.text import time_left
 def test_settings_that_no_run_can_use(char, change, message):
     with pytest.raises(UserError, match=message):
         train.main(replace(char, **change), fresh=False)
+
+
+def prepared(folder, **pairs):
+    """Token files of a training and a validation split, with these pairs in their sidecars (None: as older files)."""
+    facts = {"tokenizer_sha256": "0" * 64, "vocab_size": 9, "end_of_text_id": 0, "source": "c.txt"}
+    for name, several in pairs.items():
+        with token_writer(folder / f"{name}.bin", facts | ({"pairs": several} if several else {})) as writer:
+            writer.add(np.arange(8), 8)
+    return [open_tokens(folder / f"{name}.bin") for name in pairs]
+
+
+@pytest.mark.parametrize(
+    ("train_pairs", "val_pairs"), [(["a"], ["a"]), (["a", "b"], ["b"]), (["b"], ["a", "b"]), (["a", "b"], ["a", "b"])]
+)
+def test_files_that_were_prepared_together_belong_together(tmp_path, capsys, train_pairs, val_pairs):
+    check_pair(*prepared(tmp_path, train=train_pairs, val=val_pairs))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("train_pairs", "val_pairs"), [(["a"], ["b"]), (["a", "b"], ["b", "c"])])
+def test_files_of_two_preparations_are_refused(tmp_path, train_pairs, val_pairs):
+    with pytest.raises(UserError, match=r"train\.bin and .*val\.bin were not prepared together .*c\.txt"):
+        check_pair(*prepared(tmp_path, train=train_pairs, val=val_pairs))
+
+
+@pytest.mark.parametrize(("train_pairs", "val_pairs"), [(None, None), (["a"], None), (None, ["a"])])
+def test_files_that_do_not_say_are_taken_with_a_warning(tmp_path, capsys, train_pairs, val_pairs):
+    check_pair(*prepared(tmp_path, train=train_pairs, val=val_pairs))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "train.bin and" in out and "do not say that they were prepared together" in out
+
+
+def test_a_folder_is_a_half_of_all_pairs_of_its_files(tmp_path):
+    a, b = prepared(tmp_path, a=["1"], b=["2"])
+    assert open_tokens(tmp_path).facts["pairs"] == ["1", "2"] == joined_pairs([a, b])
+    prepared(tmp_path, c=None)
+    assert open_tokens(tmp_path).facts["pairs"] == []
+
+
+def test_a_preparation_that_was_cut_off_between_two_folders_is_noticed(char, tmp_path, run):
+    """A power failure keeps the new validation file and the earlier training file, each with its sidecar."""
+    char = replace(char, train_file=tmp_path / "a" / "train.bin", val_file=tmp_path / "b" / "val.bin")
+    names = "corpus tokenizer_file train_file val_file".split()
+    command = [word for name in names for word in (flag_name(name), str(getattr(char, name)))]
+    assert run(PREPARE_CHAR, "--val-fraction", "0.2", *command).code == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "earlier")
+    assert run(PREPARE_CHAR, "--val-fraction", "0.6", *command).code == 0
+    train.main(char, fresh=False)
+    shutil.copytree(tmp_path / "earlier", tmp_path / "a", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="train.bin and .*val.bin were not prepared together .*0.2 and .*0.6"):
+        train.main(char, fresh=True)
 
 
 def test_the_model_does_not_replace_what_it_learns_from(char):
