@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from plumbing.errors import UserError
-from plumbing.files import CHUNK, flush_to_disk, whole_file
+from plumbing.files import CHUNK, flush_to_disk, only_writer, whole_file
 from plumbing.text import printable, shown_path
 
 FORMAT_VERSION = 1
@@ -303,14 +303,15 @@ def token_writer(path: Path, facts: dict, journal=None) -> Iterator[TokenWriter]
             f"The vocabulary has {facts['vocab_size']:,} ids, and token files (uint16) hold {MAX_VOCAB_SIZE:,}. "
             "Train a smaller tokenizer."
         )
-    with whole_file(path, journal) as file:
-        writer = TokenWriter(file, facts["vocab_size"], facts["end_of_text_id"])
-        yield writer
-        flush_to_disk(file)  # a full disk fails here, while the earlier pair is still whole
-        remove_sidecars(path)
-    facts = {"format_version": FORMAT_VERSION, **facts, **writer.counts(), "sha256": writer.hash.hexdigest()}
-    with whole_file(sidecar(path)) as file:
-        file.write(json.dumps(facts, indent=2).encode() + b"\n")
+    with only_writer(path) if journal is None else nullcontext():  # a journal is the only writer of its outputs
+        with whole_file(path, journal) as file:
+            writer = TokenWriter(file, facts["vocab_size"], facts["end_of_text_id"])
+            yield writer
+            flush_to_disk(file)  # a full disk fails here, while the earlier pair is still whole
+            remove_sidecars(path)
+        facts = {"format_version": FORMAT_VERSION, **facts, **writer.counts(), "sha256": writer.hash.hexdigest()}
+        with whole_file(sidecar(path)) as file:
+            file.write(json.dumps(facts, indent=2).encode() + b"\n")
 
 
 def remove_sidecars(*paths: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import config
 from config import CHAR, Settings
 from plumbing.errors import UsageError
+from plumbing.files import real_path
 from plumbing.settings import field_names
 from plumbing.text import quoted_path, shown_path
 
@@ -100,7 +101,7 @@ def file_flags(settings: Settings, default: Settings, names: str) -> str:
     `names` (separated by spaces) that is not the default."""
     text = ""
     for name in names.split():
-        if (path := getattr(settings, name)).resolve() != getattr(default, name).resolve():
+        if real_path(path := getattr(settings, name)) != real_path(getattr(default, name)):
             flag = "--model" if name == "model_file" else flag_name(name)  # scripts that read a model call it --model
             text += f" {flag} {quoted_path(path)}"
     return text
@@ -109,9 +110,9 @@ def file_flags(settings: Settings, default: Settings, names: str) -> str:
 def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
     """Raise UsageError if an output file, known by its flag, is also an input or another output. None stands for a file
     that was not asked for."""
-    taken = {path.resolve(): "is read here" for path in inputs if path}
+    taken = {real_path(path): "is read here" for path in inputs if path}
     for flag, path in outputs.items():
-        if path and (use := taken.get(path.resolve())):
+        if path and (use := taken.get(real_path(path))):
             raise UsageError(f"{flag} would replace {shown_path(path)}, which {use}. Name another file.")
         if path:
-            taken[path.resolve()] = f"{flag} writes"
+            taken[real_path(path)] = f"{flag} writes"

@@ -3,9 +3,13 @@
 import errno
 import glob
 import os
+import re
+import secrets
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from plumbing.errors import UserError
 from plumbing.text import shown_path
@@ -16,34 +20,73 @@ else:
     import msvcrt
 
 CHUNK = 1 << 20  # bytes read at once
+TEMPORARY = r"\.[0-9a-f]{16}\.tmp"  # what whole_file() appends to a name
 
 
 @contextmanager
 def whole_file(path: Path, journal=None):
     """Open a binary file that appears under `path` only if the block ends without an error. It is written in the same
-    folder as `path`.PROCESS.tmp, flushed to the disk, then renamed. If the run is killed or the disk fills up, the
+    folder as `path`.RANDOM.tmp, flushed to the disk, then renamed. If the run is killed or the disk fills up, the
     earlier file is unchanged. The next run removes what a killed one left. With a journal (plumbing.journal.Journal)
-    it continues that file instead, after the bytes that the journal counts as finished."""
-    path = Path(path)
+    it continues that file instead, after the bytes that the journal counts as finished. Where `path` is a symbolic
+    link, the file that it names is replaced, and the link stays."""
+    path = real_path(path)
     if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
         raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
     make_folder(path.parent)
-    if journal:
-        temporary = journal.unfinished(path)
-    else:
-        remove_abandoned(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share one
-    try:
-        with explaining_disk_errors(path):
-            with open(temporary, "r+b" if temporary.exists() else "wb", buffering=1 << 20) as file:
-                try_lock(file)  # shows other runs that its writer is alive
-                file.seek(file.truncate(journal.size(path) if journal else 0))
+    with explaining_disk_errors(path):
+        temporary, file = continued_file(path, journal) if journal else temporary_file(path)
+        try:
+            with file:
                 yield file
                 flush_to_disk(file)  # or the rename could reach the disk before the bytes
             rename(temporary, path)
+        except BaseException:
+            if not (journal and journal.saved):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def temporary_file(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path` to write to, locked to show that its writer is alive, after removing those of writers
+    that were killed. The name is random: process ids are not, where two containers share a folder."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        if re.fullmatch(TEMPORARY, left.name.removeprefix(path.name)):
+            remove_abandoned(left)
+    while True:
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        if file := open_locked(temporary):  # else another run took it for abandoned
+            return temporary, file
+
+
+def continued_file(path: Path, journal) -> tuple[Path, BinaryIO]:
+    temporary = journal.unfinished(path)
+    file = open(temporary, "r+b" if temporary.exists() else "wb", buffering=1 << 20)  # noqa: SIM115 (the caller's)
+    file.seek(file.truncate(journal.size(path)))
+    return temporary, file
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of an output while the block runs: of one that consists of several files, or that a later run
+    continues. Raises UserError if another process holds it."""
+    path = real_path(path)
+    make_folder(path.parent)
+    name = path.with_name(f"{path.name}.lock.tmp")
+    with explaining_disk_errors(path):
+        lock = open_locked(name)
+    if lock is None:
+        raise UserError(f"Another run is writing {shown_path(path)}. Wait for it, or name another output.")
+    try:
+        yield
     finally:
-        if not (journal and journal.saved):
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError), lock:  # removed while it is locked; Windows does not remove an open file
+            name.unlink()
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path without symbolic links. Unlike Path.resolve(), it takes links that go round in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def flush_to_disk(file) -> None:
@@ -54,9 +97,10 @@ def flush_to_disk(file) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it that are missing, and flush their names to the disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in [*missing, folder]:  # `folder` also if it is there: a run could have been killed before it was flushed
-        flush_names(path.parent)
+    with explaining_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [*missing, folder]:  # `folder` also if it exists: a run may have been killed before it was flushed
+            flush_names(path.parent)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -70,12 +114,15 @@ def flush_names(folder: Path) -> None:
     """Flush the names in a folder to the disk: without it, a power failure can undo a rename or a new name in it."""
     if os.name != "posix":  # Windows cannot open a folder
         return
-    with suppress(PermissionError):  # a folder above ours that may be used but not read
+    try:
         opened = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(opened)
         finally:
             os.close(opened)
+    except OSError as error:  # a folder above ours that may be used but not read, or a system that flushes none
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
+            raise
 
 
 def try_lock(file) -> bool:
@@ -93,14 +140,28 @@ def try_lock(file) -> bool:
     return True
 
 
-def remove_abandoned(path: Path) -> None:
-    """Remove temporary files of `path` whose writers were killed."""
-    for temporary in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError):  # already gone, or Windows, which keeps open files
-            with open(temporary, "ab") as file:
-                abandoned = try_lock(file)
-            if abandoned:
+def open_locked(path: Path) -> BinaryIO | None:
+    """Make a file, or empty the one that is there, and lock it. Returns None if another process holds its lock."""
+    while True:
+        file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 (the caller keeps it open)
+        if not try_lock(file):
+            file.close()
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # it was moved or removed before we had the lock, which would keep nobody out
+
+
+def remove_abandoned(temporary: Path) -> None:
+    """Remove a temporary file if its writer was killed."""
+    with suppress(OSError):  # already gone
+        with open(temporary, "r+b") as file:
+            abandoned = try_lock(file)
+            if abandoned and os.name == "posix":  # while it is locked, so that a writer that is just starting notices
                 temporary.unlink()
+        if abandoned and os.name != "posix":  # Windows does not remove an open file
+            temporary.unlink()
 
 
 @contextmanager
@@ -110,8 +171,9 @@ def explaining_disk_errors(path: Path):
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename:
             raise
-        free = shutil.disk_usage(path.parent).free / 1e6
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(folder).free / 1e6
         reason = f"{error.strerror}, with {free:,.0f} MB free; earlier files are unchanged"
         raise OSError(error.errno, reason, shown_path(path)) from None

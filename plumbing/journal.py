@@ -2,12 +2,11 @@
 
 import json
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.files import flush_to_disk, try_lock, whole_file
-from plumbing.text import shown_path
+from plumbing.files import flush_to_disk, only_writer, real_path, whole_file
 
 SECONDS = 5.0  # between journal entries: a killed run loses at most this much work
 
@@ -18,15 +17,23 @@ class Journal:
     unchanged, and it never counts bytes that are not on the disk."""
 
     def __init__(self, outputs: list[Path], depends_on: list):
-        self.outputs = [Path(path) for path in outputs]
+        self.outputs = [real_path(path) for path in outputs]
         self.path = self.outputs[0].with_name(self.outputs[0].name + ".journal.tmp")
-        depends_on = [[path.resolve() for path in self.outputs], depends_on]
-        self.depends_on = json.loads(json.dumps(depends_on, default=str))
+        self.depends_on = json.loads(json.dumps([self.outputs, depends_on], default=str))
         self.state, self.sizes, self.saved, self.last = None, {}, False, time.monotonic()
-        for path in map(self.unfinished, self.outputs):
-            with suppress(OSError), open(path, "r+b") as file:
-                if not try_lock(file):
-                    raise UserError(f"Another run is writing {shown_path(path)}. Wait for it, or name another output.")
+        self.locks = ExitStack()
+
+    def __enter__(self):
+        """Lock the outputs until the end, and read what an earlier run noted. Raises UserError if another run is
+        writing one of them."""
+        with ExitStack() as locks:
+            for path in self.outputs:
+                locks.enter_context(only_writer(path))
+            self.locks = locks.pop_all()
+        self.read()
+        return self
+
+    def read(self) -> None:
         with suppress(OSError, ValueError, KeyError, TypeError):  # no journal, or a damaged one
             content = json.loads(self.path.read_text("utf-8"))
             sizes = dict(zip(self.outputs, content["sizes"], strict=True))
@@ -52,18 +59,16 @@ class Journal:
             file.write(json.dumps({"depends_on": self.depends_on, "sizes": sizes, "state": state}).encode())
         self.saved, self.last = True, time.monotonic()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, error_type, error, traceback):
         """Remove the journal and unfinished outputs at the end, and after a UserError, which the next run would meet
         again. A run that was stopped or found the disk full leaves them, to be resumed."""
         if error_type is None or issubclass(error_type, UserError):
             for path in (self.path, *map(self.unfinished, self.outputs)):
                 path.unlink(missing_ok=True)
+        self.locks.close()
 
 
 def identity(path: Path) -> list:
     """What identifies an unchanged input file: its path, size and time of modification."""
     status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return [str(real_path(path)), status.st_size, status.st_mtime_ns]

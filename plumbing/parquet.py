@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from plumbing.corpus import END_OF_TEXT, is_cut_at_marker
 from plumbing.errors import UserError
-from plumbing.files import whole_file
+from plumbing.files import real_path, whole_file
 from plumbing.inputs import parquet_files
 from plumbing.text import quoted_path, shown_path
 
@@ -58,10 +58,10 @@ def row_groups(rows: Iterable[tuple[str, Path]]) -> Iterator[tuple[list[tuple[st
 
 def show_extraction(output: Path, folder: Path) -> None:
     """Print the command that extracts the text of a Parquet file. It reads the whole `folder` if no file is named."""
-    if not output.resolve().is_relative_to(folder.resolve()):
+    if not real_path(output).is_relative_to(real_path(folder)):
         print(f"Next: python scripts/extract_parquets_to_text.py {quoted_path(output)}")
         return
-    if others := sum(path.resolve() != output.resolve() for path in parquet_files(folder)):
+    if others := sum(real_path(path) != real_path(output) for path in parquet_files(folder)):
         print(
             f"Extraction reads every Parquet file in {shown_path(folder)}, and there are {others:,} more. "
             f"To read this one alone, add {quoted_path(output)}."

@@ -153,6 +153,16 @@ def test_between_the_tokens_and_their_sidecar_there_is_no_valid_file(tmp_path, m
         open_tokens(path)
 
 
+def test_a_token_file_and_its_sidecar_have_one_writer_at_a_time(tmp_path):
+    """Or the tokens of one run could be there with the sidecar of the other."""
+    with token_writer(tmp_path / "t.bin", FACTS) as writer:
+        writer.add(np.array([4], np.uint16), utf8_bytes=1)
+        with pytest.raises(UserError, match="Another run is writing"):
+            write_tokens(tmp_path / "t.bin", [5])
+    assert open_tokens(tmp_path / "t.bin").tokens.tolist() == [4, 7]
+    assert names(tmp_path) == {"t.bin", "t.bin.json"}
+
+
 def test_a_missing_token_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"There is no token file .*t\.bin"):
         open_tokens(tmp_path / "t.bin")

@@ -2,7 +2,7 @@
 
     checkpoints/char/step_00000250.pt    the checkpoint of step 250
     checkpoints/char/log.jsonl           the run's figures, one JSON object per line (model/monitoring/log.py)
-    checkpoints/char.lock                locked while a training uses the folder
+    checkpoints/char/training.lock       locked while a training uses the folder
 
 A checkpoint is a dict that safe_load.py writes and reads:
 
@@ -23,10 +23,12 @@ A checkpoint is a dict that safe_load.py writes and reads:
 The architecture is config.Model's settings and the vocabulary size, which is the number of rows of the embedding.
 """
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -36,12 +38,13 @@ from model.gpt import GPT
 from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
 from plumbing.errors import UserError
-from plumbing.files import make_folder, rename, try_lock
+from plumbing.files import TEMPORARY, explaining_disk_errors, make_folder, open_locked, rename
 from plumbing.settings import field_names, values_of
 from plumbing.text import shown_path
 
-# The names of the files of a run, finished or not.
-WRITTEN = rf"(step_\d+\.pt|log\.jsonl|{re.escape(MODEL_NAME)})(\.\d+\.tmp)?"
+# The names of the files of a run, finished or not; earlier versions put a process id into temporary ones.
+WRITTEN = rf"(step_\d+\.pt|log\.jsonl|{re.escape(MODEL_NAME)})({TEMPORARY}|\.\d+\.tmp)?"
+LOCK = "training.lock"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -133,30 +136,39 @@ def belongs_to_run(path: Path) -> bool:
 
 
 @contextmanager
-def only_training_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, so that no second training writes there, and delete what a killed one left. The
-    lock file is beside the folder, because --fresh moves the folder. It is never deleted: the operating system releases
-    the lock when the process ends, however it ends. Raises UserError if another process holds it."""
-    folder = folder.absolute()  # "." has no name
-    make_folder(folder.parent)
-    with open(folder.parent / f"{folder.name}.lock", "ab") as lock:
-        if not try_lock(lock):
-            raise UserError(
-                f"Another training is using {shown_path(folder)}. Wait until it ends, stop it, "
-                "or give this one another --checkpoint-dir."
-            )
+def only_training_in(folder: Path) -> Iterator[ExitStack]:
+    """Hold the lock of a run's folder, so that no second training writes there, and delete what a killed one left.
+    Yields what holds the lock, for move_aside(). The lock is on a file in the folder, so whatever path leads there,
+    leads to the same lock. The file is never deleted: the operating system releases the lock when the process ends,
+    however it ends. Raises UserError if another process holds it."""
+    with ExitStack() as lock:
+        lock.enter_context(locked(folder))
         for unfinished in folder.glob("*.tmp"):  # nobody else writes here while we hold the lock
             if belongs_to_run(unfinished):
                 unfinished.unlink()
-        yield
+        yield lock
 
 
-def move_aside(folder: Path) -> None:
-    """Rename the folder of an earlier run, so that a new run starts with an empty one. Raises UserError if the folder
-    contains anything else."""
-    if not folder.exists() or not any(folder.iterdir()):
+def locked(folder: Path) -> BinaryIO:
+    """The locked file of a run's folder."""
+    make_folder(folder)
+    with explaining_disk_errors(folder):
+        lock = open_locked(folder / LOCK)
+    if lock is None:
+        raise UserError(
+            f"Another training is using {shown_path(folder)}. Wait until it ends, stop it, "
+            "or give this one another --checkpoint-dir."
+        )
+    return lock
+
+
+def move_aside(folder: Path, lock: ExitStack) -> None:
+    """Rename the folder of an earlier run, with its lock, so that a new run starts with an empty folder and the lock of
+    that one. Raises UserError if the folder contains anything else."""
+    files = [path for path in folder.iterdir() if path.name != LOCK]
+    if not files:
         return
-    if foreign := sorted(path.name for path in folder.iterdir() if not belongs_to_run(path)):
+    if foreign := sorted(path.name for path in files if not belongs_to_run(path)):
         raise UserError(
             f"{shown_path(folder)} contains {foreign[0]}, which is not part of a run, so --fresh does not move the "
             "folder. Move that file elsewhere, or give another --checkpoint-dir."
@@ -164,5 +176,14 @@ def move_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
-    rename(folder, aside)
+    if os.name != "posix":
+        lock.close()  # Windows renames no folder with an open file
+    try:
+        rename(folder, aside)
+    except OSError as error:  # the folder above cannot be written to, or this is a disk of its own
+        reason = error.strerror.lower()
+        raise UserError(
+            f"--fresh cannot rename {shown_path(folder)} to {aside.name}: {reason}. Give another --checkpoint-dir."
+        ) from None
+    lock.enter_context(locked(folder))
     print(f"Moved the earlier run to {shown_path(aside)}. Delete it when you no longer need it.")

@@ -24,6 +24,7 @@ from model.training.run_settings import check_resumable, check_settings, recorde
 from model.training.stop import StopFlag
 from plumbing.command_line import refuse_same
 from plumbing.errors import UsageError, UserError
+from plumbing.files import real_path
 from plumbing.settings import values_of
 from plumbing.text import printable, shown_path
 
@@ -146,12 +147,13 @@ def open_run(
             "--plan cannot be combined with --shard-model. Plan without it: each process then holds its shard of the "
             "weights, gradients and optimizer state that are planned."
         )
-    settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())  # --fresh moves "." aside
+    folder = real_path(settings.checkpoint_dir)  # --fresh moves this, and neither "." nor a link
+    settings = replace(settings, checkpoint_dir=folder)
     fresh = fresh and not distributed.any_process(distributed.restart_count() > 0)  # machines may count differently
-    with nullcontext() if plan or not distributed.is_first() else only_training_in(settings.checkpoint_dir):
+    with nullcontext() if plan or not distributed.is_first() else only_training_in(folder) as lock:
         run = make_run(settings, kind, init_from, ids, look_for_checkpoint=not (fresh or plan))
         if fresh and distributed.is_first() and not plan:  # now that nothing is left to be refused
-            move_aside(settings.checkpoint_dir)
+            move_aside(folder, lock)
         yield run
 
 

@@ -13,6 +13,9 @@ from data_scripts import (
 from faults import unflushed_names
 from sources import SOURCES
 
+from plumbing import files
+from plumbing.command_line import refuse_same
+from plumbing.errors import UserError
 from plumbing.files import make_folder, rename, whole_file
 
 
@@ -90,6 +93,9 @@ def test_whole_file_leaves_the_earlier_file_when_the_process_is_killed(tmp_path)
     path.write_bytes(b"earlier")
     code = """
 import os, signal, sys
+from plumbing import files
+from plumbing.command_line import refuse_same
+from plumbing.errors import UserError
 from plumbing.files import make_folder, rename, whole_file
 with whole_file(sys.argv[1]) as file:
     file.write(b"half" * 100_000)
@@ -97,6 +103,73 @@ with whole_file(sys.argv[1]) as file:
 """
     assert subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode == -9
     assert path.read_bytes() == b"earlier"
+
+
+def test_a_link_stays_a_link_and_the_file_that_it_names_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "x")
+    for text in (b"new", b"newer"):  # the first time, the link leads nowhere
+        with whole_file(tmp_path / "link") as file:
+            file.write(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "x").read_bytes() == text
+    assert names(tmp_path) == {"there", "link"} and names(tmp_path / "there") == {"x"}
+
+
+def test_links_in_a_circle_are_replaced(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    refuse_same({"--output": tmp_path / "a"}, tmp_path / "c")
+    with whole_file(tmp_path / "a") as file:
+        file.write(b"text")
+    assert (tmp_path / "a").read_bytes() == b"text"
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_file(tmp_path):
+    """Whatever their process ids are: two containers that share a folder have the same ones."""
+    with whole_file(tmp_path / "x") as first:
+        first.write(b"the first")
+        with whole_file(tmp_path / "x") as second:
+            second.write(b"2")
+        assert (tmp_path / "x").read_bytes() == b"2"
+    assert (tmp_path / "x").read_bytes() == b"the first"
+    assert names(tmp_path) == {"x"}
+
+
+def test_only_what_a_killed_writer_left_is_removed(tmp_path):
+    own, others = "x.0123456789abcdef.tmp", {"x.best.tmp", "x.1.tmp", "x.tmp", "y.0123456789abcdef.tmp"}
+    for name in {own, *others}:
+        (tmp_path / name).touch()
+    with whole_file(tmp_path / "x"):
+        pass
+    assert names(tmp_path) == {"x", *others}
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_keeps_nobody_out(tmp_path, monkeypatch):
+    """Another process removed or moved the file after we opened it: the lock must be on the one that is there now."""
+    real, removed = files.try_lock, []
+
+    def try_lock(file):
+        if not removed:
+            removed.append(os.unlink(tmp_path / "lock"))
+        return real(file)
+
+    monkeypatch.setattr(files, "try_lock", try_lock)
+    with files.open_locked(tmp_path / "lock"):
+        assert removed and files.open_locked(tmp_path / "lock") is None
+    files.open_locked(tmp_path / "lock").close()
+
+
+def test_an_output_has_one_writer_at_a_time(tmp_path):
+    with files.only_writer(tmp_path / "x"):
+        (tmp_path / "link").symlink_to("x")
+        for path in ("x", "link"):
+            with pytest.raises(UserError, match="Another run is writing"), files.only_writer(tmp_path / path):
+                pass
+        with files.only_writer(tmp_path / "y"):
+            pass
+    with files.only_writer(tmp_path / "x"):
+        pass
+    assert names(tmp_path) == {"link"}
 
 
 def test_folders_and_renames_go_through_the_functions_that_flush():

@@ -208,9 +208,21 @@ def test_outputs_of_one_name_in_two_folders_are_resumed(run, project, small_chun
 def test_two_runs_at_once_are_told_apart(run, project, small_chunks, monkeypatch):
     write_corpus(config.CHAR.corpus, VARIED)
     run(TRAIN_CHAR)
-    half = project / "data" / "train.bin.unfinished.tmp"
-    half.write_bytes(b"")
-    with open(half, "r+b") as file:
-        files.try_lock(file)
-        refused(run(PREPARE_CHAR), "Another run is writing", "train.bin")
+    for name in ("train.bin", "val.bin"):
+        with files.only_writer(project / "data" / name):
+            refused(run(PREPARE_CHAR), "Another run is writing", name)
     assert run(PREPARE_CHAR).code == 0
+    assert list(project.rglob("*.tmp")) == []
+
+
+def test_a_second_run_is_refused_before_the_first_has_written_anything(tmp_path):
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    with Journal(outputs, []):
+        for second in (outputs, outputs[1:], outputs[::-1]):
+            with pytest.raises(UserError, match="Another run is writing"), Journal(second, []):
+                pass
+        with Journal([tmp_path / "c"], []):
+            pass
+    with Journal(outputs, []):
+        pass
+    assert snapshot(tmp_path) == {}

@@ -28,7 +28,7 @@ def failed_saves(settings, finished_run, code: int) -> int:
                 save_checkpoint(folder, 10, new, keep=2)
         except OSError as error:
             assert error.errno == code, n
-            assert error.filename.endswith("step_00000010.pt")
+            assert error.filename in (str(folder), str(folder / "step_00000010.pt"))
             assert "MB free" in error.strerror
         else:
             assert same(newest_checkpoint(folder)[1], new)

@@ -13,8 +13,8 @@ from stored_runs import script
 
 import train
 from model.monitoring.reporter import Reporter
-from model.storage import checkpoint
-from model.storage.checkpoint import only_training_in
+from model.storage.checkpoint import move_aside, only_training_in
+from plumbing import files
 from plumbing.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
@@ -32,7 +32,7 @@ def test_two_trainings_do_not_work_in_one_folder(interrupted_run, tmp_path):
 
 
 def test_without_a_lock_two_trainings_would_work_in_one_folder(interrupted_run, monkeypatch):
-    monkeypatch.setattr(checkpoint, "try_lock", lambda file: True)
+    monkeypatch.setattr(files, "try_lock", lambda file: True)
     with only_training_in(interrupted_run.checkpoint_dir):
         assert train.main(interrupted_run, fresh=False) == 0
 
@@ -82,3 +82,53 @@ def test_a_power_failure_takes_no_announced_checkpoint(interrupted_run, tmp_path
         announced.append(set(unflushed))
     assert announced == [set()] * 3  # two checkpoints, and the end
     assert fresh == (tmp_path / "run-1").exists()
+
+
+@pytest.fixture
+def linked(interrupted_run, tmp_path):
+    """The interrupted run, its folder and its model file named by symbolic links elsewhere."""
+    (tmp_path / "links").mkdir()
+    names = {"checkpoint_dir": tmp_path / "links" / "to run", "model_file": tmp_path / "links" / "model.pt"}
+    for name, link in names.items():
+        link.symlink_to(getattr(interrupted_run, name))
+    return replace(interrupted_run, **names)
+
+
+def test_a_link_to_the_folder_leads_to_the_same_lock(interrupted_run, linked):
+    for first, second in ((interrupted_run, linked), (linked, interrupted_run)):
+        with only_training_in(first.checkpoint_dir), pytest.raises(UserError, match="Another training is using"):
+            train.main(second, fresh=False)
+    train.main(linked, fresh=False)
+
+
+def test_training_and_fresh_leave_links_as_they_are(interrupted_run, linked, tmp_path):
+    train.main(linked, fresh=True)
+    assert linked.checkpoint_dir.is_symlink() and linked.model_file.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"links", "model.pt", "run", "run-1"}
+    assert steps_of(interrupted_run) == ["step_00000005.pt", "step_00000010.pt"]
+    assert interrupted_run.model_file.read_bytes() == (interrupted_run.checkpoint_dir / "gpt_model.pt").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "links").iterdir()) == ["model.pt", "to run"]
+
+
+def test_nothing_is_written_beside_the_folder(interrupted_run, tmp_path):
+    """So the folder above may be read-only, and a folder that is a disk of its own is locked on every path to it."""
+    train.main(replace(interrupted_run, model_file=interrupted_run.checkpoint_dir / "gpt_model.pt"), fresh=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_fresh_says_why_it_cannot_rename_the_folder(interrupted_run, monkeypatch):
+    """A folder that is a disk of its own."""
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(16, "Device or resource busy")))
+    with pytest.raises(UserError, match="cannot rename .*run to run-1: device or resource busy.*--checkpoint-dir"):
+        train.main(interrupted_run, fresh=True)
+    monkeypatch.undo()
+    assert steps_of(interrupted_run) == ["step_00000005.pt"]
+
+
+def test_a_folder_that_is_moved_away_keeps_its_lock_and_the_new_one_has_another(interrupted_run, tmp_path):
+    folder = interrupted_run.checkpoint_dir
+    with only_training_in(folder) as lock:
+        move_aside(folder, lock)
+        for path in (folder, tmp_path / "run-1"):
+            with pytest.raises(UserError, match="Another training"), only_training_in(path):
+                pass
