@@ -16,23 +16,22 @@ twice. No account or no network? Use ingestion/ingest_folder.py.
 import argparse
 import hashlib
 import json
-import os
+import re
 import shlex
 import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
 
 import _root
 import huggingface_hub  # imports its modules when they are used, so --help answers at once
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 from tqdm import tqdm
 
 from config import CHAR
 from plumbing.command_line import add_flags
 from plumbing.errors import UserError, run_script
-from plumbing.files import make_folder, rename
+from plumbing.files import flush_to_disk, make_folder, only_writer, rename
 from plumbing.inputs import LeftOut, parquet_files
 from plumbing.text import printable, shown_path
 
@@ -50,10 +49,11 @@ def shown_size(size: int) -> str:
 class CachedFile:
     """A file of the dataset, and its paths in the hub's cache."""
 
-    url: str  # hf://datasets/OWNER/NAME@COMMIT/PATH
+    name: str  # its path in the dataset
+    url: str
     path: Path  # in the folder of the commit, a link to
     blob: Path  # the content, named by its hash
-    size: int
+    size: int  # as the hub lists it
     sha256: str | None
 
     @property
@@ -63,6 +63,18 @@ class CachedFile:
     def bytes_here(self) -> int:
         """How much of it the cache has: all of it, what came before an interruption, or nothing."""
         return next((p.stat().st_size for p in (self.path, self.blob, self.unfinished) if p.exists()), 0)
+
+    def may_be_linked(self) -> bool:
+        """Whether its name leads to a file in the folder of the commit. The hub's library refuses others as well."""
+        parts = self.name.split("/")
+        return not any(part in ("", ".", "..") or part[1:2] == ":" or "\\" in part for part in parts)
+
+    def matches(self, path: Path) -> bool:
+        """Whether this is what is in the file, by its hash, or where the hub lists none, by its size."""
+        if self.sha256 is None:
+            return path.stat().st_size == self.size
+        with open(path, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == self.sha256
 
 
 def list_parquets(args: argparse.Namespace, source: str) -> tuple[str, list]:
@@ -93,8 +105,8 @@ def in_cache(file, snapshot: Path, dataset: str) -> CachedFile:
     """A file of the hub's list, with its paths in the cache. `snapshot` is the folder of the commit there."""
     sha256 = file.lfs.sha256 if file.lfs else None
     blob = snapshot.parents[1] / "blobs" / (sha256 or file.blob_id)
-    url = f"hf://datasets/{dataset}@{snapshot.name}/{file.path}"
-    return CachedFile(url, snapshot / file.path, blob, file.size, sha256)
+    url = huggingface_hub.hf_hub_url(dataset, file.path, repo_type="dataset", revision=snapshot.name)
+    return CachedFile(file.path, url, snapshot / file.path, blob, file.size, sha256)
 
 
 def check_space(cache: Path, missing: int) -> None:
@@ -111,65 +123,97 @@ def fetch(file: CachedFile, progress: tqdm) -> None:
     """Download a file to its blob, from where an earlier run was interrupted. The hub's own download starts such a file
     again: https://github.com/huggingface/huggingface_hub/issues/4196"""
     make_folder(file.blob.parent)
-    hub, unfinished = huggingface_hub.HfFileSystem(), file.unfinished
-    with hub.open(file.url, block_size=BLOCK, cache_type="none") as source, open(unfinished, "ab") as target:
-        source.seek(target.tell())
-        while block := source.read(min(BLOCK, max(0, file.size - target.tell()))):  # one request
-            target.write(block)
-            progress.update(len(block))
-        target.flush()
-        os.fsync(target.fileno())
-    with open(unfinished, "rb") as content:
-        sound = file.sha256 in (None, hashlib.file_digest(content, "sha256").hexdigest())
-    if not sound or unfinished.stat().st_size != file.size:
-        unfinished.unlink()
-        raise UserError(f"{file.url} arrived damaged and was deleted. Run this command again.")
-    rename(unfinished, file.blob)
+    with only_writer(file.blob):
+        if file.blob.exists():  # another run has just finished it
+            return
+        with open(file.unfinished, "ab") as target:
+            if target.tell() > file.size:
+                target.truncate(0)
+            size = file.size
+            while target.tell() < size:
+                block, size = read_range(file, target.tell(), min(target.tell() + BLOCK, size), size)
+                target.write(block)
+                progress.update(len(block))
+            flush_to_disk(target)
+        if not file.matches(file.unfinished):
+            file.unfinished.unlink()
+            raise UserError(f"{file.url} arrived damaged and was deleted. Run this command again.")
+        rename(file.unfinished, file.blob)
 
 
-def link(file: CachedFile, args: argparse.Namespace, commit: str) -> None:
+def read_range(file: CachedFile, start: int, end: int, size: int) -> tuple[bytes, int]:
+    """Download bytes start to end - 1 of a file: (them, or fewer where the file ends, and the size of the file, which
+    the hub may list wrongly). Raises UserError for an answer that is no part of the file, such as a login page."""
+    headers = utils.build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    data = bytearray()
+    options = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
+    with utils.http_stream_backoff("GET", file.url, **options) as answer:
+        sent = re.fullmatch(r"bytes (\d+-\d+|\*)/(\d+)", answer.headers.get("Content-Range", ""))
+        if answer.status_code == 416 and sent:  # the file ends before `start`
+            return b"", int(sent[2])
+        utils.hf_raise_for_status(answer)
+        if answer.status_code == 206 and sent and sent[1].startswith(f"{start}-"):
+            for chunk in answer.iter_bytes():
+                data += chunk
+                if len(data) > end - start:
+                    break
+            if len(data) <= end - start:
+                return bytes(data), int(sent[2])
+    raise UserError(
+        f"The answer to a request for a part of {file.name} is something else (status {answer.status_code}, "
+        f"{answer.headers.get('Content-Type', 'no type')}): perhaps the page of a proxy or a login. Try again from "
+        "another network; what was downloaded stays."
+    )
+
+
+def link(file: CachedFile, args: argparse.Namespace) -> None:
     """Have the hub's library link the blob into the folder of the commit, and note which commit the revision is."""
-    from datasets import DownloadManager  # takes seconds to import
-
-    revision = quote(args.revision, safe="")
-    DownloadManager().download(file.url.replace(f"@{commit}/", f"@{revision}/", 1))  # it finds the blob
+    huggingface_hub.hf_hub_download(args.dataset, file.name, repo_type="dataset", revision=args.revision)
     if not file.path.is_symlink():
         file.blob.unlink(missing_ok=True)  # this system has no links, and the cache has made a copy
 
 
-def check_parquet(path: Path, debug: bool) -> None:
+def check_parquet(file: CachedFile, debug: bool) -> str | None:
+    """What is wrong with a downloaded file, and what to do; None if it can be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(file.path) as parquet:
             rows, columns = parquet.metadata.num_rows, parquet.schema_arrow.names
     except pa.ArrowException as error:
-        damage = f"{shown_path(path.resolve())} is damaged ({str(error).splitlines()[0]})."
-        raise UserError(f"{damage} Delete it, and run this command again.") from None
-    name = printable(path.name)
+        damage = f"{shown_path(file.path)} is damaged ({str(error).splitlines()[0]})."
+        if file.matches(file.path):
+            return f"{damage} It is so on the hub as well. Extraction leaves it out with --skip-bad."
+        file.path.resolve().unlink()
+        return f"{damage} It was deleted. Run this command again."
+    name = printable(file.path.name)
     if debug:
-        tqdm.write(f"  {name}: {shown_size(path.stat().st_size)}, {rows:,} rows of {printable(', '.join(columns))}")
+        size = shown_size(file.path.stat().st_size)
+        tqdm.write(f"  {name}: {size}, {rows:,} rows of {printable(', '.join(columns))}")
     if "content" not in columns:
         tqdm.write(f"  {name} has no column content: name the one with the text to extraction, with --column")
+    return None
 
 
 def download(args: argparse.Namespace) -> None:
+    if not hasattr(utils, "http_stream_backoff"):
+        raise UserError("This needs version 1.0 or newer of the hub's library: pip install -U huggingface_hub")
     source = f"{args.dataset}{args.data_dir and ', folder ' + args.data_dir}, revision {args.revision}"
     commit, parquets = list_parquets(args, source)
     cache = Path(constants.HF_HUB_CACHE).absolute()
     snapshot = cache / f"datasets--{args.dataset.replace('/', '--')}" / "snapshots" / commit
-    files = [in_cache(file, snapshot, args.dataset) for file in parquets[: args.files]]
+    wanted = [in_cache(file, snapshot, args.dataset) for file in parquets[: args.files]]
+    files = [file for file in wanted if file.may_be_linked()]
+    problems = [f"{file.name!r} is not a name for a file here: left out." for file in wanted if file not in files]
     size = sum(file.size for file in files)
     missing = sum(max(0, file.size - file.bytes_here()) for file in files)
     whole = sum(file.bytes_here() >= file.size for file in files)
     print(f"{source}: {len(parquets)} Parquet files, {shown_size(sum(file.size for file in parquets))}")
-    wanted = f"{len(files)} files, {shown_size(size)}, of which {whole} are here already"
-    print(f"Wanted: {wanted}. To download: {shown_size(missing)}.")
+    here = f"{len(files)} files, {shown_size(size)}, of which {whole} are here already"
+    print(f"Wanted: {here}. To download: {shown_size(missing)}.")
     if missing:
-        # The list is open to everybody, the files may not be: ask for one.
-        url = huggingface_hub.hf_hub_url(args.dataset, parquets[0].path, repo_type="dataset", revision=commit)
-        huggingface_hub.get_hf_file_metadata(url)
+        huggingface_hub.get_hf_file_metadata(files[0].url)  # the list is open to everybody, the files may not be
         check_space(cache, missing)
     with tqdm(total=size, initial=size - missing, unit="B", unit_scale=True, delay=2, disable=not missing) as progress:
         for file in files:
@@ -177,10 +221,12 @@ def download(args: argparse.Namespace) -> None:
                 progress.set_description(printable(file.path.name), refresh=False)
                 fetch(file, progress)
             if not file.path.exists():
-                link(file, args, commit)
-            check_parquet(file.path, args.debug)
+                link(file, args)
+            problems += filter(None, [check_parquet(file, args.debug)])
     folder = snapshot / args.data_dir
     print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
+    if problems:
+        raise UserError("\n".join(problems))
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")
     by_itself = usual and not parquet_files(CHAR.parquet_dir)  # extraction would take those first
     print("Next: python scripts/extract_parquets_to_text.py" + ("" if by_itself else f" {shlex.quote(str(folder))}"))
@@ -193,7 +239,7 @@ def explain(error: BaseException | None, args: argparse.Namespace) -> str | None
 
     page = f"https://huggingface.co/datasets/{args.dataset}"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError) or status == 403:
+    if isinstance(error, errors.GatedRepoError):
         refusal = "does not accept your token for it" if huggingface_hub.get_token() else "got no token from you"
         return (
             f"{args.dataset} is open only to those who accepted its terms, and the hub {refusal} ({status}).\n"
@@ -217,7 +263,8 @@ def explain(error: BaseException | None, args: argparse.Namespace) -> str | None
     if status == 401 or isinstance(error, UnicodeEncodeError):  # a token goes into a header, which is ASCII
         return "The hub does not know your token. Log in again: hf auth login (or correct HF_TOKEN, or unset it)."
     if status is not None:
-        return f"The hub answered with status {status}. Try again later; what was downloaded stays."
+        reason = "does not let you have it, or a proxy on the way does not" if status == 403 else "has a problem"
+        return f"The hub {reason} (status {status}). Try again later; what was downloaded stays."
     library = type(error).__module__.partition(".")[0]  # the one for HTTP, which depends on the version of the hub's
     no_hub = isinstance(error, errors.OfflineModeIsEnabled | json.JSONDecodeError)  # or a login page in its place
     if no_hub or library in ("httpx2", "httpx", "requests"):

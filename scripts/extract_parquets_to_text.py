@@ -63,9 +63,12 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def hub_cache() -> Path:
-    """Where the hub's library keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    """Where the hub's library keeps downloads: HF_HUB_CACHE (or by its old name, HUGGINGFACE_HUB_CACHE), else
+    HF_HOME/hub, else ~/.cache/huggingface/hub. Each may start with ~ and contain variables."""
+    get = os.environ.get
+    home = get("HF_HOME") or Path(get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    cache = get("HF_HUB_CACHE") or get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub"
+    return Path(os.path.expandvars(os.path.expanduser(cache)))
 
 
 def find_inputs(given: list[Path], settings: Settings, left_out: LeftOut) -> list[Path]:

@@ -1,5 +1,6 @@
 """A hub of datasets on this machine's loopback, for the tests: it answers as the real one does."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ class Hub(ThreadingHTTPServer):
         self.datasets = datasets  # name -> revision -> path -> content
         self.gated = self.damaged = False
         self.tokens: dict[str, bool] = {}  # token -> whether its account has accepted the terms
+        self.page = self.proxy_refuses = False  # in place of the bytes of a file
         self.claimed_size: int | None = None
         self.stall_at: int | None = None  # a request for bytes from here on is answered by half, and then by silence
         self.stalled, self.released = threading.Event(), threading.Event()
@@ -103,11 +105,25 @@ class Answer(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         hub.requests.append(f"{self.command} {path} {wanted}")
         first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups())
+        if hub.page:  # which has no end
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not hub.released.is_set():
+                    self.wfile.write(b"<p>Log in</p>" * 10_000)
+            return None
+        if hub.proxy_refuses:
+            return self.reply(403, {"Content-Type": "text/html"}, b"blocked")
+        if first >= len(content):
+            return self.reply(416, {"Content-Range": f"bytes */{len(content)}"})
+        last = min(last, len(content) - 1)
         body = content[first : last + 1]
         if hub.damaged:
             body = bytes(len(body))
         if hub.stall_at is not None and last >= hub.stall_at:
             self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2])

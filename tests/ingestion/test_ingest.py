@@ -116,6 +116,82 @@ def test_a_damaged_download_is_thrown_away(hub, tmp_path):
     assert not list((snapshot(tmp_path).parents[1] / "blobs").iterdir())
 
 
+def blobs_of(folder: Path) -> dict[str, int]:
+    """The files in the cache that hold content, finished or not, with their sizes."""
+    return {path.name: path.stat().st_size for path in (snapshot(folder).parents[1] / "blobs").iterdir()}
+
+
+def unfinished(folder: Path, content: bytes, size: int) -> dict[str, int]:
+    """Put the first bytes of a file into the cache, as an interrupted download leaves them."""
+    path = snapshot(folder).parents[1] / "blobs" / f"{sha256(content)}.incomplete"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content[:size])
+    return blobs_of(folder)
+
+
+def test_two_downloads_into_one_cache_do_not_destroy_each_other(hub, files, tmp_path):
+    hub.stall_at = BLOCK
+    first = start(tmp_path, hub.url, "--files", "1")
+    assert hub.stalled.wait(40)
+    before = {name: size for name, size in blobs_of(tmp_path).items() if name.endswith(".incomplete")}
+    code, _, err = ingest(tmp_path, hub.url, "--files", "1")
+    assert code == 1 and "Another run is writing" in err
+    assert before.items() <= blobs_of(tmp_path).items() and list(before.values()) == [BLOCK]
+    first.terminate()
+    finish(first)
+
+
+def test_a_page_in_place_of_a_file_does_not_get_into_the_file(hub, files, tmp_path):
+    """A login page that answers every request with 200, and has no end: what was downloaded before stays."""
+    hub.page = True
+    before = unfinished(tmp_path, next(iter(files.values())), 100_000)
+    code, _, err = ingest(tmp_path, hub.url, "--files", "1")
+    assert code == 1 and "something else (status 200, text/html)" in err and len(err.splitlines()) == 1
+    assert blobs_of(tmp_path) == before
+    hub.page = False
+    assert ingest(tmp_path, hub.url, "--files", "1")[0] == 0
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000_000])
+def test_a_size_that_the_hub_lists_wrongly_does_no_harm(hub, files, tmp_path, size):
+    content = next(iter(files.values()))
+    hub.claimed_size = size
+    unfinished(tmp_path, content, len(content) if size > len(content) else 100)  # the larger case: nothing is missing
+    code, _, err = ingest(tmp_path, hub.url, "--files", "1")
+    assert code == 0, err
+    assert blobs_of(tmp_path) == {sha256(content): len(content)}
+
+
+def test_an_unreadable_file_blocks_none_behind_it(hub, files, tmp_path):
+    names = list(files)
+    bad = b"no parquet" * 1000
+    hub.datasets[STACK]["main"] = {**hub.datasets[STACK]["main"], names[1]: bad}
+    hub.blobs[sha256(bad)] = (names[1], bad)
+    for _ in range(2):  # the second time, nothing is downloaded, and the advice is the same
+        code, _, err = ingest(tmp_path, hub.url, "--files", "3")
+        assert code == 1 and "train-00001-of-00003.parquet is damaged" in err and "--skip-bad" in err
+        assert err.count("damaged") == 1 and "this command again" not in err
+        assert len(blobs_of(tmp_path)) == 3
+    # The disk damaged another one since: it is deleted, and comes again.
+    path = snapshot(tmp_path) / names[2]
+    path.resolve().write_bytes(b"x" * path.stat().st_size)
+    code, _, err = ingest(tmp_path, hub.url, "--files", "3")
+    assert code == 1 and "train-00002-of-00003.parquet is damaged" in err and "Run this command again" in err
+    ingest(tmp_path, hub.url, "--files", "3")
+    assert path.read_bytes() == files[names[2]]
+
+
+def test_names_with_signs_that_mean_something_elsewhere(hub, files, tmp_path):
+    content = list(files.values())[1]
+    names = [f"data/python/a{sign}b.parquet" for sign in ("{x}", "[1]", "*", "?", "#", "%41", " ", "é", "@main")]
+    strange = ["data/python/../../../x.parquet", "data/python/a::b.parquet", "data/python/c:x.parquet"]
+    hub.datasets[STACK]["main"] = dict.fromkeys([*names, *strange], content)
+    code, _, err = ingest(tmp_path, hub.url, "--files", "all")
+    assert code == 1 and all(repr(name) in err for name in strange) and err.count("is not a name") == 3, err
+    assert {str(path.relative_to(snapshot(tmp_path))) for path in snapshot(tmp_path).rglob("*.parquet")} == set(names)
+    assert all((snapshot(tmp_path) / name).read_bytes() == content for name in names)
+
+
 # === refusals ========================================================================================================
 
 
@@ -132,6 +208,12 @@ def test_terms_that_are_not_accepted(hub, tmp_path):
             assert step in err
         assert "hf_not_accepted_yet" not in out + err
     assert hub.tokens_seen == {("127.0.0.1", "hf_not_accepted_yet")}
+
+
+def test_a_proxy_that_refuses_is_not_taken_for_terms(hub, tmp_path):
+    hub.proxy_refuses = True
+    code, _, err = ingest(tmp_path, hub.url, "--files", "1", HF_TOKEN="")
+    assert code == 1 and "proxy" in err and "status 403" in err and "terms" not in err
 
 
 def test_a_token_that_the_hub_does_not_know(hub, tmp_path):

@@ -92,12 +92,16 @@ def test_the_default_is_the_parquet_folder_before_the_hub_cache(run, project, mo
 
 
 def test_the_hub_cache_is_found_as_the_hub_library_finds_it(run, project, monkeypatch):
-    """HF_HUB_CACHE before HF_HOME before XDG_CACHE_HOME; the newest revision; links to blobs."""
+    """HF_HUB_CACHE, also by its old name, before HF_HOME before XDG_CACHE_HOME; variables and ~ in them; the newest
+    revision; links to blobs."""
     blob = write_parquet(project / "blobs" / "0f3a", ["xdg"])
     places = {
         "xdg": project / "xdg" / "huggingface" / "hub",
         "home": project / "home" / "hub",
         "cache": project / "cache",
+        "old": project / "old name",
+        "variable": project / "v" / "hub",
+        "tilde": project / "~home" / "hub",
     }
     for name, place in places.items():
         revisions = place / "datasets--bigcode--the-stack" / "snapshots"
@@ -109,11 +113,17 @@ def test_the_hub_cache_is_found_as_the_hub_library_finds_it(run, project, monkey
             write_parquet(revisions / "1" / "data" / "train.parquet", ["an older revision"])
             os.utime(revisions / "1", (time.time() - 1000,) * 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(project / "xdg"))
+    monkeypatch.setenv("BELOW", str(project))
+    monkeypatch.setenv("HOME", str(project))
+    monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
     monkeypatch.delenv("HF_HOME")
     for name, variable, value in (
         ("xdg", None, None),
         ("home", "HF_HOME", project / "home"),
-        ("cache", "HF_HUB_CACHE", project / "cache"),
+        ("variable", "HF_HOME", "$BELOW/v"),
+        ("tilde", "HF_HOME", "~/~home"),
+        ("old", "HUGGINGFACE_HUB_CACHE", project / "old name"),
+        ("cache", "HF_HUB_CACHE", "${BELOW}/cache"),
     ):
         if variable:
             monkeypatch.setenv(variable, str(value))
