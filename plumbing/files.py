@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,12 +24,13 @@ TEMPORARY = r"\.[0-9a-f]{16}\.tmp"  # what whole_file() appends to a name
 
 
 @contextmanager
-def whole_file(path: Path, journal=None):
+def whole_file(path: Path, journal=None, check: Callable[[Path], object] | None = None):
     """Open a binary file that appears under `path` only if the block ends without an error. It is written in the same
     folder as `path`.RANDOM.tmp, flushed to the disk, then renamed. If the run is killed or the disk fills up, the
     earlier file is unchanged. The next run removes what a killed one left. With a journal (plumbing.journal.Journal)
     it continues that file instead, after the bytes that the journal counts as finished. Where `path` is a symbolic
-    link, the file that it names is replaced, and the link stays."""
+    link, the file that it names is replaced, and the link stays. Before the rename, check() may look at the finished
+    file under its temporary name; if it raises an error, the earlier file is unchanged."""
     path = real_path(path)
     if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
         raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
@@ -40,6 +41,8 @@ def whole_file(path: Path, journal=None):
             with file:
                 yield file
                 flush_to_disk(file)  # or the rename could reach the disk before the bytes
+            if check:
+                check(temporary)
             rename(temporary, path)
         except BaseException:
             if not (journal and journal.saved):

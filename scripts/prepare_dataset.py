@@ -134,6 +134,7 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         # A new file beside the other's earlier version could contain the same documents.
         flush_to_disk(train.file)
         flush_to_disk(val.file)
+        check_unfinished(journal, encoder, beginnings)
         facts["pairs"] = [train.pair_of(val)]  # for both sidecars, which are written from here on
         remove_sidecars(settings.train_file, settings.val_file)
     return beginnings, unknown, train.utf8_bytes + val.utf8_bytes
@@ -155,8 +156,22 @@ def show_first_documents(encoder: CorpusEncoder, chunk: tuple[int, int]) -> dict
     return beginnings
 
 
+def check_unfinished(journal: Journal, encoder: CorpusEncoder, beginnings: dict[str, str]) -> None:
+    """Decode the first ids of both files, before they get their names, and compare them with the source."""
+    settings, tokenizer = encoder.settings, encoder.tokenizer
+    for split, path in (("train", settings.train_file), ("val", settings.val_file)):
+        source = beginnings.get(split, "")[:70]
+        decoded = tokenizer.decode(np.fromfile(journal.unfinished(path), "<u2", len(source.encode())))
+        known = tokenizer.decode(tokenizer.encode(source))  # characters without an id come back as <|unk|>
+        if decoded[: len(source)] != known[: len(source)]:
+            raise UserError(
+                f"What was to become {shown_path(path)} does not decode to its source, and was not written. "
+                "Train the tokenizer again and repeat."
+            )
+
+
 def check_written(settings: Settings, tokenizer: Tokenizer, beginnings: dict[str, str]) -> None:
-    """Open the token files as training does, decode their first ids, and compare them with the source."""
+    """Open the token files as training does, and show their first ids, decoded, and what they were made from."""
     for split, path in (("train", settings.train_file), ("val", settings.val_file)):
         data = open_tokens(path, may_be_empty=True)
         if split not in beginnings:
@@ -167,9 +182,6 @@ def check_written(settings: Settings, tokenizer: Tokenizer, beginnings: dict[str
         if settings.debug:
             print(f"The beginning of {shown_path(path)}, read back and decoded, above its source:")
             print(f"  {visible(decoded)}\n  {visible(source)}")
-        known = tokenizer.decode(tokenizer.encode(source))  # characters without an id come back as <|unk|>
-        if decoded[: len(source)] != known[: len(source)]:
-            raise UserError(f"{shown_path(path)} does not decode to its source. Train the tokenizer again and repeat.")
         print(
             f"{shown_path(path)}: {data.facts['documents']:,} documents, {len(data.tokens):,} tokens, "
             f"{data.facts['utf8_bytes']:,} bytes, {1 / data.tokens_per_byte:.3f} bytes per token"

@@ -25,7 +25,7 @@ from config import BPE, Settings
 from dataset import MAX_VOCAB_SIZE
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.display import token_rows, token_text
-from model.tokenization.tokenizer import Tokenizer, check_round_trip, load_tokenizer, save_tokenizer
+from model.tokenization.tokenizer import Tokenizer, check_round_trip, reloaded, save_tokenizer
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_document_bytes, read_documents, sample_documents
 from plumbing.errors import UsageError, UserError, run_script
@@ -84,19 +84,19 @@ def main() -> None:
 
     start = time.perf_counter()
     corpus = Unchanged(settings.corpus)
-    with corpus:  # compared before the tokenizer is replaced
+    with corpus:
         library = train_bpe_tokenizer(documents_to_learn(settings), settings.vocab_size, settings.debug)
-    save_tokenizer(library, settings.tokenizer_file)
     seconds = time.perf_counter() - start
 
-    tokenizer = load_tokenizer(settings.tokenizer_file)
+    tokenizer = reloaded(library)
+    check_round_trip(tokenizer, [UNSEEN])
     merges = json.loads(tokenizer.json_text)["model"]["merges"]
     with corpus:
         tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
         if settings.debug:
             show_merges(tokenizer, merges)
             show_tokens(tokenizer, settings.corpus)
-    check_round_trip(tokenizer, [UNSEEN])
+    save_tokenizer(library, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     if tokenizer.vocab_size < settings.vocab_size:
         print(f"The text had only {len(merges):,} merges to offer.")

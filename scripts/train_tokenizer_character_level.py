@@ -25,8 +25,8 @@ from model.tokenization.display import token_rows
 from model.tokenization.tokenizer import (
     Tokenizer,
     check_round_trip,
-    load_tokenizer,
     make_character_tokenizer,
+    reloaded,
     save_tokenizer,
 )
 from plumbing.command_line import add_flags, file_flags, parse, refuse_same
@@ -83,14 +83,15 @@ def main() -> None:
     print(f"{documents:,} documents, {counts.total():,} characters, {len(counts):,} different ones")
     if settings.debug:
         show_alphabet(counts)
-    save_tokenizer(make_character_tokenizer(counts), settings.tokenizer_file)
+    library = make_character_tokenizer(counts)
 
-    tokenizer = load_tokenizer(settings.tokenizer_file)
-    with corpus:
+    tokenizer = reloaded(library)
+    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # a text that is not in the corpus
+    with corpus:  # compared before the tokenizer is replaced
         tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
         if settings.debug:
             show_ids(tokenizer, settings.corpus)
-    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # and a text that is not in the corpus
+    save_tokenizer(library, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
     print(f"Next: python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")

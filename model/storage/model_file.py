@@ -35,8 +35,8 @@ def show_training(training: dict) -> str:
 def save_model(
     path: Path, model: GPT, tokenizer: Tokenizer | BareIds, training: dict, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a model file and read it back. `training` is the summary; `weights` is the complete state dict, for a model
-    that holds only a shard of it. Raises OSError or UserError."""
+    """Write a model file, and read it back before it replaces an earlier one. `training` is the summary; `weights` is
+    the complete state dict, for a model that holds only a shard of it. Raises OSError or UserError."""
     content = {
         "format_version": checks.FORMAT_VERSION,
         "kind": KIND,
@@ -45,8 +45,7 @@ def save_model(
         "training": training,
         "weights": model.state_dict() if weights is None else weights,
     }
-    save(path, content)
-    load_model(path)
+    save(path, content, check=load_model)
 
 
 def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:

@@ -57,9 +57,9 @@ class HashingFile:
         return self.file.write(data)
 
 
-def save(path: Path, content: dict) -> None:
-    """Write a dict of tensors and plain values. Raises OSError if the disk refuses it."""
-    with whole_file(path) as file:
+def save(path: Path, content: dict, check: Callable[[Path], object] | None = None) -> None:
+    """Write a dict of tensors and plain values; for `check`, see whole_file(). Raises OSError if the disk refuses."""
+    with whole_file(path, check=check) as file:
         hashing = HashingFile(file)
         try:
             torch.save(content, hashing)

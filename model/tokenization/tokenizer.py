@@ -178,9 +178,26 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{shown_path(path)} is not a tokenizer file: it is not UTF-8.") from None
 
 
+def reloaded(library: tokenizers.Tokenizer) -> Tokenizer:
+    """The tokenizer as load_tokenizer() will read it from the file that save_tokenizer() writes. Raises UserError if it
+    would refuse the file."""
+    text = library.to_str(pretty=True)
+    if (size := len(text.encode())) > MAX_FILE_SIZE:
+        longest = max(map(len, library.get_vocab()))
+        raise UserError(
+            f"The tokenizer's file would have {size:,} bytes, and {MAX_FILE_SIZE:,} is the most that can be read back: "
+            f"its longest token has {longest:,} bytes. Nothing was written. Take such long words out of the text, or "
+            "use a smaller --vocab-size."
+        )
+    return Tokenizer(text, "the new tokenizer")
+
+
 def save_tokenizer(library: tokenizers.Tokenizer, path: Path) -> None:
+    """Write a tokenizer file. Raises UserError for a tokenizer that load_tokenizer() would refuse; an earlier file
+    stays."""
+    text = reloaded(library).json_text
     with whole_file(path) as file:
-        file.write(library.to_str(pretty=True).encode())
+        file.write(text.encode())
 
 
 def make_character_tokenizer(characters: Iterable[str]) -> tokenizers.Tokenizer:

@@ -13,6 +13,7 @@ from data_scripts import (
 from faults import unflushed_names
 from sources import SOURCES
 
+from model.tokenization.tokenizer import load_tokenizer
 from plumbing import files
 from plumbing.command_line import refuse_same
 from plumbing.errors import UserError
@@ -42,6 +43,18 @@ def test_whole_file_leaves_the_earlier_file_after_an_exception(tmp_path, error):
         raise error
     assert path.read_bytes() == b"earlier"
     assert names(tmp_path) == {"x"}
+
+
+def test_whole_file_checks_its_product_before_the_earlier_file_is_gone(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"earlier")
+    seen = []
+    with whole_file(path, check=lambda temporary: seen.append((temporary.read_bytes(), path.read_bytes()))) as file:
+        file.write(b"new")
+    assert seen == [(b"new", b"earlier")] and path.read_bytes() == b"new"
+    with pytest.raises(UserError), whole_file(path, check=load_tokenizer) as file:
+        file.write(b"no tokenizer")
+    assert path.read_bytes() == b"new" and names(tmp_path) == {"x"}
 
 
 def test_whole_file_leaves_the_earlier_file_when_the_disk_is_full(tmp_path, monkeypatch):
@@ -93,10 +106,7 @@ def test_whole_file_leaves_the_earlier_file_when_the_process_is_killed(tmp_path)
     path.write_bytes(b"earlier")
     code = """
 import os, signal, sys
-from plumbing import files
-from plumbing.command_line import refuse_same
-from plumbing.errors import UserError
-from plumbing.files import make_folder, rename, whole_file
+from plumbing.files import whole_file
 with whole_file(sys.argv[1]) as file:
     file.write(b"half" * 100_000)
     os.kill(os.getpid(), signal.SIGKILL)

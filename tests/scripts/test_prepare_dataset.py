@@ -190,7 +190,11 @@ def test_a_damaged_byte_in_a_later_batch_leaves_the_earlier_files(run, project, 
 
 
 def test_tokens_that_do_not_decode_to_their_source_are_noticed(run, project, prepare, monkeypatch):
+    """And the earlier files stay."""
     script, _ = prepare
+    assert run(script).code == 0
+    before = snapshot(project / "data")
     extend = dataset.TokenWriter.extend
     monkeypatch.setattr(dataset.TokenWriter, "extend", lambda self, ids: extend(self, ids[::-1]))
     refused(run(script), "does not decode to its source")
+    assert snapshot(project / "data") == before

@@ -13,6 +13,7 @@ from data_scripts import (
     TRAIN_CHAR,
     M,
     refused,
+    snapshot,
     write_corpus,
 )
 
@@ -147,10 +148,25 @@ def test_a_corpus_that_cannot_be_learned_from(run, project, script):
 
 @pytest.mark.parametrize("script", [TRAIN_CHAR, TRAIN_BPE])
 def test_a_tokenizer_that_does_not_give_the_text_back_is_noticed(run, project, monkeypatch, script):
+    """And the earlier one stays."""
     write_corpus(config.CHAR.corpus)
+    assert run(script).code == 0
+    before = snapshot(project / "data")
     decode = tokenizer_file.Tokenizer.decode
     monkeypatch.setattr(tokenizer_file.Tokenizer, "decode", lambda self, ids: decode(self, ids)[:-1])
     refused(run(script), "does not give back the text that begins 'import os")
+    assert snapshot(project / "data") == before
+
+
+def test_a_tokenizer_that_would_be_too_large_to_read_back_is_not_written(run, project, monkeypatch):
+    """A very long word, such as a picture in base64, becomes tokens that are as long."""
+    write_corpus(config.BPE.corpus)
+    assert run(TRAIN_BPE).code == 0
+    before = config.BPE.tokenizer_file.read_bytes()
+    monkeypatch.setattr(tokenizer_file, "MAX_FILE_SIZE", 40_000)
+    write_corpus(config.BPE.corpus, ["x" * 10_000])
+    refused(run(TRAIN_BPE), "can be read back", "its longest token has 10,000 bytes", "--vocab-size")
+    assert config.BPE.tokenizer_file.read_bytes() == before
 
 
 @pytest.mark.parametrize("script", [TRAIN_CHAR, TRAIN_BPE])
