@@ -17,6 +17,7 @@ The text is the prompt and what was drawn. It ends after --tokens tokens, before
 writes <|endoftext|>. With several --samples, each starts with the prompt, and a line <|endoftext|> separates them.
 """
 
+import plumbing.interrupts  # isort: skip
 from config import CHAR, MODEL_NAME, Settings
 from model.generation.command_line import check_generation_flags, converse, generation_flags, prompt_of, say
 from plumbing.errors import UsageError, UserError, run_script

@@ -10,6 +10,7 @@ A BPE token includes the space before a word (" name"), so a prompt that ends wi
 Without --readable, tokens are shown as in the tokenizer's file, one letter per byte: "Ġdef" is " def".
 """
 
+import plumbing.interrupts  # isort: skip
 from config import BPE
 from model.generation.command_line import generation_flags
 from plumbing.errors import run_script

@@ -16,6 +16,7 @@ The training loop is in train(): draw a batch, set the learning rate, take a ste
 checkpoint, evaluate. What a run consists of is in model/training/run.py; what it prints, model/monitoring/reporter.py.
 """
 
+import plumbing.interrupts  # isort: skip
 import time
 
 STARTED = time.perf_counter()  # --minutes counts from here

@@ -9,6 +9,7 @@ Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs; at the end the mo
 Next    python generatev2.py --prompt "def"
 """
 
+import plumbing.interrupts  # isort: skip
 from config import BPE
 from model.training.command_line import training_flags
 from plumbing.errors import run_script

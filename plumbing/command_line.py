@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -12,6 +13,7 @@ import config
 from config import CHAR, Settings
 from plumbing.errors import UsageError
 from plumbing.files import real_path
+from plumbing.interrupts import end_at_once
 from plumbing.settings import field_names
 from plumbing.text import quoted_path, shown_path
 
@@ -51,7 +53,7 @@ def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv
     """parse(); from then on until run_script(), while torch is imported, Ctrl-C ends the process at once and without a
     traceback."""
     parsed = parse(parser, settings, argv)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_once()
     return parsed
 
 

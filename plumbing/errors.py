@@ -1,10 +1,10 @@
 """Errors that a user can put right, and run_script(), which turns them into plain sentences."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 
+from plumbing.interrupts import end_at_once, raise_interrupt
 from plumbing.text import printable
 
 
@@ -18,15 +18,18 @@ class UsageError(UserError):
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
     for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 must not stop a run
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
-        code = main() or 0
-        sys.stdout.flush()
+        try:
+            raise_interrupt()
+            code = main() or 0
+            sys.stdout.flush()
+        finally:
+            end_at_once()  # a second Ctrl-C, and one that comes when all is done
     except UserError as error:
         sys.stdout.flush()
         print("error: " + printable(str(error), keep="\n"), file=sys.stderr)
