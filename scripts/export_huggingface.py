@@ -13,6 +13,7 @@ safetensors, and for --gguf the package gguf: uv run --extra export, or pip inst
 """
 
 import argparse
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import _root
 from config import CHAR
 from plumbing.command_line import add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UsageError, UserError, run_script
+from plumbing.files import TEMPORARY
 from plumbing.text import printable, shown_path
 
 CARD = """---
@@ -63,6 +65,9 @@ one that you give the model, before you pass it on.
 """
 
 
+MARK = "\n<!-- as exported: {} -->\n"  # with the hash of the text above
+
+
 def named(text) -> str:
     """A name from the model's file in quotes; as code if it holds anything that a page could obey."""
     text = printable(str(text)).replace("`", "'")
@@ -88,7 +93,7 @@ def model_card(folder: Path, model, tokenizer, training: dict) -> str:
     init_from, data = training.get("init_from"), training.get("data", {})
     source, size = data.get("source"), data.get("utf8_bytes")
     known = isinstance(source, str) and isinstance(size, int)
-    return CARD.format(
+    card = CARD.format(
         name=printable(folder.resolve().name),
         folder=shown_path(folder),
         start=f", starting from the weights of {named(init_from)}" if init_from else "",
@@ -98,6 +103,18 @@ def model_card(folder: Path, model, tokenizer, training: dict) -> str:
         if known
         else "Say here what it was trained on.",
     )
+    return card + MARK.format(hashlib.sha256(card.encode()).hexdigest())
+
+
+def was_edited(card: str) -> bool:
+    """Whether somebody has changed the text of model_card()."""
+    text = card[: -len(MARK.format("0" * 64))]
+    return card != text + MARK.format(hashlib.sha256(text.encode()).hexdigest())
+
+
+def holds_only(folder: Path, names: set[str]) -> bool:
+    """Whether a folder contains these files and nothing else but what whole_file() leaves of one when it is killed."""
+    return {re.sub(f"{TEMPORARY}$", "", path.name) for path in folder.iterdir()} <= names
 
 
 def show_names(model) -> None:
@@ -128,9 +145,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     source, folder = shown_path(settings.model_file), shown_path(args.output)
     if tokenizer.kind == "none":
         raise UserError(f"{source} was trained on bare ids. It has no tokenizer, so it cannot be exported.")
-    files = folder_content(model, tokenizer, model_card(args.output, model, tokenizer, training), settings)
+    card, earlier = model_card(args.output, model, tokenizer, training), args.output / "README.md"
+    if kept := earlier.is_file() and was_edited(earlier.read_text("utf-8", errors="surrogateescape")):
+        card = earlier.read_text("utf-8", errors="surrogateescape")
+    files = folder_content(model, tokenizer, card, settings)
     own = {*files, args.gguf.name} if args.gguf else {*files}
-    if args.output.exists() and not (args.output.is_dir() and {path.name for path in args.output.iterdir()} <= own):
+    if args.output.exists() and not (args.output.is_dir() and holds_only(args.output, own)):
         raise UsageError(f"{folder} contains something other than an exported model. Name a new folder.")
 
     print(f"{source}, a {tokenizer.kind} model, in the layout that is called Qwen3")
@@ -143,7 +163,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("  llama.cpp drops characters that the model has never seen; here they are read as <|unk|>")
     write_folder(args.output, files, model)
     print(f"{folder}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB, read back: the same")
-    print(f"Next: edit {shown_path(args.output / 'README.md')}: what the model was trained on, and its licence")
+    if kept:
+        print(f"{shown_path(earlier)}: kept as you edited it. If it describes an earlier model, correct its figures.")
+    else:
+        print(f"Next: edit {shown_path(earlier)}: what the model was trained on, and its licence")
 
 
 if __name__ == "__main__":

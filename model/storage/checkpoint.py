@@ -42,8 +42,9 @@ from plumbing.files import TEMPORARY, explaining_disk_errors, make_folder, open_
 from plumbing.settings import field_names, values_of
 from plumbing.text import shown_path
 
+CHECKPOINT = r"step_\d{8,}\.pt"
 # The names of the files of a run, finished or not; earlier versions put a process id into temporary ones.
-WRITTEN = rf"(step_\d+\.pt|log\.jsonl|{re.escape(MODEL_NAME)})({TEMPORARY}|\.\d+\.tmp)?"
+WRITTEN = rf"({CHECKPOINT}|log\.jsonl|{re.escape(MODEL_NAME)})({TEMPORARY}|\.\d+\.tmp)?"
 LOCK = "training.lock"
 
 
@@ -52,8 +53,13 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, damaged ones included."""
-    return sorted(folder.glob("step_*.pt"), reverse=True)
+    """The checkpoints of a run, newest first, damaged ones included; no copies that somebody made under other names."""
+    found = [path for path in folder.glob("step_*.pt") if re.fullmatch(CHECKPOINT, path.name)]
+    return sorted(found, key=step_in_name, reverse=True)
+
+
+def step_in_name(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
@@ -69,7 +75,7 @@ def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
             "are still there."
         ) from None
     # Files of later steps are damaged ones that this run resumed behind: they do not count as kept.
-    for old in [file for file in checkpoint_files(folder) if file.name <= path.name][keep:]:
+    for old in [file for file in checkpoint_files(folder) if step_in_name(file) <= step][keep:]:
         old.unlink()
     return path
 
@@ -78,7 +84,7 @@ def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint and check all of it. Raises ValueError with a reason."""
     content = load_versioned(path)
     step = require(content, "step", int)
-    if step != int(path.stem.removeprefix("step_")):
+    if step != step_in_name(path):
         raise ValueError(f"it is the checkpoint of step {step}")
     settings = require(content, "settings", dict)
     if not all(isinstance(value, str | int | float) for value in settings.values()):

@@ -139,7 +139,7 @@ def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: 
         "model.safetensors": import_extra("safetensors.torch").torch.save(weights, {"format": "pt"}),
         "tokenizer.json": tokenizer.json_text.encode(),
         "chat_template.jinja": CHAT_TEMPLATE.encode(),
-        "README.md": model_card.encode(),
+        "README.md": model_card.encode(errors="surrogateescape"),
         **{name: json.dumps(config, indent=2).encode() + b"\n" for name, config in configs.items()},
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+from faults import Faults, end_of, left_over, start
 from models import SMALL, random_model
 
 import train
@@ -124,10 +125,49 @@ def test_an_export_replaces_an_export_and_nothing_else(exported, tmp_path, capsy
     model = folder.parent / "model.pt"
     run_export(model, folder)
     assert "read back: the same" in capsys.readouterr().out
+    (folder / "model.safetensors.0123456789abcdef.tmp").touch()  # left by one that was killed
+    run_export(model, folder)
+    assert not list(folder.glob("*.tmp"))
     (tmp_path / "mine.txt").write_text("mine", "utf-8")
     with pytest.raises(UserError, match="something other than an exported model"):
         run_export(model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
+def test_an_export_that_was_killed_runs_again(exported, tmp_path):
+    model, folder = exported[0].parent / "model.pt", tmp_path / "out"
+    calls = 0
+    for n in range(1, 200, 5):
+
+        def killed(n=n):
+            with Faults(at_call=n)():
+                run_export(model, folder, "--quiet")
+
+        if end_of(start(killed)) == 0:
+            break
+        calls = n
+        run_export(model, folder, "--quiet")
+        assert left_over(folder) == []
+    assert calls > 30
+
+
+def test_a_model_card_that_was_edited_is_kept(exported, tmp_path, capsys):
+    model, folder = exported[0].parent / "model.pt", tmp_path / "out"
+    card = folder / "README.md"
+    run_export(model, folder)
+    first = card.read_text("utf-8")
+    card.write_text(first.replace("layers", "Layers").replace("Layers", "layers"), "utf-8")  # the same
+    run_export(model, folder)
+    assert card.read_text("utf-8") == first and "Next: edit" in capsys.readouterr().out
+    for edited in (first.replace("Name their licences", "MIT"), "My own card\n", "", first + "\nMore.\n", "\udcff"):
+        card.write_text(edited, "utf-8", errors="surrogateescape")
+        run_export(model, folder)
+        assert card.read_text("utf-8", errors="surrogateescape") == edited
+        assert "kept as you edited it" in capsys.readouterr().out
+    card.unlink()
+    run_export(model, folder)
+    assert card.read_text("utf-8") == first
 
 
 def test_a_folder_gives_the_model_back(exported):

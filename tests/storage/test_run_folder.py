@@ -13,7 +13,7 @@ from stored_runs import script
 
 import train
 from model.monitoring.reporter import Reporter
-from model.storage.checkpoint import move_aside, only_training_in
+from model.storage.checkpoint import checkpoint_files, checkpoint_path, move_aside, only_training_in
 from plumbing import files
 from plumbing.errors import UserError
 
@@ -132,3 +132,25 @@ def test_a_folder_that_is_moved_away_keeps_its_lock_and_the_new_one_has_another(
         for path in (folder, tmp_path / "run-1"):
             with pytest.raises(UserError, match="Another training"), only_training_in(path):
                 pass
+
+
+COPIES = ["step_00000005_best.pt", "step_00000005 copy.pt", "step_best.pt", "step_5.pt", "step_00000005.pt.bak"]
+
+
+def test_copies_that_somebody_made_are_neither_deleted_nor_counted_nor_read(interrupted_run, capsys):
+    folder = interrupted_run.checkpoint_dir
+    for name in COPIES:
+        (folder / name).write_bytes(b"my own")
+    train.main(replace(interrupted_run, max_steps=20, keep_checkpoints=2), fresh=False)
+    assert steps_of(interrupted_run) == sorted([*COPIES[:4], "step_00000015.pt", "step_00000020.pt"])
+    assert all((folder / name).read_bytes() == b"my own" for name in COPIES)
+    assert "cannot be used" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="which is not part of a run"):
+        train.main(interrupted_run, fresh=True)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    steps = [99_999_999, 100_000_000, 5, 1_000_000_000]
+    for step in steps:
+        checkpoint_path(tmp_path, step).touch()
+    assert checkpoint_files(tmp_path) == [checkpoint_path(tmp_path, step) for step in sorted(steps, reverse=True)]
