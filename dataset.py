@@ -21,10 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from plumbing.errors import UserError
-from plumbing.files import CHUNK, flush_to_disk, only_writer, whole_file
+from plumbing.files import CHUNK, checksum, flush_to_disk, only_writer, whole_file
 from plumbing.text import printable, shown_path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of sidecars; 1 had no checksum
 MAX_VOCAB_SIZE = 1 << 16  # uint16 ids
 COUNTS = ("tokens", "documents", "utf8_bytes", "unknown_characters")  # in the sidecar
 
@@ -41,6 +41,7 @@ class TokenFile:
     path: Path
     facts: dict
     file: BinaryIO
+    state: tuple[int, int] = (0, 0)  # of the open file before it was checked: see state_of()
 
     @property
     def tokens(self) -> np.ndarray:
@@ -50,6 +51,14 @@ class TokenFile:
 
     def __len__(self) -> int:
         return self.facts["tokens"]
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the file's bytes are not those that were checked: it was changed in place."""
+        if state_of(self.file) == self.state:
+            return
+        self.file.seek(0)
+        if state_of(self.file)[0] != 2 * len(self) or read_through(self.file)[0] != self.facts["sha256"]:
+            raise UserError(f"{shown_path(self.path)} was changed while it was in use. Do not write to it meanwhile.")
 
     @property
     def tokens_per_byte(self) -> float:
@@ -61,11 +70,15 @@ class TokenFile:
 class TokenFolder(TokenFile):
     """The token files of a folder in the order of their names, used as if they were one file."""
 
-    shards: tuple[TokenFile, ...]
+    shards: tuple[TokenFile, ...] = ()
 
     @property
     def tokens(self) -> "TokenFolder":
         return self
+
+    def check_unchanged(self) -> None:
+        for shard in self.shards:
+            shard.check_unchanged()
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """What one array of all ids would give for a slice (of step 1) or an array of indices: uint16."""
@@ -140,19 +153,26 @@ def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) 
     if not facts["tokens"] and not may_be_empty:
         raise UserError(f"{shown_path(path)} holds no tokens. Merge it with the other shards, or prepare more text.")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
+    state = state_of(file)
     if checksums:
         sha256, largest = read_through(file)
         if sha256 != facts["sha256"] or largest >= facts["vocab_size"]:
             file.close()
             raise UserError(f"{shown_path(path)} is damaged: its sidecar describes another file. {PREPARE} again.")
-    return TokenFile(path, facts, file)
+    return TokenFile(path, facts, file, state)
+
+
+def state_of(file: BinaryIO) -> tuple[int, int]:
+    """Size and time of modification of an open file, which change when its bytes do."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def read_sidecar(path: Path) -> dict:
     """The facts about a token file. Raises UserError if its sidecar is missing or damaged."""
     try:
         facts = json.loads(sidecar(path).read_text("utf-8"))
-        if facts["format_version"] != FORMAT_VERSION:
+        if facts["format_version"] not in (1, FORMAT_VERSION):
             version = facts["format_version"]
             raise UserError(f"{shown_path(sidecar(path))} has format version {version}. {PREPARE} again.")
         least = 0 if facts["tokens"] == 0 else 1
@@ -163,6 +183,8 @@ def read_sidecar(path: Path) -> dict:
         wrong += [] if type(pairs) is list and all(type(pair) is str for pair in pairs) else ["pairs"]
         if wrong:
             raise ValueError(f"{wrong[0]} is {facts[wrong[0]]!r}")
+        if facts["format_version"] == FORMAT_VERSION and facts.pop("crc32") != checksum(facts):
+            raise ValueError("its checksum is not that of the rest")
     except FileNotFoundError:
         raise UserError(f"{shown_path(path)} has no {sidecar(path).name} beside it. {PREPARE} again.") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -184,11 +206,11 @@ def open_folder(folder: Path, checksums: bool = True) -> TokenFolder:
                 "folder. Prepare them with one tokenizer, or put them into folders of their own."
             )
     facts = first | {name: sum(shard.facts.get(name, 0) for shard in shards) for name in COUNTS}
-    facts["pairs"] = joined_pairs(shards)
+    facts |= {"pairs": joined_pairs(shards), "format_version": min(shard.facts["format_version"] for shard in shards)}
     if not facts["tokens"]:
         raise UserError(f"The token files of {shown_path(folder)} hold no tokens. Name another folder.")
     facts["sha256"] = hashlib.sha256("".join(shard.facts["sha256"] for shard in shards).encode()).hexdigest()
-    return TokenFolder(folder, facts, None, shards)
+    return TokenFolder(folder, facts, None, shards=shards)
 
 
 def joined_pairs(files: Iterable[TokenFile]) -> list[str]:
@@ -202,7 +224,10 @@ def check_pair(train: TokenFile, val: TokenFile) -> None:
     of_train, of_val = (set(data.facts.get("pairs", [])) for data in (train, val))
     names = f"{shown_path(train.path)} and {shown_path(val.path)}"
     if not (of_train and of_val):
+        old = any(data.facts.get("format_version") == 1 for data in (train, val))
         print(f"{names} do not say that they were prepared together. If not, texts to validate on can be in both.")
+        if old:
+            print("  An older version wrote them, and their sidecars have no checksum. Step 5 again adds both.")
     elif not (of_train <= of_val or of_val <= of_train):  # one shard of several is enough to validate on
         sources = " and ".join(
             f"{data.facts.get('source')} with --val-fraction {data.facts.get('val_fraction')}" for data in (train, val)
@@ -224,6 +249,7 @@ def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
     if size == 0 or size % 2:
         raise UserError(f"{shown_path(path)} has {size:,} bytes: it is empty, or not one of ids of two bytes (uint16).")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
+    state = state_of(file)
     sha256, largest = read_through(file)
     if largest >= vocab_size:
         file.close()
@@ -232,7 +258,7 @@ def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
             f"{vocab_size:,}."
         )
     facts = {"tokens": size // 2, "utf8_bytes": 0, "documents": 0, "vocab_size": vocab_size, "sha256": sha256}
-    return TokenFile(path, {**facts, "source": path.name}, file)
+    return TokenFile(path, {**facts, "source": path.name}, file, state)
 
 
 def read_through(file: BinaryIO) -> tuple[str, int]:
@@ -311,7 +337,7 @@ def token_writer(path: Path, facts: dict, journal=None) -> Iterator[TokenWriter]
             remove_sidecars(path)
         facts = {"format_version": FORMAT_VERSION, **facts, **writer.counts(), "sha256": writer.hash.hexdigest()}
         with whole_file(sidecar(path)) as file:
-            file.write(json.dumps(facts, indent=2).encode() + b"\n")
+            file.write(json.dumps({**facts, "crc32": checksum(facts)}, indent=2).encode() + b"\n")
 
 
 def remove_sidecars(*paths: Path) -> None:

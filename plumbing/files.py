@@ -2,10 +2,12 @@
 
 import errno
 import glob
+import json
 import os
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +92,11 @@ def only_writer(path: Path) -> Iterator[None]:
 def real_path(path: Path) -> Path:
     """The absolute path without symbolic links. Unlike Path.resolve(), it takes links that go round in a circle."""
     return Path(os.path.realpath(path))
+
+
+def checksum(entry: dict) -> int:
+    """CRC-32 of a dict, as JSON spells it: for small files and lines that say what is in a larger one."""
+    return zlib.crc32(json.dumps(entry).encode())
 
 
 def flush_to_disk(file) -> None:

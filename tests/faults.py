@@ -3,6 +3,7 @@ files that are damaged."""
 
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from plumbing import files
+from plumbing.files import checksum
 
 
 def runs(quick: int, full: int):
@@ -104,6 +106,14 @@ class FaultyFile(io.FileIO):
             self.faults.strike()
         self.faults.bytes += len(data)
         return super().write(data)
+
+
+def change_sidecar(path: Path, **facts) -> None:
+    """Give the description beside a token file other facts, and the checksum that belongs to them."""
+    beside = path.with_name(path.name + ".json")
+    content = json.loads(beside.read_text("utf-8")) | facts
+    del content["crc32"]
+    beside.write_text(json.dumps({**content, "crc32": checksum(content)}), "utf-8")
 
 
 def left_over(folder: Path) -> list[Path]:

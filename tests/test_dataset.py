@@ -9,10 +9,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from faults import change_sidecar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset import TokenFile, blocks_in_order, draw_batch, open_tokens, sidecar, token_writer
+from plumbing import files
 from plumbing.errors import UserError
 
 
@@ -62,9 +64,9 @@ def test_token_files_round_trip(folder, documents):
     assert opened.tokens.tolist() == expected
     assert np.memmap(path, dtype=np.uint16, mode="r").tolist() == expected
     assert opened.tokens.dtype == np.uint16
-    assert opened.facts == json.loads(sidecar(path).read_text())
+    assert opened.facts | {"crc32": files.checksum(opened.facts)} == json.loads(sidecar(path).read_text())
     assert opened.facts == FACTS | {
-        "format_version": 1,
+        "format_version": 2,
         "tokens": len(expected),
         "documents": len(documents),
         "utf8_bytes": sum(2 * len(ids) for ids in documents),
@@ -218,10 +220,55 @@ def test_a_token_file_of_nothing_is_refused(tmp_path):
 
 def test_a_sidecar_of_another_version_is_refused(tmp_path):
     path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
-    facts = json.loads(sidecar(path).read_text()) | {"format_version": 2}
-    sidecar(path).write_text(json.dumps(facts))
-    with pytest.raises(UserError, match="format version 2"):
+    change_sidecar(path, format_version=3)
+    with pytest.raises(UserError, match="format version 3"):
         open_tokens(path)
+
+
+def test_a_sidecar_without_a_checksum_is_one_of_the_first_version(tmp_path):
+    path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
+    facts = json.loads(sidecar(path).read_text())
+    del facts["crc32"]
+    sidecar(path).write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="is damaged"):
+        open_tokens(path)
+    sidecar(path).write_text(json.dumps(facts | {"format_version": 1}))
+    assert open_tokens(path).tokens.tolist() == [1, 2, 3, 7]
+
+
+def test_no_flipped_bit_of_a_sidecar_is_used(tmp_path):
+    """In numbers such as utf8_bytes, nothing but the checksum would notice it: bits per byte would be others."""
+    path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
+    good, facts = sidecar(path).read_bytes(), open_tokens(path).facts
+    noticed = 0
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        sidecar(path).write_bytes(bad)
+        try:
+            assert open_tokens(path).facts == facts  # a letter of another case in \\u00e9, say
+        except UserError as error:
+            noticed += 1
+            assert "t.bin" in str(error)
+    assert noticed > 7.9 * len(good)
+
+
+def test_a_file_that_is_changed_in_place_is_noticed(tmp_path):
+    """By its bytes: a new date alone is no change, and another file under its name is not the one that is open."""
+    path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
+    write_tokens(tmp_path / "folder" / "t.bin", [1, 2, 3])
+    opened, folder = open_tokens(path), open_tokens(tmp_path / "folder")
+    for data, file in ((opened, path), (folder, tmp_path / "folder" / "t.bin")):
+        data.check_unchanged()
+        os.utime(file, (1, 1))
+        data.check_unchanged()
+        with open(file, "r+b") as changed:
+            changed.write(b"\5")
+        with pytest.raises(UserError, match=r"t\.bin was changed while it was in use"):
+            data.check_unchanged()
+    opened = open_tokens(write_tokens(path, [1, 2, 3]))
+    write_tokens(path, [4, 5])
+    opened.check_unchanged()
 
 
 # === batches ==========================================================================================================

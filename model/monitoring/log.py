@@ -9,11 +9,10 @@ A new column is one more entry in Reporter.training() (reporter.py); scripts/plo
 """
 
 import json
-import zlib
 from pathlib import Path
 
 from model.storage.checks import is_integer
-from plumbing.files import explaining_disk_errors, whole_file
+from plumbing.files import checksum, explaining_disk_errors, whole_file
 from plumbing.text import plural, shown_path
 
 READ_BACK = {"val_loss", "about"}  # an entry with one of these is used when a run resumes, so it has a checksum
@@ -58,11 +57,6 @@ class Log:
             entry["crc32"] = checksum(entry)
         with explaining_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def checksum(entry: dict) -> int:
-    """CRC-32 of an entry, as its line spells it."""
-    return zlib.crc32(json.dumps(entry).encode())
 
 
 def read_line(line: bytes) -> dict | None:

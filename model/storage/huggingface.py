@@ -10,8 +10,11 @@ anywhere: it checks every value before it builds a model, and runs nothing.
 """
 
 import hashlib
+import io
 import json
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ from model.storage.checks import check_tensors, is_integer, meta_model
 from model.tokenization.tokenizer import UNKNOWN, Tokenizer
 from plumbing.corpus import END_OF_TEXT
 from plumbing.errors import UserError
-from plumbing.files import whole_file
+from plumbing.files import CHUNK, whole_file
 from plumbing.text import shown_path
 
 # Our names and Qwen3's. A weight with several of theirs is a fused matrix: theirs, stacked by rows in this order.
@@ -113,6 +116,34 @@ def import_extra(module: str):
         raise UserError(f"The package {name} is missing. {advice}") from None
 
 
+def save_weights(weights: dict[str, Tensor], config: dict) -> bytes:
+    """A model.safetensors with a checksum of the weights and of what config.json says about them."""
+    save = import_extra("safetensors.torch").torch.save
+    data = save(weights, {"format": "pt"})
+    return save(weights, {"format": "pt", "sha256": weights_sha256(io.BytesIO(data), config)})
+
+
+def weights_sha256(file: BinaryIO, config: dict) -> str:
+    """The checksum of a safetensors file: of its list of tensors without the comments, of its numbers, and of the
+    architecture."""
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    digest = hashlib.sha256(json.dumps([header, architecture_from(config, sys.maxsize)], sort_keys=True).encode())
+    while data := file.read(CHUNK):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def check_sum(path: Path, config: dict) -> None:
+    """Compare a safetensors file with its checksum. Those of other programs have none. Raises ValueError."""
+    with import_extra("safetensors").safe_open(path, "pt") as file:
+        expected = (file.metadata() or {}).get("sha256")
+    if expected is not None:
+        with open(path, "rb") as file:
+            if weights_sha256(file, config) != expected:
+                raise ValueError(f"{path.name} or config.json is damaged: the checksum in it is another")
+
+
 def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: Sampling) -> dict[str, bytes]:
     """The files of the folder, by name. config.json is last: without it, nobody takes the folder for a model."""
     weights = {name: tensor.contiguous() for name, tensor in to_qwen3(model).items()}
@@ -136,7 +167,7 @@ def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: 
         "config.json": qwen3_config(model.architecture, end),
     }
     return {
-        "model.safetensors": import_extra("safetensors.torch").torch.save(weights, {"format": "pt"}),
+        "model.safetensors": save_weights(weights, configs["config.json"]),
         "tokenizer.json": tokenizer.json_text.encode(),
         "chat_template.jinja": CHAT_TEMPLATE.encode(),
         "README.md": model_card.encode(errors="surrogateescape"),
@@ -226,6 +257,7 @@ def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor],
         for path in files:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+            check_sum(path, config)
             tensors |= safetensors.torch.load_file(path)
         # Weights are often stored in half precision. Integers stay as they are; check_tensors refuses them.
         tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

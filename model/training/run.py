@@ -81,6 +81,8 @@ class Run:
         """Write the checkpoint of this step. Raises UserError if the weights or the optimizer's state are not finite.
         All processes call this; the first one writes."""
         folder = self.settings.checkpoint_dir
+        if distributed.is_first():
+            self.check_data()
         weights, state = distributed.gather_weights(self.model), self.optimizer.state_dict()
         if distributed.is_first():
             if not all(tensor.isfinite().all() for tensor in (*weights.values(), *state.values())):
@@ -102,6 +104,15 @@ class Run:
         distributed.wait_for_all()
         self.checkpoint = checkpoint_path(folder, self.step)
         return self.checkpoint
+
+    def check_data(self) -> None:
+        """Raise UserError if somebody has changed a token file while this run reads it: nothing of that is saved."""
+        try:
+            self.train_data.check_unchanged()
+            self.val_data.check_unchanged()
+        except UserError as error:
+            last = shown_path(self.checkpoint) if self.checkpoint else "none yet"
+            raise UserError(f"{error} Steps after the last checkpoint ({last}) were not saved.") from None
 
     def save_model(self, val_loss: float) -> None:
         """Write the finished model to --model-file, which holds the newest of all runs, and into the run's folder."""

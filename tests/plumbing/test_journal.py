@@ -226,3 +226,27 @@ def test_a_second_run_is_refused_before_the_first_has_written_anything(tmp_path)
     with Journal(outputs, []):
         pass
     assert snapshot(tmp_path) == {}
+
+
+def test_no_damage_of_an_unfinished_file_or_its_journal_gets_into_the_result(
+    run, project, small_chunks, monkeypatch
+):
+    """A disk changed a byte while nothing ran: the result is that of a run from the beginning."""
+    write_corpus(config.CHAR.corpus, VARIED)
+    run(TRAIN_CHAR)
+
+    def main():
+        monkeypatch.setattr("sys.argv", ["script.py", "--quiet"])
+        small_chunks[1].main(config.CHAR, kind="char")
+
+    main()
+    expected = snapshot(project / "data")
+    for name in ("train.bin.unfinished.tmp", "val.bin.unfinished.tmp", "train.bin.journal.tmp"):
+        for part in (0.1, 0.5, 0.9):
+            start_and_stop(monkeypatch, main, 4)
+            path = project / "data" / name
+            data = bytearray(path.read_bytes())
+            data[int(part * len(data))] ^= 1
+            path.write_bytes(data)
+            main()
+            assert snapshot(project / "data") == expected, (name, part)

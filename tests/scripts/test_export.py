@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import tokenizers
 import torch
 from faults import Faults, end_of, left_over, start
 from models import SMALL, random_model
+from runs import same
 
 import train
 from config import CHAR
@@ -329,6 +332,24 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path):
         file.write_bytes(data)
         with pytest.raises(UserError, match="Training cannot start from"):
             read_folder(tmp_path, 24)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_no_flipped_bit_of_an_export_is_used(exported, tmp_path, name):
+    """Training that starts from a folder refuses it, or gets exactly the model that was exported."""
+    folder = tmp_path / "copy"
+    shutil.copytree(exported[0], folder)
+    expected, good, rng, refused = read_folder(folder, 24), (folder / name).read_bytes(), random.Random(1), 0
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        (folder / name).write_bytes(bad)
+        try:
+            architecture, weights, _ = read_folder(folder, 24)
+            assert architecture == expected[0] and same(weights, expected[1])
+        except UserError:
+            refused += 1
+    assert refused > (290 if name == "model.safetensors" else 100)
 
 
 # --- one file for llama.cpp -------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from data_scripts import (
 
 import config
 import dataset
+from plumbing.files import checksum
 
 
 def test_token_files_are_what_a_plain_loop_gives(run, project, prepare):
@@ -41,8 +42,9 @@ def test_token_files_are_what_a_plain_loop_gives(run, project, prepare):
         ids, size = plain_ids(settings, expected), sum(len(text.encode()) for text in expected)
         assert np.memmap(path, dtype=np.uint16, mode="r").tolist() == ids
         facts = json.loads(path.with_name(path.name + ".json").read_text())
+        assert facts.pop("crc32") == checksum(facts)
         assert facts == {
-            "format_version": 1,
+            "format_version": 2,
             "tokenizer_kind": "char" if script == PREPARE_CHAR else "bpe",
             "tokenizer_sha256": tokenizer_sha256,
             "vocab_size": tokenizers.Tokenizer.from_file(str(settings.tokenizer_file)).get_vocab_size(),

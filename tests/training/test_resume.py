@@ -1,7 +1,6 @@
 """A resumed run is the same run; what must not change, and what --fresh does."""
 
 import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import lose
-from runs import interrupt_after, log_of, same
+from faults import change_sidecar
+from runs import interrupt_after, log_of, same, steps_of
 
 import train
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.safe_load import load
+from model.training.run import Run
 from model.training.run_settings import MAY_CHANGE, recorded_settings
 from plumbing.errors import UserError
 
@@ -164,14 +165,32 @@ def test_what_the_result_depends_on_must_not_change(char):
         train.main(replace(char, n_layer=3, seed=7), fresh=False)
 
 
-def test_other_data_is_not_the_same_run(char, tmp_path):
+def test_other_data_is_not_the_same_run(char):
     train.main(char, fresh=False)
     data = char.val_file.read_bytes()
     tokens = np.frombuffer(data, "<u2").copy()
     tokens[0] = 2
     char.val_file.write_bytes(tokens.tobytes())
-    facts = json.loads((tmp_path / "val.bin.json").read_text())
-    was, now = facts["sha256"], hashlib.sha256(tokens.tobytes()).hexdigest()
-    (tmp_path / "val.bin.json").write_text(json.dumps(facts | {"sha256": now}))
+    was, now = (hashlib.sha256(content).hexdigest() for content in (data, tokens.tobytes()))
+    change_sidecar(char.val_file, sha256=now)
     with pytest.raises(UserError, match=f"the validation data has changed .*was {was[:8]}.*is {now[:8]}"):
         train.main(char, fresh=False)
+
+
+def test_data_that_is_changed_while_training_reads_it_is_not_saved(char, monkeypatch):
+    """Another program writes into the open file."""
+    real = Run.save_checkpoint
+
+    def save_checkpoint(run):
+        if run.step == 10:
+            data = char.train_file.read_bytes()
+            with open(char.train_file, "r+b") as file:
+                file.write(bytes([data[0] ^ 1]))
+        return real(run)
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_checkpoint)
+    with pytest.raises(
+        UserError, match=r"train\.bin was changed while .*after the last checkpoint .*step_00000005\.pt"
+    ):
+        train.main(char, fresh=False)
+    assert steps_of(char) == ["step_00000005.pt"]

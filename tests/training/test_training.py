@@ -1,10 +1,10 @@
 """Training runs: what they write, how they stop, how a step is computed."""
 
 import hashlib
-import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_pipeline
+from faults import change_sidecar
 from runs import flags, interrupt_after, log_of, same, steps_of
 
 import train
@@ -422,14 +423,13 @@ for step in range(int(sys.argv[2])):
 for i, _ in zip(range(2000), blocks_in_order(data, 128, 256)): pass
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-    facts = json.loads((char.train_file.with_name("train.bin.json")).read_text())
     peak = {}
     for megabytes in (4, 400):
         path = char.train_file.with_name(f"{megabytes}.bin")
         np.zeros(megabytes * 500_000, np.uint16).tofile(path)
         sha256 = hashlib.sha256(bytes(megabytes * 1_000_000)).hexdigest()
-        about = facts | {"tokens": megabytes * 500_000, "sha256": sha256}
-        path.with_name(path.name + ".json").write_text(json.dumps(about))
+        shutil.copy(char.train_file.with_name("train.bin.json"), path.with_name(path.name + ".json"))
+        change_sidecar(path, tokens=megabytes * 500_000, sha256=sha256)
         for steps in (100, 2000):
             command = [sys.executable, "-c", script, str(path), str(steps)]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
