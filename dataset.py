@@ -177,7 +177,9 @@ def read_sidecar(path: Path) -> dict:
             raise UserError(f"{shown_path(sidecar(path))} has format version {version}. {PREPARE} again.")
         least = 0 if facts["tokens"] == 0 else 1
         numbers = ("tokens", "utf8_bytes", "documents", "vocab_size")
-        wrong = [name for name in numbers if type(facts[name]) is not int or facts[name] < least]
+        wrong = [name for name in numbers if type(facts[name]) is not int or not least <= facts[name] < 2**63]
+        more = {"end_of_text_id": facts["end_of_text_id"], "unknown_characters": facts.get("unknown_characters", 0)}
+        wrong += [name for name, value in more.items() if type(value) is not int or not 0 <= value < 2**63]
         wrong += [name for name in ("tokenizer_sha256", "sha256") if type(facts[name]) is not str or not facts[name]]
         pairs = facts.get("pairs", [])
         wrong += [] if type(pairs) is list and all(type(pair) is str for pair in pairs) else ["pairs"]

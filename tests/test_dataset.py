@@ -195,7 +195,9 @@ def test_a_damaged_sidecar_is_named(tmp_path, content):
         open_tokens(path)
 
 
-@pytest.mark.parametrize("fact", ["tokenizer_sha256", "vocab_size", "tokens", "documents", "utf8_bytes", "sha256"])
+@pytest.mark.parametrize(
+    "fact", ["tokenizer_sha256", "vocab_size", "tokens", "documents", "utf8_bytes", "sha256", "end_of_text_id"]
+)
 def test_a_sidecar_that_lacks_a_fact_is_named(tmp_path, fact):
     path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
     facts = json.loads(sidecar(path).read_text())
@@ -205,11 +207,23 @@ def test_a_sidecar_that_lacks_a_fact_is_named(tmp_path, fact):
         open_tokens(path)
 
 
-@pytest.mark.parametrize("fact", [{"tokens": "4"}, {"tokens": None}, {"tokens": [4]}, {"utf8_bytes": 0}])
+SENSELESS = [
+    *({"tokens": value} for value in ("4", None, [4], 4.0, True)),
+    *({"utf8_bytes": value} for value in (0, -1, 10**1000)),
+    {"documents": 10**1000},
+    {"unknown_characters": "3"},
+    {"end_of_text_id": None},
+    {"pairs": "a"},
+    {"pairs": [1]},
+]
+
+
+@pytest.mark.parametrize("fact", SENSELESS, ids=lambda fact: str(fact)[:40])
 def test_a_sidecar_of_senseless_facts_is_named(tmp_path, fact):
+    """With the right checksum: somebody made it so."""
     path = write_tokens(tmp_path / "t.bin", [1, 2, 3])
-    sidecar(path).write_text(json.dumps(json.loads(sidecar(path).read_text()) | fact))
-    with pytest.raises(UserError, match="is damaged"):
+    change_sidecar(path, **fact)
+    with pytest.raises(UserError, match=f"is damaged.*{next(iter(fact))}"):
         open_tokens(path)
 
 

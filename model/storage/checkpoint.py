@@ -111,8 +111,14 @@ def check_state(content: dict) -> None:
     check_tensors(weights, model.state_dict())
     check_tensors(require(content, "optimizer", dict), optimizer_shapes(model))
     check_tensors({"rng": require(content, "rng", Tensor)}, {"rng": torch.get_rng_state()})
-    if "cuda_rng" in content and require(content, "cuda_rng", Tensor).dtype != torch.uint8:
-        raise ValueError("its cuda_rng is not the state of a random number generator")
+    try:
+        torch.Generator().set_state(content["rng"])
+    except RuntimeError:
+        raise ValueError("its rng is not the state of a random number generator") from None
+    if "cuda_rng" in content:
+        cuda_rng = require(content, "cuda_rng", Tensor)  # a seed and an offset, a multiple of 4, of 8 bytes each
+        if cuda_rng.dtype != torch.uint8 or cuda_rng.shape != (16,) or cuda_rng[8] % 4:
+            raise ValueError("its cuda_rng is not the state of a random number generator")
 
 
 def optimizer_shapes(model: GPT) -> dict[str, Tensor]:

@@ -27,8 +27,8 @@ def check_architecture(architecture: dict) -> None:
             raise ValueError(f"{name} must be a whole number from 1 to {largest:,}")
     if a["n_layer"] * a["block_size"] * a["n_embd"] > MAX_CACHE:
         raise ValueError(f"n_layer * block_size * n_embd must be at most {MAX_CACHE:,}")
-    if not (is_number(a.get("rotary_base")) and a["rotary_base"] > 0):
-        raise ValueError("rotary_base must be a number above 0")
+    if not (is_number(a.get("rotary_base")) and 1e-30 <= a["rotary_base"] <= 1e30):  # else its powers have no float
+        raise ValueError("rotary_base must be a number from 1e-30 to 1e30")
     if not (is_number(a.get("dropout")) and 0 <= a["dropout"] < 1):
         raise ValueError("dropout must be at least 0 and below 1")
     if not isinstance(a.get("tie_embeddings"), bool):
@@ -43,6 +43,25 @@ def is_integer(value: object, minimum: int) -> bool:
 def is_number(value: object) -> bool:
     """Whether the value is a finite int or float (not a bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def check_summary(training: dict) -> None:
+    """Refuse a summary of a training whose figures are no figures. It may lack any of them but the number of steps, as
+    that of bare ids or of older files."""
+    data = training.get("data", {})
+    if not isinstance(data, dict):
+        raise ValueError("its summary of the training data is none")
+    figures = {name: training.get(name) for name in ("tokens_seen", "val_loss", "val_bits_per_byte")}
+    figures |= {name: data.get(name) for name in ("documents", "utf8_bytes")}
+    texts = {"source": data.get("source"), "init_from": training.get("init_from")}
+    if not is_integer(training.get("steps"), 0) or not is_number(training["steps"]):
+        raise ValueError("its summary of the training has no number of steps")
+    for name, value in figures.items():
+        if value is not None and not is_number(value) and value == value:  # NaN is unknown
+            raise ValueError(f"its summary of the training has a {name} that is no number")
+    for name, value in texts.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f"its summary of the training has a {name} that is no text")
 
 
 def require(content: dict, name: str, expected_type: type) -> object:

@@ -70,9 +70,8 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
         if (tokenizer.vocab_size, tokenizer.sha256) != (vocab_size, stored.get("sha256")):
             raise ValueError("its tokenizer does not belong to its weights")
         training = checks.require(content, "training", dict)
-        bits_known = checks.is_number(training.get("val_bits_per_byte")) or tokenizer.kind == "none"
-        data_known = isinstance(training.get("data", {}), dict)
-        if not (checks.is_integer(training.get("steps"), 0) and bits_known and data_known):
+        checks.check_summary(training)
+        if training.setdefault("val_bits_per_byte", None) is None and tokenizer.kind != "none":
             raise ValueError("its summary of the training is incomplete")
         model = GPT(**architecture)
         model.load_state_dict(weights)

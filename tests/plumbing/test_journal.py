@@ -228,9 +228,7 @@ def test_a_second_run_is_refused_before_the_first_has_written_anything(tmp_path)
     assert snapshot(tmp_path) == {}
 
 
-def test_no_damage_of_an_unfinished_file_or_its_journal_gets_into_the_result(
-    run, project, small_chunks, monkeypatch
-):
+def test_no_damage_of_an_unfinished_file_or_its_journal_gets_into_the_result(run, project, small_chunks, monkeypatch):
     """A disk changed a byte while nothing ran: the result is that of a run from the beginning."""
     write_corpus(config.CHAR.corpus, VARIED)
     run(TRAIN_CHAR)

@@ -131,6 +131,15 @@ def test_the_hub_cache_is_found_as_the_hub_library_finds_it(run, project, monkey
         assert Path("c.txt").read_text() == name
 
 
+def test_somebody_without_a_home_is_told_what_there_is_not(run, project, monkeypatch):
+    """In some containers, the user has neither HOME nor an entry in the list of users."""
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    for variable in ("HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    refused(run(EXTRACT, "--corpus", "c.txt"), "No parquet file in", "huggingface/hub/datasets--bigcode--the-stack")
+
+
 def test_a_missing_column_is_named_with_those_there_are(run, project):
     write_parquet(project / "p.parquet", ["a"], column="text")
     write_corpus(project / "c.txt", ["earlier"])

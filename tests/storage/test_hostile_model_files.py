@@ -209,6 +209,9 @@ def changes_of_content() -> dict:
         {"block_size": None},
         {"rotary_base": float("nan")},
         {"rotary_base": -1.0},
+        {"rotary_base": 1e-320},
+        {"rotary_base": 1e299},
+        {"rotary_base": 10**299},
         {"dropout": 1.5},
         {"tie_embeddings": 1},
         {"more": 1},
@@ -230,6 +233,14 @@ def changes_of_content() -> dict:
         "a summary of nothing": lambda content: content["training"].clear(),
         "a summary of other data": lambda content: content["training"].update(data=5),
     }
+    summaries = [
+        *({name: value} for name in ("steps", "tokens_seen", "val_loss") for value in ("7", [7], 10**400)),
+        {"val_bits_per_byte": "1.5"},
+        {"val_bits_per_byte": None},
+        {"init_from": 5},
+        *({"data": {name: []}} for name in ("source", "documents", "utf8_bytes")),
+    ]
+    kinds |= {f"summary {c}"[:60]: (lambda content, c=c: content["training"].update(c)) for c in summaries}
     return kinds
 
 
