@@ -3,8 +3,6 @@
 import argparse
 import math
 import re
-import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
