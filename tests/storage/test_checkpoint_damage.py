@@ -16,7 +16,9 @@ from stored_runs import refusal, refused_checkpoint
 
 import train
 from model.storage.checkpoint import load_checkpoint
+from model.storage.model_file import load_model, save_model
 from model.storage.safe_load import save
+from plumbing.errors import UserError
 
 
 def accepted_damage(number: int, folder: Path, good: Path, other: Path, refuse) -> list[int]:
@@ -114,3 +116,15 @@ def test_a_checkpoint_that_lacks_something_is_passed_over(finished_run, tmp_path
     out = capsys.readouterr().out
     assert f"{new.name} cannot be used: " in out and old.name in out
     assert same(load_checkpoint(settings.checkpoint_dir / new.name), load_checkpoint(new))
+
+
+def test_a_model_that_cannot_be_read_back_replaces_nothing(finished_run, tmp_path):
+    path = tmp_path / "model.pt"
+    shutil.copy(finished_run.settings.model_file, path)
+    before = path.read_bytes()
+    model, tokenizer, training = load_model(path)
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="a number that is not finite"):
+        save_model(path, model, tokenizer, training)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["model.pt"]
