@@ -62,7 +62,7 @@ class Training:
     beta2: float = 0.95  # AdamW: decay of the mean squared gradient; 0.99 for small batches
     grad_clip: float = 1.0  # gradients are scaled down to at most this norm (0: off)
     seed: int = 1337  # initial weights, data order, random numbers; on a CPU the same seed repeats the run exactly
-    eval_every: int = 500  # steps between evaluations (0: only at the end, where all validation tokens are scored)
+    eval_every: int = -1  # steps between evaluations (-1: a tenth of the run; 0: only the last one, of all tokens)
     eval_tokens: int = 32_768  # validation tokens to score before the end, spread over the file (0: all of them)
     sample_tokens: int = 120  # tokens of generated text to print at each evaluation (0: none)
     checkpoint_every: int = 250  # steps between checkpoints
@@ -113,3 +113,6 @@ BPE = replace(
     batch_size=8,
     learning_rate=0.03,
 )
+
+if __name__ == "__main__":
+    print(f"config.py only holds the {len(vars(CHAR))} settings. Edit it, then run a script, such as python train.py.")

@@ -7,6 +7,9 @@ checksum. A folder of token files can be used wherever a token file can. scripts
 train.py reads them.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("This file is what reads and writes token files, and no script: python train.py trains a model.")
+
 import hashlib
 import json
 import math

@@ -17,7 +17,14 @@ The text is the prompt and what was drawn. It ends after --tokens tokens, before
 writes <|endoftext|>. With several --samples, each starts with the prompt, and a line <|endoftext|> separates them.
 """
 
-import plumbing.interrupts  # isort: skip
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also with python -I
+import plumbing.start
+
+from pathlib import Path
+
 from config import CHAR, MODEL_NAME, Settings
 from model.generation.command_line import check_generation_flags, converse, generation_flags, prompt_of, say
 from plumbing.errors import UsageError, UserError, run_script
@@ -29,7 +36,6 @@ if __name__ == "__main__":
 from argparse import Namespace
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 

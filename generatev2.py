@@ -10,7 +10,12 @@ A BPE token includes the space before a word (" name"), so a prompt that ends wi
 Without --readable, tokens are shown as in the tokenizer's file, one letter per byte: "Ġdef" is " def".
 """
 
-import plumbing.interrupts  # isort: skip
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also with python -I
+import plumbing.start
+
 from config import BPE
 from model.generation.command_line import generation_flags
 from plumbing.errors import run_script

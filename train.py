@@ -16,8 +16,14 @@ The training loop is in train(): draw a batch, set the learning rate, take a ste
 checkpoint, evaluate. What a run consists of is in model/training/run.py; what it prints, model/monitoring/reporter.py.
 """
 
-import plumbing.interrupts  # isort: skip
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also with python -I
+import plumbing.start
+
 import time
+from pathlib import Path
 
 STARTED = time.perf_counter()  # --minutes counts from here
 
@@ -29,7 +35,6 @@ if __name__ == "__main__":
     settings, args = training_flags(CHAR, __doc__)  # before torch, which takes seconds to import
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +44,7 @@ from tqdm import tqdm
 from dataset import TokenFile, blocks_in_order
 from model.device import memory_advice, to_device
 from model.gpt import GPT
-from model.monitoring.estimate import print_estimate
+from model.monitoring.estimate import check_memory, print_estimate
 from model.monitoring.reporter import Reporter, check_finite, report_stop
 from model.training import distributed
 from model.training.choose_step import choose_step
@@ -143,6 +148,7 @@ def main(
     """Train, or with `plan` only estimate. Returns the exit code. The arguments are those of the command line."""
     with distributed.process_group(settings.device), open_run(settings, fresh, kind, init_from, ids, plan) as run:
         run.started = STARTED
+        check_memory(run)
         try:
             if plan:
                 print_estimate(run, train_step, evaluate)

@@ -9,7 +9,12 @@ Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs; at the end the mo
 Next    python generatev2.py --prompt "def"
 """
 
-import plumbing.interrupts  # isort: skip
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also with python -I
+import plumbing.start
+
 from config import BPE
 from model.training.command_line import training_flags
 from plumbing.errors import run_script

@@ -13,6 +13,12 @@ Stop it with Ctrl-C and run the same command again: it resumes inside the file w
 twice. No account or no network? Use ingestion/ingest_folder.py.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import argparse
 import hashlib
 import json
@@ -23,13 +29,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import _root
 import huggingface_hub  # imports its modules when they are used, so --help answers at once
 from huggingface_hub import constants, utils
 from tqdm import tqdm
 
 from config import CHAR
-from plumbing.command_line import add_flags
+from plumbing.command_line import ScriptParser, add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.files import flush_to_disk, make_folder, only_writer, rename
 from plumbing.inputs import LeftOut, parquet_files
@@ -283,7 +288,7 @@ def file_count(text: str) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--files", type=file_count, default="5", metavar="N", help="how many, or all [%(default)s]")
     parser.add_argument("--dataset", default=STACK, metavar="OWNER/NAME", help="name on the hub [%(default)s]")
     text = f"folder in it [{STACK_PYTHON} for {STACK}, else the whole]"

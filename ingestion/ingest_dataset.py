@@ -13,6 +13,12 @@ Only the one column is read, as the text that it is: no type is guessed, and oth
 is not read is counted and named.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import argparse
 import csv
 import functools
@@ -20,7 +26,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 import re
 import time
 from collections import Counter
@@ -28,11 +33,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import _root
 from tqdm import tqdm
 
 from config import CHAR
-from plumbing.command_line import add_flags, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, refuse_same
 from plumbing.corpus import NO_TEXT, split_at_marker
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, Unchanged, find_files
@@ -243,7 +247,7 @@ def read_inputs(paths: list[Path], args: argparse.Namespace, counts: Counter) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="PATH", help="files, or folders of them")
     parser.add_argument("--column", help="the column that holds the text [content, else text]")
     parser.add_argument("--output", type=Path, default=CHAR.parquet_dir / "dataset.parquet", help="file to write")

@@ -4,6 +4,7 @@
     python ingestion/ingest_folder.py ~/projects --pattern '*.py'
 
 Reads   the folders given; without one, Python's own standard library, except for its test suites
+        and its tables of characters
 Writes  data/parquet/folder.parquet: one row per file, with the columns content and path
 Next    python scripts/extract_parquets_to_text.py
 
@@ -12,36 +13,45 @@ others by such a line only if they are not UTF-8. Hidden files and folders, virt
 are left out; whatever is left out is counted and named.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import argparse
 import fnmatch
 import hashlib
-import os
 import platform
 import sysconfig
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-import _root
 from tqdm import tqdm
 
 from config import CHAR
-from plumbing.command_line import add_flags
+from plumbing.command_line import ScriptParser, add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, find_files
 from plumbing.text import printable, shown_path
 
 DECLARING = {".py", ".pyi", ".pyw", ".pyx", ".pxd", ".pxi"}  # Python and Cython
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
-TEST_SUITES = {"test", "tests", "idle_test"}  # a third of the standard library
+# Folders and files of the standard library, a third of it: tests, and tables of characters, which have line after line
+# like `0x00c1: 0x00c1,  # LATIN CAPITAL LETTER A WITH ACUTE`.
+NO_PROSE = {"test", "tests", "idle_test", "encodings", "entities.py"}
 
 
 def why_not_source(pattern: str, skipped: set[str], path: Path) -> str:
     """For find_files(): why a file or folder below a folder is left out."""
     if not os.path.isdir(path):
+        if path.name in skipped:
+            return "tables of characters"
         return "" if fnmatch.fnmatchcase(path.name.lower(), pattern.lower()) else f"not {pattern}"
     if os.path.exists(path / "pyvenv.cfg"):
         return "virtual environments: other people's packages"
@@ -99,11 +109,22 @@ def gather(folders: list[Path], skipped: set[str], args: argparse.Namespace, lef
             yield text, name
     if not seen:
         reasons = ". ".join(left_out.lines()) or "none found"
-        raise UserError(f"No file matching {args.pattern!r} was taken. Left out: {reasons}.")
+        raise UserError(
+            f"No file matching {args.pattern!r} was taken. Left out: {reasons}.{other_pattern(folders, skipped)}"
+        )
+
+
+def other_pattern(folders: list[Path], skipped: set[str]) -> str:
+    """What to type for the files that there are, or an empty text."""
+    why_not = partial(why_not_source, "*", skipped)
+    paths = [path for folder in folders for path in find_files(folder, why_not, LeftOut())]
+    endings = Counter(path.suffix.lower() for path in paths if path.suffix).most_common(3)
+    names = ", ".join(f"--pattern '*{ending}' ({count:,})" for ending, count in endings)
+    return f" There are files for {names}." if names else ""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="folders to gather from")
     parser.add_argument("--pattern", default="*.py", help="names of the files to take [%(default)s]")
     parser.add_argument("--max-bytes", type=int, default=1_000_000, help="leave out longer files [%(default)s]")
@@ -116,11 +137,12 @@ def main() -> None:
     folders = args.folders or [Path(sysconfig.get_path("stdlib"))]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{shown_path(folder)} is not a folder.")
+            way_out = " For one text, you need no ingestion: name it with --corpus from step 4 on."
+            raise UserError(f"{shown_path(folder)} is not a folder.{way_out if folder.is_file() else ''}")
         name = shown_path(folder) if args.folders else f"the standard library of Python {platform.python_version()}"
         print(f"Gathering {args.pattern} from {name}")
 
-    skipped = SKIPPED_FOLDERS if args.folders else SKIPPED_FOLDERS | TEST_SUITES
+    skipped = SKIPPED_FOLDERS if args.folders else SKIPPED_FOLDERS | NO_PROSE
     left_out = LeftOut()
     files, size = write_parquet(args.output, gather(folders, skipped, args, left_out))
     left_out.show()

@@ -1,14 +1,19 @@
 """Which device to compute on and in which precision, and what to do when its memory runs out."""
 
 import ctypes
+import math
 import os
+import re
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from plumbing.errors import UsageError, UserError
+
+CGROUP_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
 
 
 def pick_device(name: str) -> torch.device:
@@ -19,6 +24,8 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=name).item()  # item(): the device "meta" makes tensors, but they hold no numbers
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        if reason.startswith(("Expected one of", "Invalid device string", "Device string")):
+            raise UsageError(f"--device is auto, cpu, cuda, cuda:1 (the second GPU) or mps, not {name!r}.") from None
         raise UsageError(f"The device {name!r} cannot be used here: {reason}. Try --device cpu.") from None
     device = torch.device(name)
     if device.type == "cuda" and device.index is not None:
@@ -88,6 +95,29 @@ def keep_memory() -> None:
         return
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes of free memory to keep at the end of the heap
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: smaller blocks come from the heap; 32 MB is the largest value allowed
+
+
+def free_memory() -> float:
+    """Bytes of this machine's memory that a program can still take, within the limit of its container; infinite where
+    the system does not say. Linux kills a program that takes more, without a word."""
+    try:
+        available = 1024 * int(re.search(r"^MemAvailable: +(\d+) kB", system_file("/proc/meminfo"), re.MULTILINE)[1])
+    except (OSError, TypeError):
+        return math.inf
+    for folder, limit, used in (("", "memory.max", "memory.current"), ("memory/", *CGROUP_V1)):
+        try:
+            texts = [system_file(f"/sys/fs/cgroup/{folder}{name}") for name in (limit, used, "memory.stat")]
+            cache = int(
+                re.search(r"^(?:total_)?inactive_file (\d+)", texts[2], re.MULTILINE)[1]
+            )  # given back on demand
+            available = min(available, int(texts[0]) - int(texts[1]) + cache)
+        except (OSError, ValueError, TypeError):  # no such cgroup, or "max"
+            pass
+    return max(0, available)
+
+
+def system_file(path: str) -> str:
+    return Path(path).read_text("utf-8")
 
 
 @contextmanager

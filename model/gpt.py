@@ -7,6 +7,10 @@ tools without custom code. tests/model/test_model.py compares the two, number by
 """
 
 from collections.abc import Callable
+
+if __name__ == "__main__":
+    raise SystemExit("This file is the model, and no script: python train.py trains a model.")
+
 from dataclasses import asdict
 
 import torch

@@ -11,6 +11,9 @@ S is T plus the tokens in the KV cache. A comment such as (B, T, C) gives the sh
 
 import importlib.util
 
+if __name__ == "__main__":
+    raise SystemExit("This file is the layers of the model, and no script: python train.py trains a model.")
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

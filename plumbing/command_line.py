@@ -1,10 +1,11 @@
 """From settings to flags: one typed flag per field of config.py that a script uses, and checks that scripts share."""
 
 import argparse
-import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import config
@@ -12,8 +13,38 @@ from config import CHAR, Settings
 from plumbing.errors import UsageError
 from plumbing.files import real_path
 from plumbing.interrupts import end_at_once
-from plumbing.settings import field_names
+from plumbing.settings import KINDS, TYPE_OF, field_names, meant, problem_with, whole_number
+from plumbing.terminal import open_streams
 from plumbing.text import quoted_path, shown_path
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """A parser whose description is shown as it is written, and that answers a wrong flag in a line or two."""
+
+    given: Sequence[str] = ()  # the words to parse
+
+    def __init__(self, description: str | None = None, **options):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        open_streams()  # --help is readable in any console
+        self.given = sys.argv[1:] if args is None else args
+        return super().parse_args(args, namespace)
+
+    def flags(self) -> list[str]:
+        """All flags, those of subcommands included."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for parser in action.choices.values() for flag in parser.flags()]
+        return found
+
+    def error(self, message: str):
+        """Say what is wrong, and which flag may have been meant."""
+        flags, words = self.flags(), [word.partition("=")[0] for word in self.given if re.match(r"--\w", word)]
+        if unknown := [word for word in words if not any(flag.startswith(word) for flag in flags)]:
+            message = f"there is no flag {unknown[0]}{meant(unknown[0], flags)}"
+        self.exit(2, f"error: {message.removeprefix('argument ')}. See --help.\n")
 
 
 def flag_name(field: str) -> str:
@@ -25,32 +56,47 @@ def add_flags(parser: argparse.ArgumentParser, settings: Settings, *wanted: type
     """Add a typed flag for each of the wanted settings, its value in `settings` as the default and its comment in
     config.py as the help. `wanted` are classes of config.py, for all their fields, and names separated by spaces."""
     names = [name for one in wanted for name in (one.split() if isinstance(one, str) else field_names(one))]
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(config.__file__).read_text("utf-8"), re.MULTILINE))
+    comments = dict(re.findall(r"^ +(\w+) *:.*?# *(.*)$", Path(config.__file__).read_text("utf-8"), re.MULTILINE))
     for field in fields(Settings):
         if field.name not in names:
             continue
-        default, flag = getattr(settings, field.name), flag_name(field.name)
-        text = comments[field.name].replace("%", "%%")
+        default, flag, kind = getattr(settings, field.name), flag_name(field.name), TYPE_OF[field.name]
+        text = comments.get(field.name, "").replace("%", "%%")
         if field.name == "debug":
             parser.add_argument("--quiet", dest="debug", action="store_false", default=default, help="show no work")
-        elif field.type is bool:
+        elif kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
             text += f" [{shown_path(default) if isinstance(default, Path) else default}]"
-            parser.add_argument(flag, type=field.type, default=default, metavar=flag[2:].upper(), help=text)
+            options = {"type": partial(flag_value, kind), "metavar": flag[2:].upper()}
+            parser.add_argument(flag, default=default, help=text, **options)
+
+
+def flag_value(kind: type, text: str) -> object:
+    """The value of a flag whose setting is of this type. Raises argparse.ArgumentTypeError."""
+    try:
+        return whole_number(text) if kind is int else kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS[kind]}") from None
 
 
 def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None = None):
-    """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
+    """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments). Raises
+    UsageError for a value beyond its limits."""
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in field_names(Settings) if hasattr(args, name)}
-    return replace(settings, **given), args
+    settings = replace(settings, **given)
+    check_limits(settings, given)
+    return settings, args
 
 
 def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None):
-    """parse(); from then on until run_script(), while torch is imported, Ctrl-C ends the process at once and without a
-    traceback."""
-    parsed = parse(parser, settings, argv)
+    """parse() outside run_script(). From then on until that, while torch is imported, Ctrl-C ends the process at once
+    and without a traceback."""
+    try:
+        parsed = parse(parser, settings, argv)
+    except UsageError as error:
+        parser.exit(2, f"error: {error}\n")
     end_at_once()
     return parsed
 
@@ -75,25 +121,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check_seed(settings: Settings) -> None:
-    """Raise UsageError for a seed that torch's random numbers cannot start from."""
-    if not 0 <= settings.seed < 2**64:
-        raise UsageError(f"--seed must be from 0 to 2**64 - 1, and it is {settings.seed}.")
-
-
-def check_sampling(settings: Settings) -> None:
-    """Raise UsageError for values that no token can be sampled with."""
-    if not 0 <= settings.temperature < math.inf:
-        raise UsageError(f"--temperature must be 0 (the most likely token) or above, not {settings.temperature}.")
-    if settings.top_k < 0:
-        raise UsageError(f"--top-k must be 0 or above, not {settings.top_k}.")
-    if not 0 < settings.top_p <= 1:
-        raise UsageError(f"--top-p must be above 0 and at most 1, not {settings.top_p}.")
-    if not 0 <= settings.min_p <= 1:
-        raise UsageError(f"--min-p must be from 0 to 1, not {settings.min_p}.")
-    if not 0.01 <= settings.repetition_penalty <= 100:
-        raise UsageError(f"--repetition-penalty must be from 0.01 to 100, not {settings.repetition_penalty}.")
-    check_seed(settings)
+def check_limits(settings: Settings, names: Iterable[str]) -> None:
+    """Raise UsageError for the first of these settings that is beyond its limits."""
+    for name in names:
+        if problem := problem_with(name, getattr(settings, name)):
+            raise UsageError(f"{flag_name(name)} {problem}.")
 
 
 def file_flags(settings: Settings, default: Settings, names: str) -> str:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from plumbing.interrupts import end_at_once, raise_interrupt
+from plumbing.terminal import open_streams
 from plumbing.text import printable
 
 
@@ -18,11 +19,7 @@ class UsageError(UserError):
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 must not stop a run
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    open_streams()
     try:
         try:
             raise_interrupt()

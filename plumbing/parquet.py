@@ -12,7 +12,7 @@ from plumbing.corpus import END_OF_TEXT, is_cut_at_marker
 from plumbing.errors import UserError
 from plumbing.files import real_path, whole_file
 from plumbing.inputs import parquet_files
-from plumbing.text import quoted_path, shown_path
+from plumbing.text import print_next, quoted_path, shown_path
 
 # The text, as the public datasets of source code call it, and the file that it comes from, for people.
 SCHEMA = pa.schema([("content", pa.string()), ("path", pa.string())])
@@ -59,11 +59,11 @@ def row_groups(rows: Iterable[tuple[str, Path]]) -> Iterator[tuple[list[tuple[st
 def show_extraction(output: Path, folder: Path) -> None:
     """Print the command that extracts the text of a Parquet file. It reads the whole `folder` if no file is named."""
     if not real_path(output).is_relative_to(real_path(folder)):
-        print(f"Next: python scripts/extract_parquets_to_text.py {quoted_path(output)}")
+        print_next(f"python scripts/extract_parquets_to_text.py {quoted_path(output)}")
         return
     if others := sum(real_path(path) != real_path(output) for path in parquet_files(folder)):
         print(
             f"Extraction reads every Parquet file in {shown_path(folder)}, and there are {others:,} more. "
             f"To read this one alone, add {quoted_path(output)}."
         )
-    print("Next: python scripts/extract_parquets_to_text.py")
+    print_next("python scripts/extract_parquets_to_text.py")

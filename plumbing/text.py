@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import string
+import unicodedata
 from pathlib import Path
 
 
@@ -38,6 +39,15 @@ def quoted_path(path: Path) -> str:
     plain = (string.ascii_letters + string.digits + "/._-").encode()
     typed = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text))
     return f"$'{''.join(typed)}'"
+
+
+IN_QUICKSTART = "TINYLITTLEGPT_QUICKSTART"  # set by the quickstart, which says itself what comes next
+
+
+def print_next(what: str) -> None:
+    """Say what comes after this script, where a person runs it."""
+    if not os.environ.get(IN_QUICKSTART):
+        print(f"Next: {what}")
 
 
 def plural(count: int, noun: str) -> str:
@@ -79,3 +89,24 @@ def readable(data: bytes) -> str:
         return visible(data.decode("utf-8"))
     except UnicodeDecodeError:
         return "".join(f"<{byte:02x}>" for byte in data)
+
+
+def cell_width(text: str) -> int:
+    """Columns that a text takes in a terminal: two for East Asian wide characters, none for combining marks."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
+
+
+def shortened(text: str, cells: int) -> str:
+    """A text in at most so many columns, with … where it was cut."""
+    if cell_width(text) <= cells:
+        return text
+    while text and cell_width(text) >= cells:
+        text = text[:-1]
+    return text + "…"
+
+
+def fitted(text: str, cells: int) -> str:
+    """A text in exactly so many columns, shortened or filled with spaces."""
+    text = shortened(text, cells)
+    return text + " " * (cells - cell_width(text))

@@ -19,29 +19,30 @@ Each head gets three scores from 0 to 1, the mean fraction of its attention that
 Layers and heads count from 0: L1H2 is head 2 of layer 1.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
+import shlex
 from dataclasses import replace
 from pathlib import Path
-
-import _root
 
 from config import BPE, CHAR, Settings
 from dataset import TokenFile, open_bare_tokens, open_tokens
 from model import metrics
-from plumbing.command_line import add_flags, check_seed, file_flags, model_flag, parse
+from plumbing.command_line import ScriptParser, add_flags, file_flags, model_flag, parse
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import bar, shown_path
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     model_flag(parser)
-    parser.add_argument("--val-file", dest="tokens", type=Path, help="token file [data/val.bin or data/val_bpe.bin]")
+    parser.add_argument("--val-file", dest="scored", type=Path, help="token file [data/val.bin or data/val_bpe.bin]")
     add_flags(parser, replace(CHAR, eval_tokens=16_384), "eval_tokens seed device debug")
     settings, args = parse(parser, CHAR, argv)
-    if settings.eval_tokens < 0:
-        raise UsageError(f"--eval-tokens must be 0 or above, and it is {settings.eval_tokens}.")
-    check_seed(settings)
 
     # What needs torch is imported here, so that --help answers at once.
     from model.device import memory_advice, pick_device
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with memory_advice("Try a smaller --eval-tokens."):
         model, tokenizer, _ = load_model(settings.model_file)
-        val = open_validation(settings, args.tokens, tokenizer)
+        val = open_validation(settings, args.scored, tokenizer)
         model.to(pick_device(settings.device))
         batches = validation_batches(val, model, settings.eval_tokens)
         scored = sum(idx.numel() for idx, _ in batches)
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, row in scores.items():
         print(f"  {name:8} " + "  ".join(f"{score:4.2f} {bar(score, 16)}" for score in row).rstrip())
     script = "generatev2.py" if tokenizer.kind == "bpe" else "generate.py"
-    flags = f"{file_flags(settings, CHAR, 'model_file')} --prompt {tokenizer.default_prompt}"
+    flags = f"{file_flags(settings, CHAR, 'model_file')} --prompt {shlex.quote(tokenizer.prompt_from(val.tokens))}"
     print(f"Next: python {script}{flags} --quiet --off {max(scores, key=costs.get)}")
 
 

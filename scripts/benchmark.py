@@ -12,14 +12,19 @@ Each row is the median of several rounds. In each round ours and the peer run in
 disturbs both. Compare ratios: absolute figures change from machine to machine and from day to day.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import argparse
 import json
 import sysconfig
 from pathlib import Path
 
-import _root
-
 from config import DATA
+from plumbing.command_line import ScriptParser
 from plumbing.errors import run_script
 from plumbing.files import whole_file
 from plumbing.text import shown_path
@@ -27,8 +32,8 @@ from scripts.benchmarks.models import BATCH_SIZES, GENERATED, SCALING_STEPS
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = argparse.ArgumentParser(add_help=False)
+    parser = ScriptParser(__doc__)
+    common = ScriptParser(add_help=False)
     common.add_argument("--json", type=Path, help="also write the figures to this file")
     common.add_argument("--nanogpt", type=Path, metavar="DIR", help="an unmodified checkout of nanoGPT to measure too")
     common.add_argument("--rounds", type=int, default=5, help="rounds to measure [%(default)s]")

@@ -13,17 +13,19 @@ and compares the gradients of one batch, the losses of ten training steps, and t
 changes the sixth digit; a wrong operation changes the first ones. Exit code 1 means that they disagree.
 """
 
-import argparse
+import os
+import sys
 
-import _root
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
 
 from config import CHAR
-from plumbing.command_line import add_flags, parse
+from plumbing.command_line import ScriptParser, add_flags, parse
 from plumbing.errors import UsageError, run_script
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     names = "block_size n_layer n_head n_embd rotary_base tie_embeddings batch_size learning_rate muon_rate seed device"
     add_flags(parser, CHAR, f"{names} debug")
     settings, _ = parse(parser, CHAR, argv)

@@ -12,16 +12,19 @@ Only names are converted, because the model has the architecture that is called 
 safetensors, and for --gguf the package gguf: uv run --extra export, or pip install safetensors gguf.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import _root
-
 from config import CHAR
-from plumbing.command_line import add_flags, model_flag, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.files import TEMPORARY
 from plumbing.text import printable, shown_path
@@ -129,7 +132,7 @@ def show_names(model) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     model_flag(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="also write this file for llama.cpp")

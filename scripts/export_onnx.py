@@ -10,14 +10,17 @@ What goes into the graph and what comes out: model/storage/onnx_file.py. Needs t
 onnxruntime: uv run --extra onnx, or pip install onnx onnxscript onnxruntime.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 from collections.abc import Sequence
 from pathlib import Path
 
-import _root
-
 from config import CHAR
-from plumbing.command_line import add_flags, model_flag, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UserError, run_script
 from plumbing.files import whole_file
 from plumbing.text import shown_path
@@ -26,7 +29,7 @@ TOLERANCE = 1e-4  # how far logits may differ; two ways to add up the same numbe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     model_flag(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     add_flags(parser, CHAR, "debug")

@@ -12,10 +12,14 @@ cores, about 1 MB at a time. If the run is stopped, the same command resumes it.
 something out.
 """
 
-import argparse
-import functools
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
+import argparse
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +28,6 @@ from dataclasses import dataclass
 from itertools import compress, pairwise
 from pathlib import Path
 
-import _root
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,14 +35,14 @@ from pyarrow.fs import LocalFileSystem
 from tqdm import tqdm
 
 from config import CHAR, Settings
-from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
+from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, refuse_same, shard_flag
 from plumbing.corpus import MARKER, SEPARATOR, SeenDocuments, document_hashes, read_document_bytes, split_at_marker
 from plumbing.errors import UserError, run_script
 from plumbing.files import whole_file
 from plumbing.inputs import LeftOut, Unchanged, find_files, parquet_files, why_not_parquet
 from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
-from plumbing.text import plural, printable, quoted_path, shown_path, visible
+from plumbing.text import plural, print_next, printable, quoted_path, shown_path, visible
 
 ROWS = 256  # read at once, at most,
 BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
@@ -52,10 +55,8 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a file by its name, whatever the name looks like. Compares pages with their checksums, if the file has some,
     and reads in small portions. Errors that a damaged file causes become a ValueError that names it."""
     try:
-        with (
-            LocalFileSystem().open_input_file(os.fsencode(path.absolute())) as file,
-            pq.ParquetFile(file, page_checksum_verification=True, buffer_size=1 << 16) as parquet,
-        ):
+        file = LocalFileSystem().open_input_file(os.fsencode(path.absolute()))
+        with file, pq.ParquetFile(file, page_checksum_verification=True, buffer_size=1 << 16) as parquet:
             yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         state = "cannot be read" if getattr(error, "errno", None) else "is damaged"
@@ -243,7 +244,7 @@ def write_corpus(writer: CorpusWriter, journal: Journal, files: list[Path], args
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="PATH", help="parquet files, or folders of them")
     parser.add_argument("--column", default="content", help="the column that holds the text [%(default)s]")
     parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files instead of stopping")
@@ -286,7 +287,7 @@ def main() -> int:
         shards = shard_pattern(settings.corpus, args.shard[1])
         print(f"Next, when all shards are written: cat {shards} > {quoted_path(settings.corpus)}")
     else:
-        print(f"Next: python scripts/sample_corpus_subset.py --megabytes 20{file_flags(settings, CHAR, 'corpus')}")
+        print_next(f"python scripts/sample_corpus_subset.py --megabytes 20{file_flags(settings, CHAR, 'corpus')}")
     return 3 if writer.bad else 0
 
 

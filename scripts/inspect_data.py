@@ -10,7 +10,12 @@ Writes  nothing. For text it prints document sizes, duplicates, white space and 
 Next    for a corpus: python scripts/train_tokenizer_bpe.py; for tokens: python trainv2.py
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import array
 import functools
 import heapq
@@ -20,7 +25,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import _root
 import numpy as np
 from tqdm import tqdm
 
@@ -29,7 +33,7 @@ from dataset import TokenFile, open_tokens, sidecar
 from model.tokenization.display import token_text
 from model.tokenization.pre_tokens import WHITE
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
-from plumbing.command_line import file_flags
+from plumbing.command_line import ScriptParser, file_flags
 from plumbing.corpus import NO_TEXT, SeenDocuments, document_hashes, read_document_bytes
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
@@ -197,7 +201,7 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a corpus, or a token file, or a folder of them")
     parser.add_argument("--tokenizer-file", type=Path, help="the tokenizer [those of config.py, if they exist]")
     args = parser.parse_args()

@@ -13,23 +13,27 @@ It is the pass that generate.py starts with for the same prompt: the same tokens
 and the same logits after the last one. Layers and heads count from 0: L1H2 is head 2 of layer 1.
 """
 
-import argparse
-from pathlib import Path
+import os
+import sys
 
-import _root
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
+from pathlib import Path
 
 from config import CHAR
 from model.tokenization.display import token_text
-from plumbing.command_line import add_flags, model_flag, parse, refuse_same
+from plumbing import terminal
+from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_same
 from plumbing.errors import UsageError, run_script
-from plumbing.text import bar, plural, shown_path
+from plumbing.text import bar, fitted, plural, shortened, shown_path
 
 KINDS = {"char": "a character model", "bpe": "a BPE model", "none": "a model of bare ids"}
 ROWS = 16  # of the prompt's tokens, --text shows the last so many
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--prompt", default="", help="the text to run; without one, the start of a document")
     model_flag(parser)
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the page to this file")
@@ -79,35 +83,49 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_logit_lens(model, tokenizer, forward, ids: list[int]) -> None:
-    """The likeliest next token after each token, if the model ended after the embedding, layer 0, ..."""
+    """The likeliest next token after each token, if the model ended after the embedding, layer 0, ... Of many layers,
+    some, so that a row fits into the terminal."""
     from model.interpretation.forward_pass import logit_lens
 
     names = ["embedding", *(f"layer {layer}" for layer in range(len(model.blocks)))]
-    print("The logit lens: what the model would predict after each token if it ended there.")
-    print("   after          " + "".join(f"{name:21}" for name in names) + "actual next token")
+    room = terminal.width() - 30  # for the layers, beside the token and the actual next one
+    columns = min(len(names), max(2, room // 11))
+    shown = [round(i * (len(names) - 1) / (columns - 1)) for i in range(columns)]
+    cells = min(21, max(11, room // len(shown)))
+    bars = max(0, min(4, cells - 15))
+    part = "" if len(shown) == len(names) else f" ({len(shown)} of {len(names)}; the page has all)"
+    print(f"The logit lens: what the model would predict after each token if it ended there{part}.")
+    print(f"  {'after':12} " + "".join(names[layer].ljust(cells) for layer in shown) + "actual next")
     p, top = logit_lens(model, forward.residual[:, -ROWS:]).float().softmax(dim=-1).max(dim=-1)  # (L + 1, ROWS)
-    shown = ids[-ROWS:]
-    for i, token in enumerate(shown):
-        line = f"   {token_text(tokenizer, token)[:12]:14} "
-        for p_here, best in zip(p[:, i].tolist(), top[:, i].tolist(), strict=True):
-            line += f"{bar(p_here, 4)} {p_here:4.0%} {token_text(tokenizer, best)[:10]:10} "
-        print(line + (token_text(tokenizer, shown[i + 1]) if i + 1 < len(shown) else ""))
+    tokens = ids[-ROWS:]
+    for i, token in enumerate(tokens):
+        line = f"  {fitted(token_text(tokenizer, token), 12)} "
+        for layer in shown:
+            filled = bar(p[layer, i].item(), bars) + " " if bars else ""
+            best = token_text(tokenizer, top[layer, i].item())
+            line += f"{filled}{p[layer, i].item():4.0%} {fitted(best, cells - len(filled) - 6)} "
+        actual = token_text(tokenizer, tokens[i + 1]) if i + 1 < len(tokens) else ""
+        print((line + shortened(actual, 12)).rstrip())
 
 
 def print_head(tokenizer, attention, ids: list[int], name: str) -> None:
-    """One head's attention (T, T): for each token, the three tokens that it attends to most."""
+    """One head's attention (T, T): for each token, the three tokens that it attends to most, and how many tokens back
+    each is."""
     from model.interpretation.heads import attention_pattern
 
     previous, itself, first = attention_pattern(attention).tolist()
     print(
         f"Head {name.upper()}: {previous:.0%} to the previous token, {itself:.0%} to itself, {first:.0%} to the first."
     )
+    cells = (terminal.width() - 14) // 3  # for each of the three
+    bars, token_cells = max(0, min(6, cells - 24)), max(4, min(10, cells - 13))
+    print(f"  {'from':12} to, and how many tokens back")
     for i in range(max(0, len(ids) - ROWS), len(ids)):
         top = attention[i, : i + 1].topk(min(3, i + 1))
-        line = f"   {token_text(tokenizer, ids[i])[:12]:14}"
+        line = f"  {fitted(token_text(tokenizer, ids[i]), 12)}"
         for p, j in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            where = f"({i - j} back)" if i > j else "(itself)"
-            line += f" {bar(p, 6)} {p:4.0%} {token_text(tokenizer, ids[j])[:8]:8} {where:10}"
+            filled = bar(p, bars) + " " if bars else ""
+            line += f" {filled}{p:4.0%} {fitted(token_text(tokenizer, ids[j]), token_cells)} {j - i or 'itself':<6}"
         print(line.rstrip())
 
 
@@ -116,7 +134,7 @@ def print_next_tokens(tokenizer, forward, show: int) -> None:
     top = p.topk(min(show, len(p)))
     print("The likeliest next tokens:")
     for p_token, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        print(f"   id {token:>5}  {token_text(tokenizer, token):14} {bar(p_token)} {p_token:7.2%}")
+        print(f"   id {token:>5}  {fitted(token_text(tokenizer, token), 14)} {bar(p_token)} {p_token:7.2%}")
 
 
 if __name__ == "__main__":

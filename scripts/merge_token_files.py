@@ -7,17 +7,21 @@ Writes  one token file and its description; all shards of a corpus give the same
 Next    the same for the validation files (data/val_bpe.*-of-8.bin), then python trainv2.py
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import glob
 import re
 from pathlib import Path
 
-import _root
 import numpy as np
 from tqdm import tqdm
 
 from dataset import TokenFile, joined_pairs, open_tokens, sidecar, token_writer
-from plumbing.command_line import refuse_same
+from plumbing.command_line import ScriptParser, refuse_same
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
 from plumbing.text import plural, shown_path
@@ -63,7 +67,7 @@ def merged_facts(files: list[TokenFile]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="token files; shards are sorted by their numbers")
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     args = parser.parse_args()
@@ -75,11 +79,8 @@ def main() -> None:
     total = sum(map(len, files))
     if not total:
         raise UserError("These files hold no tokens. Prepare more text, or with another --val-fraction.")
-    with (
-        token_writer(args.output, merged_facts(files)) as writer,
-        tqdm(desc="merging", total=2 * total, unit="B", unit_scale=True, delay=2) as progress,
-        inputs,
-    ):
+    progress = tqdm(desc="merging", total=2 * total, unit="B", unit_scale=True, delay=2)
+    with token_writer(args.output, merged_facts(files)) as writer, progress, inputs:
         for data in files:
             data.file.seek(0)  # reading, because a mapping of a file that becomes shorter would kill the process
             while ids := data.file.read(2 * TOKENS_AT_ONCE):

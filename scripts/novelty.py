@@ -17,15 +17,19 @@ The search is seed and extend, as in BLAST (Altschul et al. 1990): look up short
 then extend each hit in both directions for as long as the bytes agree.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 from pathlib import Path
 
-import _root
 import numpy as np
 from tqdm import tqdm
 
 from config import CHAR
-from plumbing.command_line import add_flags, parse
+from plumbing.command_line import ScriptParser, add_flags, parse
 from plumbing.corpus import MARKER, SEPARATOR
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import printable, shown_path, visible
@@ -37,7 +41,7 @@ CHUNK = 1 << 24  # bytes of the corpus to search at a time, a multiple of STRIDE
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the text to look up")
     parser.add_argument("--shortest", type=int, default=40, help="shortest match to report, in bytes, from 32 [40]")
     parser.add_argument("--most", type=int, default=10, help="number of matches to report [10]")

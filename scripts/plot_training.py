@@ -11,25 +11,31 @@ Writes  with --html a page for a browser: loss, learning rate, gradients and spe
 Next    open the page; or scripts/inspect_model.py, which opens the trained model
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import math
 from pathlib import Path
 
-import _root
+import numpy as np
 
 from config import CHAR
 from model import metrics
-from plumbing.command_line import add_flags, parse
+from plumbing.command_line import ScriptParser, add_flags, parse
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.page import fill_page, write_page
 from plumbing.text import plural, printable, quoted_path, shown_path
 
+SHOWN_STEPS = 800  # points of a loss curve: half of them evenly spread, half on a logarithmic axis
 TRAINING = ("loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second")  # of a "loss" line
 VALIDATION = ("val_loss", "val_bits_per_byte")  # of a "val_loss" line
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     run_help = "folder of a run, or its log [checkpoints/char]"
     parser.add_argument("run", type=Path, nargs="?", default=CHAR.checkpoint_dir, help=run_help)
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN", help="plot these runs as well")
@@ -75,7 +81,7 @@ def read_run(path: Path) -> dict:
     path = path / "log.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no log {shown_path(path)}. Name the folder of a run, such as checkpoints/bpe.")
-    about, warnings, lines, evaluations, records = {}, [], {}, {}, {}
+    about, warnings, lines, evaluations, records, losses = {}, [], {}, {}, {}, {}
     for text in path.read_bytes().split(b"\n"):
         if (entry := read_line(text)) is None:
             continue
@@ -83,6 +89,8 @@ def read_run(path: Path) -> dict:
         # A run that was killed and resumed may log a step twice. The later entry counts.
         if "loss" in entry:
             lines[step] = {name: entry.get(name) for name in ("step", *TRAINING)}
+            own = entry.get("losses", [entry["loss"]])  # of the steps up to this one
+            losses |= zip(range(step - len(own) + 1, step + 1), own, strict=True)
         if "val_loss" in entry:
             evaluations[step] = {name: entry.get(name) for name in ("step", *VALIDATION)}
         if "record" in entry:
@@ -92,15 +100,34 @@ def read_run(path: Path) -> dict:
     if not lines and not evaluations:
         raise UserError(f"{shown_path(path)} has no figures yet. Wait for the first line of the training.")
     name = printable(path.resolve().parent.name)  # resolved, because the name of "." is empty
-    run = {"name": name, "about": about, "warnings": warnings}
+    run = {"name": name, "about": about, "warnings": warnings, "training": smoothed(losses)}
     for name, entries in (("lines", lines), ("evaluations", evaluations), ("records", records)):
         run[name] = [entries[step] for step in sorted(entries)]
     return run
 
 
+def smoothed(losses: dict[int, float | None]) -> list[tuple[int, float]]:
+    """The curve of the losses by step, [(step, loss), ...]: one batch is easier than the next, so each point is the
+    mean over the steps within 5 % of its own. The first steps, where the loss falls fastest, are as they were."""
+    steps = np.array([step for step in sorted(losses) if losses[step] is not None and math.isfinite(losses[step])])
+    if not len(steps):
+        return []
+    sums = np.append(0, np.cumsum([losses[step] for step in steps.tolist()]))
+    last = int(steps[-1])
+    shown = np.union1d(np.linspace(1, last, SHOWN_STEPS // 2), np.geomspace(1, max(2, last), SHOWN_STEPS // 2)).round()
+    shown = np.union1d(shown[shown <= last].astype(int), last) if last > SHOWN_STEPS else np.arange(1, last + 1)
+    shown = shown[np.isin(shown, steps)]
+    first, after = (
+        np.searchsorted(steps, shown - shown // 20),
+        np.searchsorted(steps, shown + shown // 20, side="right"),
+    )
+    means = (sums[after] - sums[first]) / (after - first)
+    return [(step, round(mean, 5)) for step, mean in zip(shown.tolist(), means.tolist(), strict=True)]
+
+
 def plot_loss(run: dict, width: int = 64, height: int = 16) -> str:
     """The loss over the steps as text, on a logarithmic axis of losses: · for training, o for validation."""
-    points = [(entry["step"], entry["loss"], "·") for entry in run["lines"]]
+    points = [(step, loss, "·") for step, loss in run["training"]]
     points += [(entry["step"], entry["val_loss"], "o") for entry in run["evaluations"]]
     points = [(step, math.log(loss), mark) for step, loss, mark in points if loss is not None and 0 < loss < math.inf]
     if not points:

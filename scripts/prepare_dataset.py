@@ -15,32 +15,37 @@ The corpus is cut into chunks between documents, which are encoded on all cores.
 resumes it.
 """
 
-import argparse
 import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
-import _root
 import numpy as np
 from tqdm import tqdm
 
 from config import CHAR, Settings
-from dataset import open_tokens, remove_sidecars, token_writer
+from dataset import TokenWriter, open_tokens, remove_sidecars, token_writer
 from model.tokenization.bpe_encoder import BPEEncoder
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.display import cut_line
 from model.tokenization.pre_tokens import END, join_documents
 from model.tokenization.tokenizer import Tokenizer, load_tokenizer
-from plumbing.command_line import add_flags, file_flags, parse, refuse_same, shard_flag
+from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, refuse_same, shard_flag
 from plumbing.corpus import cut_in_two, cut_into_chunks, find_border, only_document, split_documents
-from plumbing.errors import UsageError, UserError, run_script
+from plumbing.errors import UserError, run_script
 from plumbing.files import flush_to_disk
 from plumbing.inputs import Unchanged
 from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
-from plumbing.text import quoted_path, shown_path, visible
+from plumbing.text import print_next, quoted_path, shown_path, visible
 
 CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little enough to hold several chunks in memory
 BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
@@ -94,18 +99,21 @@ def shard_range(encoder: CorpusEncoder, shard: tuple[int, int]) -> tuple[int, in
     return find_border(corpus, size * (number - 1) // of), find_border(corpus, size * number // of)
 
 
+@contextmanager
+def two_writers(files: list[Path], facts: dict, journal: Journal) -> Iterator[tuple[TokenWriter, TokenWriter]]:
+    with token_writer(files[0], facts, journal) as train, token_writer(files[1], facts, journal) as val:
+        yield train, val
+
+
 def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int] | None) -> tuple[dict, Counter, int]:
     """Encode a corpus or a shard of it into the two token files. Writes both or neither. Returns (the beginning of the
     first document of each split, how often each character without an id was met, the bytes of text)."""
     settings = encoder.settings
     start, end = shard_range(encoder, shard or (1, 1))
     depends_on = [facts, identity(settings.corpus), settings.val_fraction, start, end]
-    with (
-        Journal([settings.train_file, settings.val_file], depends_on) as journal,
-        token_writer(settings.train_file, facts, journal) as train,
-        token_writer(settings.val_file, facts, journal) as val,
-        tqdm(desc="encoding", total=end - start, unit="B", unit_scale=True, delay=2) as progress,
-    ):
+    files = [settings.train_file, settings.val_file]
+    progress = tqdm(desc="encoding", total=end - start, unit="B", unit_scale=True, delay=2)
+    with Journal(files, depends_on) as journal, two_writers(files, facts, journal) as (train, val), progress:
         writers = {"train": train, "val": val}
         done, unknown = start, Counter()
         if journal.state:
@@ -189,12 +197,10 @@ def check_written(settings: Settings, tokenizer: Tokenizer, beginnings: dict[str
 
 
 def main(default: Settings = CHAR, description: str | None = __doc__, kind: str = "char") -> None:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     shard_flag(parser, "documents")
     add_flags(parser, default, "corpus tokenizer_file train_file val_file val_fraction workers debug")
     given, args = parse(parser, default)
-    if not 0 < given.val_fraction < 1:
-        raise UsageError(f"--val-fraction must be between 0 and 1, and is {given.val_fraction}.")
     train_file, val_file = shard_path(given.train_file, args.shard), shard_path(given.val_file, args.shard)
     settings = replace(given, train_file=train_file, val_file=val_file)
     refuse_same({"--train-file": train_file, "--val-file": val_file}, settings.corpus, settings.tokenizer_file)
@@ -229,7 +235,7 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
         print(f"  python scripts/merge_token_files.py {shards} --output {quoted_path(given.train_file)}")
     else:
         flags = file_flags(given, default, "train_file val_file tokenizer_file")
-        print(f"Next: python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}")
+        print_next(f"python {'train.py' if kind == 'char' else 'trainv2.py'}{flags}")
 
 
 if __name__ == "__main__":

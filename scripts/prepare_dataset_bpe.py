@@ -8,9 +8,13 @@ Writes  data/train_bpe.bin and data/val_bpe.bin: uint16 ids, <|endoftext|> after
 Next    python trainv2.py
 """
 
-import functools
+import os
+import sys
 
-import _root
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
+import functools
 
 from config import BPE
 from plumbing.errors import run_script

@@ -11,57 +11,114 @@ It runs the same scripts that you would run and prints each command first, so it
 whenever you like: the same command resumes where it stopped.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import json
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import _root
-
 from config import BPE, CHAR, DATA, ROOT
 from dataset import sidecar
+from plumbing.command_line import ScriptParser
 from plumbing.errors import run_script
-from plumbing.text import duration, shown_path
+from plumbing.text import IN_QUICKSTART, duration, shown_path
 
 
 class Stage(NamedTuple):
     title: str
+    why: str  # what the step is for
     command: str  # {minutes} is the time for one training
     reads: Path | None = None  # the newest file that it reads, the work of an earlier stage
     writes: tuple[Path, ...] = ()  # the stage is skipped if these are up to date; without any, it always runs
 
 
 FIXED_MINUTES = 1.0  # everything except the two trainings, on two cores
+LEAST_MINUTES = 0.5  # for one training: less teaches it nothing
 PARQUET = CHAR.parquet_dir / "folder.parquet"
 SAMPLE = DATA / "corpus_sample.txt"
 CHAR_IDS = (CHAR.train_file, sidecar(CHAR.train_file), CHAR.val_file, sidecar(CHAR.val_file))
 BPE_IDS = (BPE.train_file, sidecar(BPE.train_file), BPE.val_file, sidecar(BPE.val_file))
 # The trainings read about 4 MB in their minutes, and scoring 6 % of it takes seconds. So few documents differ a lot
-# from draw to draw: the default seed picks mostly tables of encodings, which are too easy.
+# from draw to draw, hence a seed whose validation documents are neither very easy nor very hard.
 CORPUS = "--corpus data/corpus_sample.txt"
 TRAIN_CHARACTERS = "scripts/train_tokenizer_character_level.py"
 IDS = f"{CORPUS} --val-fraction 0.06"
 STAGES = [
-    Stage("1. Gather source files", "ingestion/ingest_folder.py", None, (PARQUET,)),
-    Stage("2. Extract their text", "scripts/extract_parquets_to_text.py", PARQUET, (CHAR.corpus,)),
-    Stage("3. Take a sample", "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", CHAR.corpus, (SAMPLE,)),
-    Stage("4. Train a character tokenizer", f"{TRAIN_CHARACTERS} {CORPUS}", SAMPLE, (CHAR.tokenizer_file,)),
-    Stage("4. Train a BPE tokenizer", f"scripts/train_tokenizer_bpe.py {CORPUS}", SAMPLE, (BPE.tokenizer_file,)),
-    Stage("5. Turn the text into character ids", f"scripts/prepare_dataset.py {IDS}", CHAR.tokenizer_file, CHAR_IDS),
-    Stage("5. Turn the text into BPE ids", f"scripts/prepare_dataset_bpe.py {IDS}", BPE.tokenizer_file, BPE_IDS),
+    Stage(
+        "1. Gather source files",
+        "A model learns from examples. These come with Python, so nothing has to be downloaded.",
+        "ingestion/ingest_folder.py", None, (PARQUET,),
+    ),
+    Stage(
+        "2. Extract their text",
+        "A language model reads text, not tables: one long file, with a line <|endoftext|> between two documents.",
+        "scripts/extract_parquets_to_text.py", PARQUET, (CHAR.corpus,),
+    ),
+    Stage(
+        "3. Take a sample",
+        "In a few minutes a model reads a few megabytes. Whole documents, at random.",
+        "scripts/sample_corpus_subset.py --megabytes 4 --seed 1", CHAR.corpus, (SAMPLE,),
+    ),
+    Stage(
+        "4. Train a character tokenizer",
+        "A model computes with numbers, so every character gets one.",
+        f"{TRAIN_CHARACTERS} {CORPUS}", SAMPLE, (CHAR.tokenizer_file,),
+    ),
+    Stage(
+        "4. Train a BPE tokenizer",
+        "The other way: frequent groups of characters get a number too, so a text becomes far fewer tokens.",
+        f"scripts/train_tokenizer_bpe.py {CORPUS}", SAMPLE, (BPE.tokenizer_file,),
+    ),
+    Stage(
+        "5. Turn the text into character ids",
+        "Training reads numbers. Some documents are set aside, to test the model on what it has never seen.",
+        f"scripts/prepare_dataset.py {IDS}", CHAR.tokenizer_file, CHAR_IDS,
+    ),
+    Stage(
+        "5. Turn the text into BPE ids",
+        "The same documents, cut by the other tokenizer.",
+        f"scripts/prepare_dataset_bpe.py {IDS}", BPE.tokenizer_file, BPE_IDS,
+    ),
     # Both trainings always run: they know where they stopped.
-    Stage("6. Train on characters", "train.py --minutes {minutes:g}"),
-    Stage("7. Watch the model choose eight characters", 'generate.py --prompt "def " --tokens 8 --readable'),
-    Stage("7. Generate text with the character model", 'generate.py --prompt "def " --tokens 400 --quiet'),
-    Stage("6. Train on BPE tokens", "trainv2.py --minutes {minutes:g}"),
-    Stage("7. Watch the model choose eight tokens", 'generatev2.py --prompt "def" --tokens 8 --readable'),
-    Stage("7. Generate text with the BPE model", 'generatev2.py --prompt "def" --tokens 150 --quiet'),
-]
+    Stage(
+        "6. Train on characters",
+        "Guess each next character, see which one came, move every weight a little; again and again.",
+        "train.py --minutes {minutes:g}",
+    ),
+    Stage(
+        "7. Watch the model choose eight characters",
+        "It writes by guessing as well: one character is drawn, appended, and the rest follows from there.",
+        'generate.py --prompt "def " --tokens 8 --readable',
+    ),
+    Stage(
+        "7. Generate text with the character model",
+        "The same without the figures. It has learned how Python looks, not what it means.",
+        'generate.py --prompt "def " --tokens 400 --quiet',
+    ),
+    Stage(
+        "6. Train on BPE tokens",
+        "The same loop on longer tokens. Bits per byte, at the end, compare the two models.",
+        "trainv2.py --minutes {minutes:g}",
+    ),
+    Stage(
+        "7. Watch the model choose eight tokens",
+        "Each choice is now among 4,096 tokens, and most are whole words.",
+        'generatev2.py --prompt "def" --tokens 8 --readable',
+    ),
+    Stage(
+        "7. Generate text with the BPE model",
+        "Fewer tokens, more text.",
+        'generatev2.py --prompt "def" --tokens 150 --quiet',
+    ),
+]  # fmt: skip
 
 
 def up_to_date(stage: Stage) -> bool:
@@ -74,7 +131,9 @@ def up_to_date(stage: Stage) -> bool:
 def run_command(command: str) -> int:
     """Run a script with this Python, its output going where ours goes. Returns its exit code. Ctrl-C reaches the script
     directly, SIGTERM is passed on. We wait for it: a training saves before it ends."""
-    process = subprocess.Popen([sys.executable, *shlex.split(command)], cwd=ROOT)  # noqa: S603 (our own scripts)
+    environment = os.environ | {IN_QUICKSTART: "1"}
+    arguments = [sys.executable, *shlex.split(command)]
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment)  # noqa: S603 (our own scripts)
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     terminate = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     code = process.wait()
@@ -84,16 +143,18 @@ def run_command(command: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="about how long it may take in all [%(default)s]")
     args = parser.parse_args()
-    minutes = round(max(0.1, (args.minutes - FIXED_MINUTES) / 2), 2)
+    minutes = round(max(LEAST_MINUTES, (args.minutes - FIXED_MINUTES) / 2), 2)
 
-    start = time.perf_counter()
-    print(f"From source files to two trained models in about {args.minutes:g} minutes. You could type each command.")
+    start, whole = time.perf_counter(), FIXED_MINUTES + 2 * minutes
+    print(f"From source files to two trained models in about {whole:g} minutes. You could type each command.")
+    if args.minutes < whole:
+        print(f"In less than {whole:g} minutes a model learns nothing.")
     for stage in STAGES:
         command = stage.command.format(minutes=minutes)
-        print(f"\n=== {stage.title}\n$ python {command}")
+        print(f"\n=== {stage.title}\n{stage.why}\n$ python {command}")
         if up_to_date(stage):
             print(f"skipped: {', '.join(map(shown_path, stage.writes))}: already up to date")
         elif code := run_command(command):

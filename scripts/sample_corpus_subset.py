@@ -8,21 +8,25 @@ Writes  data/corpus_sample.txt: whole documents in their order; the same seed gi
 Next    python scripts/train_tokenizer_character_level.py --corpus data/corpus_sample.txt
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import _root
 from tqdm import tqdm
 
 from config import CHAR, DATA, Settings
-from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import sample_document_bytes, write_documents
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.text import shown_path, visible
+from plumbing.text import print_next, shown_path, visible
 
 
 def show_and_pass_on(documents: Iterator[bytes], settings: Settings) -> Iterator[bytes]:
@@ -39,7 +43,7 @@ def show_and_pass_on(documents: Iterator[bytes], settings: Settings) -> Iterator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--megabytes", type=float, help="take at most this much text, in MB")
     size.add_argument("--documents", type=int, help="take this many documents")
@@ -60,7 +64,7 @@ def main() -> None:
     rate = whole / (time.perf_counter() - start)
     print(f"{count:,} documents, {written / 1e6:.1f} of {whole:.1f} MB, in {shown_path(args.output)} ({rate:.0f} MB/s)")
     flags = file_flags(replace(settings, corpus=args.output), CHAR, "corpus")
-    print(f"Next: python scripts/train_tokenizer_character_level.py{flags}")
+    print_next(f"python scripts/train_tokenizer_character_level.py{flags}")
 
 
 if __name__ == "__main__":

@@ -27,32 +27,31 @@ Colours are for a terminal. In a file or a pipe, and if NO_COLOR is set (https:/
 is printed below it, in whole bits. COLUMNS sets the width.
 """
 
-import argparse
 import os
-import shutil
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 from html import escape
 from pathlib import Path
 
-import _root
-
 from config import CHAR
-from plumbing.command_line import add_flags, file_flags, model_flag, parse, refuse_same
+from plumbing import terminal
+from plumbing.command_line import ScriptParser, add_flags, file_flags, model_flag, parse, refuse_same
 from plumbing.corpus import NO_TEXT, decode_text
-from plumbing.errors import UsageError, UserError, run_script
+from plumbing.errors import UserError, run_script
 from plumbing.page import fill_page, write_page
 from plumbing.text import plural, printable, quoted_path, shown_path
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the text to read")
     model_flag(parser)
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page for a browser to this file as well")
     add_flags(parser, CHAR, "show device debug")
     settings, args = parse(parser, CHAR, argv)
-    if settings.show < 0:
-        raise UsageError(f"--show must be 0 or above, and it is {settings.show}.")
     refuse_same({"--html": args.html}, args.file, settings.model_file)
     text = read_text(args.file)
 
@@ -74,8 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{shown_path(settings.model_file)}, a {tokenizer.kind} model: {show_training(training)}")
         if len(found.ids) > model.block_size:
             print(f"{len(found.ids):,} tokens, read in windows of {model.block_size} that overlap by half")
-        colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        print_map(lines, span_bits, line_bits, colours, shutil.get_terminal_size((100, 24)).columns)
+        print_map(lines, span_bits, line_bits, terminal.colours(sys.stdout), terminal.width())
     facts = summarize_surprise(args.file.name, tokenizer, found)
     ranking = most_surprising(tokenizer, found)
     print(printable("\n".join(facts), keep="\n"))

@@ -12,25 +12,27 @@ again, until the vocabulary is full. Common words become one token, and any text
 model/tokenization/bpe_trainer_plain.py is the algorithm.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 import json
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-import _root
-
 from config import BPE, Settings
-from dataset import MAX_VOCAB_SIZE
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.display import token_rows, token_text
 from model.tokenization.tokenizer import Tokenizer, check_round_trip, reloaded, save_tokenizer
-from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_document_bytes, read_documents, sample_documents
-from plumbing.errors import UsageError, UserError, run_script
+from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
-from plumbing.text import shown_path
+from plumbing.text import print_next, shown_path
 
 SMALLEST = 257  # <|endoftext|> and the 256 bytes, without any merge
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back
@@ -71,14 +73,10 @@ def show_tokens(tokenizer: Tokenizer, corpus: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add_flags(parser, BPE, "corpus tokenizer_file vocab_size tokenizer_megabytes seed debug")
     settings, _ = parse(parser, BPE)
     refuse_same({"--tokenizer-file": settings.tokenizer_file}, settings.corpus)
-    if not SMALLEST <= settings.vocab_size <= MAX_VOCAB_SIZE:
-        raise UsageError(f"--vocab-size must be from {SMALLEST} to {MAX_VOCAB_SIZE:,}, and is {settings.vocab_size:,}.")
-    if not settings.tokenizer_megabytes > 0:
-        raise UsageError(f"--tokenizer-megabytes must be above 0, and is {settings.tokenizer_megabytes}.")
     if next(read_documents(settings.corpus), None) is None:
         raise UserError(f"{shown_path(settings.corpus)} holds no document, so there is nothing to learn.")
 
@@ -101,7 +99,7 @@ def main() -> None:
     if tokenizer.vocab_size < settings.vocab_size:
         print(f"The text had only {len(merges):,} merges to offer.")
     print(f"{tokenizer.vocab_size:,} ids in {shown_path(settings.tokenizer_file)}, learned in {seconds:.1f} s")
-    print(f"Next: python scripts/prepare_dataset_bpe.py{file_flags(settings, BPE, 'corpus tokenizer_file')}")
+    print_next(f"python scripts/prepare_dataset_bpe.py{file_flags(settings, BPE, 'corpus tokenizer_file')}")
 
 
 if __name__ == "__main__":

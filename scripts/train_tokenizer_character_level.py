@@ -11,12 +11,16 @@ There is little to learn here: the tokenizer is the list of the characters that 
 at the price of many tokens: the model spends its context on single letters.
 """
 
-import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
+import plumbing.start
+
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import _root
 from tqdm import tqdm
 
 from config import CHAR
@@ -29,11 +33,11 @@ from model.tokenization.tokenizer import (
     reloaded,
     save_tokenizer,
 )
-from plumbing.command_line import add_flags, file_flags, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import read_documents
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
-from plumbing.text import bar, shown_path, visible
+from plumbing.text import bar, print_next, shown_path, visible
 
 
 def count_characters(corpus: Path) -> tuple[Counter[str], int]:
@@ -72,7 +76,7 @@ def show_ids(tokenizer: Tokenizer, corpus: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add_flags(parser, CHAR, "corpus tokenizer_file debug")
     settings, _ = parse(parser, CHAR)
     refuse_same({"--tokenizer-file": settings.tokenizer_file}, settings.corpus)
@@ -94,7 +98,7 @@ def main() -> None:
     save_tokenizer(library, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
-    print(f"Next: python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")
+    print_next(f"python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")
 
 
 if __name__ == "__main__":

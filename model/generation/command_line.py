@@ -3,22 +3,23 @@
 Answers --help without importing torch.
 """
 
-import argparse
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from config import MODEL_NAME, Generation, Settings
-from plumbing.command_line import add_flags, check_sampling, parse_before_torch, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, check_limits, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
+from plumbing.settings import TYPE_OF, field_names
+from plumbing.terminal import ask_line
 from plumbing.text import shown_path
 
 # The settings that --interactive can change between two prompts, all of them numbers, with their types.
-NUMBERS = {f.name: f.type for f in fields(Generation)} | {"seed": int}
+NUMBERS = {name: TYPE_OF[name] for name in [*field_names(Generation), "seed"]}
 
 
 def say(line: str) -> None:
@@ -28,7 +29,7 @@ def say(line: str) -> None:
 
 def generation_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
     """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments)."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", help="text to continue; without one, the text starts a new document")
     prompt.add_argument("--prompt-file", type=Path, help="use the exact text of this file as the prompt")
@@ -60,11 +61,7 @@ def check_generation_flags(settings: Settings, args: Namespace, models: list[Pat
 
 def check_generation_settings(settings: Settings) -> None:
     """Refuse values that cannot be sampled with."""
-    check_sampling(settings)
-    if settings.tokens < 0 or settings.show < 0:
-        raise UsageError("--tokens and --show must be 0 or above.")
-    if settings.samples < 1:
-        raise UsageError(f"--samples must be at least 1, not {settings.samples}.")
+    check_limits(settings, [*field_names(Generation), "seed"])
 
 
 def prompt_of(args: Namespace) -> str:
@@ -78,14 +75,10 @@ def prompt_of(args: Namespace) -> str:
 
 def converse(settings: Settings, complete: Callable[[str, Settings], object]) -> int:
     """--interactive: complete each line of stdin. Lines that start with / change settings. Returns the exit code."""
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     say("Each line is a prompt. /temperature 0.5 changes a setting, / shows them all, // starts a prompt with a /.")
-    while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        if not (line := sys.stdin.readline()):
-            return 0
-        line = line.removesuffix("\n")
+    while (line := ask_line("> ")) is not None:
         try:
             if line == "/":
                 say("  ".join(f"{name} {getattr(settings, name)}" for name in NUMBERS))
@@ -96,6 +89,7 @@ def converse(settings: Settings, complete: Callable[[str, Settings], object]) ->
                     complete(line.removeprefix("/"), settings)
         except UserError as error:  # the next line may be better
             say(f"error: {error}")
+    return 0
 
 
 def changed_settings(settings: Settings, line: str) -> Settings:

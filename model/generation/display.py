@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 import sys
 import time
 from argparse import Namespace
@@ -14,9 +13,10 @@ from config import Settings
 from model import metrics
 from model.generation.command_line import say
 from model.generation.sampling import Step
-from model.generation.step_display import explain_step, show_step, trace_step
+from model.generation.step_display import StepTable, explain_step, show_step, text_so_far, trace_step
 from model.generation.writer import Completion, Writer
 from model.tokenization.display import token_text
+from plumbing import terminal
 from plumbing.corpus import END_OF_TEXT
 from plumbing.text import plural, printable
 
@@ -35,14 +35,19 @@ class Display:
         """Show a prompt that the writer has read."""
         self.prompt, self.settings, self.tokenizer = prompt, settings, writer.tokenizer
         self.token_text = functools.cache(functools.partial(token_text, self.tokenizer, as_text=self.args.readable))
+        self.plain_text = functools.cache(functools.partial(token_text, self.tokenizer))
+        self.table = StepTable(settings, self.token_text, terminal.width(), terminal.colours(sys.stderr))
         self.completion += 1
         if settings.debug:
             self.show_prompt(writer)
+            self.so_far = [self.pieces(writer) for _ in range(settings.samples)]
         # Several texts are written one after another at the end, and so is a text that would mix with the steps on one
         # screen. `written` counts the characters that are on stdout already.
-        mixes = settings.debug and os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+        mixes = settings.debug and terminal.one_screen()
         self.streams, self.written = settings.samples == 1 and not mixes, 0
         self.write(prompt)
+        if settings.debug and settings.tokens:
+            say(self.table.titles(self.args.explain))
         self.start = time.perf_counter()
 
     def show_prompt(self, writer: Writer) -> None:
@@ -52,10 +57,16 @@ class Display:
             start = "<|endoftext|>, as at the start of a document" if self.tokenizer.counts_bytes else "id 0"
             return say(f"No prompt: starting from {start}.")
         say(f"The prompt has {plural(len(ids), 'token')}:")
+        for token, (_, bits) in zip(ids, self.pieces(writer), strict=True):
+            surprise = f"surprise {self.table.painted(f'{bits:6.2f}', bits)} bits"
+            known = "(the first: nothing predicts it)" if bits < 0 else surprise
+            say(f"  id {token:>5}  {self.table.cell(token)} {known}")
+
+    def pieces(self, writer: Writer) -> list[tuple[str, float]]:
+        """The prompt's tokens: text, and surprise in bits, -1 for the first one, which nothing predicts."""
+        ids, texts = writer.ids, map(self.plain_text, writer.ids)
         p = writer.logits.softmax(dim=-1)[range(len(ids) - 1), ids[1:]].tolist()
-        surprises = ["(the first: nothing predicts it)"] + [f"surprise {metrics.surprise(x):6.2f} bits" for x in p]
-        for token, surprise in zip(ids, surprises, strict=True):
-            say(f"  id {token:>5}  {self.token_text(token):14} {surprise}")
+        return list(zip(texts, [-1.0, *map(metrics.surprise, p)], strict=True))
 
     def show(self, text: Completion, step: Step, new: str) -> None:
         """Show a step, by which a text became longer by `new`."""
@@ -66,8 +77,13 @@ class Display:
             self.trace.flush()  # for others to read at once
         if self.settings.debug:
             name = f"sample {text.sample}, step {number}" if self.settings.samples > 1 else f"step {number}"
-            lines.append(functools.partial(self.step_text, name, step, show, self.token_text))
+            so_far = self.so_far[text.sample]
+            so_far.append((self.plain_text(step.token), text.surprises[-1]))
+            lines.append(functools.partial(self.step_lines, name, step, so_far, len(so_far)))
         self.write(new, *lines)
+
+    def step_lines(self, name: str, step: Step, so_far: list[tuple[str, float]], end: int) -> str:
+        return self.step_text(name, step, self.table, text_so_far(so_far, end, self.table))
 
     def write(self, text: str, *lines: Callable[[], str]) -> None:
         """Put a text to stdout, unless it is to come at the end, and lines to stderr."""
@@ -96,7 +112,7 @@ def summary(text: Completion, seconds: float) -> str:
     count, total = len(text.surprises), sum(text.surprises)
     per_byte = (total / text.bytes if text.bytes else math.inf) if text.tokenizer.counts_bytes else None
     return (
-        f"Stopped after {plural(count, 'token')}: {text.end}. Mean surprise {total / count:.2f} bits, "
+        f"Stopped after {plural(count, 'token')}: {text.end}.\nMean surprise {total / count:.2f} bits, "
         f"perplexity {metrics.perplexity(total / count * metrics.LN2):.2f}, {metrics.show_bits_per_byte(per_byte)}; "
         f"{metrics.tokens_per_second(count, seconds):,.0f} tokens/s"
     )
@@ -124,5 +140,4 @@ class Output:
         sys.stderr.flush()
         if sys.stdout.isatty():
             text = printable(text, keep="\n\t")
-        sys.stdout.buffer.write(text.encode())  # exact for a file or a pipe
-        sys.stdout.buffer.flush()
+        terminal.write_exactly(text)

@@ -244,11 +244,13 @@ class OneTokenOnGPU:
         self.host_logits.copy_(self.logits, non_blocking=True)
 
     def copy_candidates(self, n: int) -> None:
-        """The n highest logits, their ids, and ln of the sum of exp(logit) over all ids."""
+        """The n highest logits, their ids, ln of the sum of exp(logit) over all ids, and the mean logit."""
         self.step()
         logits, ids = self.logits.topk(n)  # (B, n) each
         host_logits, host_ids = self.host_candidates(n)
-        host_logits.copy_(torch.cat([logits, self.logits.logsumexp(1, keepdim=True)], 1), non_blocking=True)
+        log_sum = self.logits.logsumexp(1, keepdim=True)  # (B, 1)
+        mean = ((self.logits - log_sum).exp() * self.logits).sum(1, keepdim=True)
+        host_logits.copy_(torch.cat([logits, log_sum, mean], 1), non_blocking=True)
         host_ids.copy_(ids, non_blocking=True)
 
     def run(self, work: Callable, n: int, tokens: tuple[int, ...]) -> None:
@@ -276,16 +278,16 @@ class OneTokenOnGPU:
         return self.result
 
     @torch.inference_mode()
-    def candidates(self, n: int, *tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Instead of the logits: the ids of the n highest (B, n), their logits (B, n), highest first, and ln of the sum
-        of exp(logit) over all ids, (B)."""
+    def candidates(self, n: int, *tokens: int) -> tuple[np.ndarray, ...]:
+        """Instead of the logits: the ids of the n highest (B, n), their logits (B, n), highest first; and over all ids
+        ln of the sum of exp(logit) and the expected logit, (B) each."""
         self.run(partial(self.copy_candidates, n), n, tokens)
         logits, ids = (host.numpy() for host in self.host_candidates(n))
-        return ids, logits[:, :-1], logits[:, -1]
+        return ids, logits[:, :-2], logits[:, -2], logits[:, -1]
 
     def host_candidates(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for n candidates on the side of Python: logits and, in the last column, ln of the sum; ids."""
+        """Memory for n candidates on the side of Python: logits and, in the last two columns, sums; ids."""
         if n not in self.host:
             B, pinned = len(self.x), {"pin_memory": self.model.device.type == "cuda"}
-            self.host[n] = torch.zeros(B, n + 1, **pinned), torch.zeros(B, n, dtype=torch.int64, **pinned)
+            self.host[n] = torch.zeros(B, n + 2, **pinned), torch.zeros(B, n, dtype=torch.int64, **pinned)
         return self.host[n]

@@ -23,6 +23,7 @@ from config import Sampling, Settings
 from model.generation.one_token import fast_one_token
 from model.gpt import GPT
 from model.layers import KeyValueCache
+from model.metrics import LN2
 
 # A faster way to feed one token: token -> logits (V,) (one_token.py), or B of them -> (B, V) (one_token_gpu.py)
 FastStep = Callable[..., np.ndarray] | None
@@ -35,6 +36,7 @@ class Candidates(NamedTuple):
     logits: np.ndarray  # (n,), the model's
     penalised: np.ndarray  # (n,), after the repetition penalty
     log_sum: float  # ln of the sum of exp(logit) over all V tokens
+    mean_logit: float  # over all V tokens, by their probabilities
     vocab_size: int  # V
 
 
@@ -46,6 +48,7 @@ class Step:
     token: int  # the chosen id
     rank: int  # its rank among the candidates, from 1
     p: float  # the model's own probability of it
+    entropy: float  # of the model's own distribution over all V tokens, in bits
     random_number: float  # in [0, 1); it decided
     ids: np.ndarray
     logits: np.ndarray  # the model's
@@ -142,19 +145,22 @@ def find_candidates(logits: np.ndarray, sampling: Sampling, seen: np.ndarray | N
     penalised = penalise(logits, seen, sampling.repetition_penalty)
     ids = most_likely(penalised, candidate_count(sampling, record, len(logits)))
     highest = logits.max()
-    log_sum = float(highest + np.log(np.add.reduce(np.exp(logits - highest), dtype=np.float64)))
-    return Candidates(ids, logits[ids].astype(np.float64), penalised[ids].astype(np.float64), log_sum, len(logits))
+    shifted = np.maximum(logits - highest, -1e4)  # so that 0 times it is 0
+    weights = np.exp(shifted)
+    total = np.add.reduce(weights, dtype=np.float64)
+    sums = float(highest + np.log(total)), float(highest + np.dot(weights, shifted) / total)
+    return Candidates(ids, logits[ids].astype(np.float64), penalised[ids].astype(np.float64), *sums, len(logits))
 
 
 def choose(candidates: Candidates, random_number: float, sampling: Sampling) -> Step:
     """Choose the next token with a random number in [0, 1)."""
-    ids, logits, penalised, log_sum, vocab_size = candidates
+    ids, logits, penalised, log_sum, mean_logit, vocab_size = candidates
     tempered = apply_temperature(penalised, sampling.temperature)
     sampled_p, kept = sampling_probabilities(tempered, sampling.top_k, sampling.top_p, sampling.min_p)
     index, ends = draw(sampled_p, random_number)
     model_p = np.exp(logits - log_sum)
     return Step(
-        int(ids[index]), index + 1, float(model_p[index]), random_number,
+        int(ids[index]), index + 1, float(model_p[index]), (log_sum - mean_logit) / LN2, random_number,
         ids, logits, penalised, tempered, model_p, sampled_p, ends, kept, vocab_size,
     )  # fmt: skip
 
@@ -194,10 +200,10 @@ def next_candidates(model: GPT, texts: list[list[int]], cache: KeyValueCache, on
     only they are copied. A penalty, or no top-k, needs all logits."""
     n, on_gpu = candidate_count(settings, settings.show, model.vocab_size), hasattr(one_token, "candidates")
     if on_gpu and settings.top_k and settings.repetition_penalty == 1 and cache.length < model.block_size:
-        ids, logits, log_sums = one_token.candidates(n, *(text[-1] for text in texts))
+        ids, logits, *sums = one_token.candidates(n, *(text[-1] for text in texts))
         logits = logits.astype(np.float64)
-        found = zip(ids.copy(), logits, log_sums, strict=True)  # copies, because the next step overwrites them
-        return [Candidates(i, x, x, float(log_sum), model.vocab_size) for i, x, log_sum in found]
+        found = zip(ids.copy(), logits, *sums, strict=True)  # copies, because the next step overwrites them
+        return [Candidates(i, x, x, float(log_sum), float(mean), model.vocab_size) for i, x, log_sum, mean in found]
     rows = next_logits(model, texts, cache, one_token)
     return [find_candidates(row, settings, s, settings.show) for row, s in zip(rows, seen, strict=True)]
 

@@ -21,13 +21,15 @@ from plumbing.page import packed
 SHOWN = 5  # predictions per position and layer; the final ones are attributed to the components as well
 PROMOTED = 3  # tokens per component: those whose logits it raises most
 NEIGHBOURS = 8  # nearest tokens in the embedding
-CANDIDATES = 40  # candidates with a text; the page's sliders work on the whole vocabulary
+CANDIDATES = 15  # after each token, with a text; the page's sliders work on the whole vocabulary
+MOST_LOGITS = 200_000  # that the page holds, 1 MB: of all tokens of a short prompt, else of its last ones
 
 
 def inspect_page_data(model: GPT, tokenizer: Tokenizer, forward: ForwardPass, ids: list[int], prompt: str) -> dict:
     """Everything the page shows, ready for JSON."""
     logits = forward.logits.float().cpu()  # (T, V)
-    order = logits[-1].argsort(descending=True, stable=True)  # candidates after the last token, likeliest first
+    kept = logits[-max(1, MOST_LOGITS // model.vocab_size) :]  # (T', V), T' at most T
+    likeliest = kept.topk(min(CANDIDATES, model.vocab_size)).indices
     log_p = logits[:-1].log_softmax(dim=-1)[range(len(ids) - 1), ids[1:]]  # (T - 1) of the actual next tokens
     attention = forward.attention.float().cpu().numpy()[..., *np.tril_indices(len(ids))]  # row after row
     arrays = lens_data(model, forward, ids)
@@ -35,12 +37,11 @@ def inspect_page_data(model: GPT, tokenizer: Tokenizer, forward: ForwardPass, id
     arrays |= {
         "attention": (attention * 65535).round().astype(np.uint16),  # (L, H, T (T + 1) / 2)
         "patterns": attention_pattern(forward.attention).float().cpu().numpy(),  # (L, H, 3)
-        "order": order.numpy().astype(np.uint16),  # (V)
-        "logits": logits[-1][order].numpy(),  # (V)
+        "logits": kept.numpy(),  # (T', V)
         "surprise": metrics.bits(-log_p).numpy(),  # (T - 1) in bits
     }
     neighbours = nearest_tokens(model, ids)
-    shown = {*ids, *arrays["lens_ids"].flat, *arrays["promoted"].flat, *arrays["order"][:CANDIDATES]}
+    shown = {*ids, *arrays["lens_ids"].flat, *arrays["promoted"].flat, *likeliest.flatten().tolist()}
     shown |= {other for row in neighbours.values() for other, _ in row}
     return {
         "kind": tokenizer.kind,

@@ -2,7 +2,6 @@
 scripts/surprise_map.py shows them; its docstring has the rules."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from model import metrics
 from model.gpt import GPT
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer, code_points
-from plumbing.text import plural, visible
+from plumbing.text import cell_width, plural, visible
 
 MOST_SURPRISING = 10  # tokens in the ranking
 
@@ -124,12 +123,6 @@ def visible_span(text: str) -> str:
     return ("◌" if cell_width(text[0]) == 0 else "") + visible(text)
 
 
-def cell_width(text: str) -> int:
-    """Columns that a text takes in a terminal: two for East Asian wide characters, none for combining marks."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
-
-
 # --- both together ----------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +157,8 @@ def summarize_surprise(name: str, tokenizer: Tokenizer, found: TextSurprise) -> 
     facts = [
         f"{name}: {counts}, {total:,.1f} bits",
         f"{metrics.bits_per_byte(loss, tokens / size):.3f} bits per byte, mean surprise {metrics.bits(loss):.3f} bits "
-        f"per token, loss {loss:.4f} nats per token, perplexity {metrics.perplexity(loss):.2f}",
+        "per token",
+        f"loss {loss:.4f} nats per token, perplexity {metrics.perplexity(loss):.2f}",
     ]
     if unknown := Counter(tokenizer.unknown(found.text, found.ids)):
         named = [f"{visible_span(character)} ({count:,})" for character, count in unknown.most_common(20)]

@@ -1,36 +1,18 @@
 """The surprise map in a terminal, coloured or with the surprise below the text, and the contents of its page
 (scripts/pages/surprise_map.html)."""
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
 
 import numpy as np
 
-from model.interpretation.surprise import Line, SurprisingToken, TextSurprise, cell_width
-from model.tokenization.display import token_text
+from model.interpretation.surprise import Line, SurprisingToken, TextSurprise
+from model.tokenization.display import BORDERS, painted, surprise_level, token_text
 from model.tokenization.tokenizer import Tokenizer
+from plumbing.text import cell_width
 
-# Surprise has six levels. These are their borders in bits: probability 1/2, 1/4, 1/16, 1/256, 1/4096.
-BORDERS = [1, 2, 4, 8, 12]
 RANGES = ["below 1", *(f"{a} to {b}" for a, b in pairwise(BORDERS)), f"{BORDERS[-1]} and more"]
-# How a terminal shows each level (SGR parameters, ECMA-48, and xterm's 256 colours), from plain to loud on dark and
-# light backgrounds: first coloured letters, whose violet has the same contrast with black and with white, then
-# backgrounds with their own letters. Violet, orange and dark red differ for colour-blind eyes too, and underline and
-# bold tell the levels apart without any colour.
-STYLES = ["", "38;5;98", "38;5;98;4", "38;5;16;48;5;147", "38;5;16;48;5;214;1", "38;5;231;48;5;124;1;4"]
-
-
-def surprise_level(bits: float) -> int:
-    """The level of a surprise, 0 to 5: the number of borders that it reaches."""
-    return bisect_right(BORDERS, bits)
-
-
-def painted(text: str, bits: float) -> str:
-    """A text in the style of a surprise."""
-    style = STYLES[surprise_level(bits)]
-    return f"\x1b[{style}m{text}\x1b[0m" if style else text
 
 
 def surprise_mark(bits: float) -> str:

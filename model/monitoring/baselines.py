@@ -95,10 +95,10 @@ def baselines_table(baselines: dict[str, float]) -> str:
 
 def verdict(bits_per_byte: float, baselines: dict[str, float]) -> str:
     """How a model compares: "better than the bigram, 0.110 bits per byte from the trigram"."""
+    if bits_per_byte >= baselines["uniform"]:
+        return "no better than guessing"
     beaten = [name for name in baselines if bits_per_byte < baselines[name]]
     others = [name for name in baselines if bits_per_byte >= baselines[name]]
-    if not beaten:
-        return "no better than guessing"
     best = min(beaten, key=baselines.get)
     if not others:
         return f"better than {the(best)} by {baselines[best] - bits_per_byte:.3f} bits per byte"

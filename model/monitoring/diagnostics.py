@@ -17,6 +17,7 @@ SETTLED = 8  # the step from which updates are judged: before, weights that star
 FROZEN = 1e-4  # a gradient this small, relative to those of the other layers, counts as none
 DEAD = 0.1  # fraction of an MLP's units that may be silent
 MISSED = 0.02  # relative difference allowed between the first loss and ln(vocab_size)
+HARMLESS_EPOCHS = 4  # so often, data is as good as new: Muennighoff et al. 2023 (arXiv:2305.16264), section 5
 OVERFITTED = 0.01  # relative rise of the validation loss allowed while the training loss falls
 
 
@@ -33,6 +34,18 @@ class Diagnostics:
             return []
         self.said.add(name)
         return [text]
+
+    def planned(self, parameters: int, train_tokens: int, epochs: float = math.inf) -> list[str]:
+        """The size of the model and of the training data, and how often a run reads the data, where that is known."""
+        if parameters <= train_tokens or epochs <= HARMLESS_EPOCHS:
+            return []
+        often = f", read {epochs:,.0f} times" if math.isfinite(epochs) else ""
+        return self.once(
+            "by heart",
+            f"the model has {parameters:,} parameters, and the training data only {train_tokens:,} tokens{often}, "
+            "which it can memorise. Get more text, or make the model smaller (--n-embd, --n-layer, the tokenizer's "
+            "--vocab-size).",
+        )
 
     def trained(self, loss: float) -> None:
         """The loss of a training batch."""

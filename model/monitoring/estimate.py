@@ -9,16 +9,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from model.device import free_memory
 from model.generation.writer import sample_text
 from model.gpt import GPT
+from model.monitoring.diagnostics import Diagnostics
 from model.monitoring.summary import print_summary
 from model.training import distributed
 from model.training.choose_step import COMPILE_FROM, TIMED_STEPS, graph_if_possible
 from model.training.optimizer import Optimizer
 from model.training.run import Run
+from model.training.schedule import evaluation_interval
+from plumbing.errors import UsageError
 from plumbing.text import bar, duration
 
 COMPUTE_OPTIMAL = 20  # tokens per parameter: Hoffmann et al. 2022, Chinchilla (arXiv:2203.15556)
+TEMPORARY = 1.5  # peak of a step over what it keeps for the backward pass: copies, and gradients of activations
 SCORED_TOKENS, SAMPLED_TOKENS = 8192, 20  # what the estimate is taken from, beside TIMED_STEPS
 
 
@@ -47,8 +52,8 @@ def other_seconds(run: Run, steps: int, per_step: float, evaluate: Callable) -> 
         sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=tokens), run.stop.check)
         per_sample = (time.perf_counter() - begin) * settings.sample_tokens / tokens
     evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
-    if settings.eval_every:
-        evaluations = 1 + (steps - 1) // settings.eval_every
+    if every := evaluation_interval(settings.eval_every, steps):
+        evaluations = 1 + (steps - 1) // every
         records = evaluations + steps.bit_length()  # each takes about as long as a step, and has a sample
     tokens = val_tokens + evaluations * min(settings.eval_tokens or val_tokens, val_tokens)
     return per_token * tokens + per_sample * (1 + records) + per_step * records
@@ -76,12 +81,7 @@ def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[s
         f"  {'time':18} {duration(steps * seconds + other):>12} in all: {duration(steps * seconds)} for steps of "
         f"{1000 * seconds:.1f} ms, {duration(other)} for evaluations and samples",
     ]
-    if parameters > train_tokens:
-        lines.append(
-            f"Warning: the model has {parameters:,} parameters, and the training data only {train_tokens:,} tokens, "
-            "which it can memorise. Get more text, or make the model smaller (--n-embd, --n-layer, the tokenizer's "
-            "--vocab-size)."
-        )
+    lines += [f"Warning: {text}" for text in Diagnostics().planned(parameters, train_tokens)]
     return lines
 
 
@@ -93,6 +93,33 @@ def memory_by_kind(model: GPT, optimizer: Optimizer, inputs: Tensor, targets: Te
         "optimizer": bytes_of(*optimizer.state_dict().values()),
         "activations": activation_bytes(model, inputs, targets),
     }
+
+
+def check_memory(run: Run) -> None:
+    """Raise UsageError, with what would fit, if a step of this run needs more memory than the machine has left: the
+    system would kill it without a word. A GPU raises an error that says enough. What one and two sequences keep for the
+    backward pass gives what any number keeps."""
+    settings = run.settings
+    if run.device.type != "cpu" or settings.shard_model:
+        return
+    free = free_memory()
+    inputs = torch.zeros(2, settings.block_size, dtype=torch.long)
+    one, two = (activation_bytes(run.model, inputs[:n], inputs[:n]) for n in (1, 2))
+    two, one = TEMPORARY * two, TEMPORARY * one
+    fixed = bytes_of(run.optimizer.grads, run.optimizer.mean, run.optimizer.square) + one - (two - one)
+    processes, per_sequence = distributed.world_size(), two - one
+    sequences = settings.batch_size // processes // settings.accumulate
+    if (needed := fixed + sequences * per_sequence) <= free:
+        return
+    text = f"A step of this run needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free. "
+    if (fitting := int((0.9 * free - fixed) / per_sequence)) < 1:
+        raise UsageError(f"{text}Even one sequence does not fit: try a smaller --block-size, --n-layer or --n-embd.")
+    parts = range(-(-settings.batch_size // (processes * fitting)), settings.batch_size + 1)
+    accumulate = next(n for n in parts if settings.batch_size % (processes * n) == 0)
+    raise UsageError(
+        f"{text}--batch-size {fitting * processes * settings.accumulate:,} would fit; so would --accumulate "
+        f"{accumulate}, which computes the same step in parts."
+    )
 
 
 def bytes_of(*tensors: Tensor) -> int:

@@ -1,6 +1,7 @@
 """log.jsonl: the figures of a run, one JSON object per line, each with its step.
 
 loss, surprise_bits, bits_per_byte, learning_rate, gradient_norm, tokens_per_second    of a training step
+losses                                                           of all steps since the line before, this one last
 val_loss, val_tokens, val_bits_per_byte, sample                                        of an evaluation
 about, record                                                    for the page (model/monitoring/recorder.py)
 warning                                                          of diagnostics.py

@@ -41,10 +41,10 @@ class Recorder:
     def __init__(self, run: Run, log: Log, baselines: dict[str, float], sample: Callable[[], str]):
         self.model, self.log, self.sample = run.model, log, sample
         self.grad_clip = run.settings.grad_clip
-        self.every = 0 if run.settings.shard_model else run.settings.eval_every  # one process must have all weights
+        self.run = run
         self.last = 0  # the step at which the run ends, once that is known
         self.seconds, self.weights_before = 0.0, None
-        if not self.every:
+        if not self.wanted:
             return
         start = time.perf_counter()
         self.tokenizer, self.layers = run.tokenizer, parameters_by_layer(run.model)
@@ -67,11 +67,15 @@ class Recorder:
         }
         self.seconds += time.perf_counter() - start
 
+    @property
+    def wanted(self) -> bool:
+        return self.run.eval_every > 0 and not self.run.settings.shard_model  # one process must have all weights
+
     def due(self, step: int) -> bool:
         """Whether this step should have a record in the log and has none: 0, 1, 2, 4, ..., evaluations, the end."""
-        if not self.every or step in self.log.recorded:
+        if not self.wanted or step in self.log.recorded:
             return False
-        return step & (step - 1) == 0 or step % self.every == 0 or step == self.last
+        return step & (step - 1) == 0 or step % self.run.eval_every == 0 or step == self.last
 
     def before(self, step: int) -> None:
         """Keep the weights as they are before the training step that ends at `step`."""

@@ -5,10 +5,12 @@ the recorder (what the page of scripts/plot_training.py shows), the baselines an
 """
 
 import math
+import shlex
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,7 +27,7 @@ from model.storage.checkpoint import checkpoint_path
 from model.training import distributed
 from model.training.run import Run
 from plumbing.command_line import file_flags
-from plumbing.text import duration, plural, printable, shown_path, time_left
+from plumbing.text import duration, plural, print_next, printable, shown_path, time_left
 
 
 class Reporter(AbstractContextManager):
@@ -40,7 +42,9 @@ class Reporter(AbstractContextManager):
         self.begin = time.perf_counter()
         self.first_step = None  # when training steps began, after the step was chosen
         self.running_since = None  # when the steps after the newest pause began; None in a pause
-        self.steps, self.seconds = 0, 0.0  # training steps since the last line, and what those before the pause took
+        self.losses = []  # of the training steps since the last line, each 0-dim on the device
+        self.seconds = 0.0  # what those before the pause took
+        self.titled = False  # whether the titles of the columns have been printed
         self.sampled = (-1, "")  # the step of the newest sample, and its text
         hidden = self.verbose or not distributed.is_first()
         self.progress = tqdm(total=run.max_steps, initial=run.step, unit=" steps", disable=hidden, delay=2)
@@ -54,7 +58,7 @@ class Reporter(AbstractContextManager):
         if self.verbose:
             print_device(run)
             print_summary(run)
-        if run.settings.eval_every and run.tokenizer.counts_bytes and not self.baselines:
+        if run.eval_every and run.tokenizer.counts_bytes and not self.baselines:
             data = run.train_data.tokens, run.val_data.tokens, run.tokenizer, run.val_data.tokens_per_byte
             self.baselines = distributed.broadcast(baselines.compute_baselines(*data) if distributed.is_first() else {})
         if self.verbose and self.baselines:
@@ -84,51 +88,58 @@ class Reporter(AbstractContextManager):
         return self.sampled[1]
 
     def before_step(self) -> None:
+        run = self.run
         if self.first_step is None:
             self.first_step = time.perf_counter()
-            self.recorder.last = self.run.max_steps
-            self.progress.total = self.run.max_steps  # which --minutes has fixed by now
+            self.recorder.last = run.max_steps
+            self.progress.total = run.max_steps  # which --minutes has fixed by now
+            parameters, tokens = sum(run.model.parameter_counts().values()), len(run.train_data)
+            self.warn(self.diagnostics.planned(parameters, tokens, run.max_steps * run.tokens_per_step / tokens))
         if self.running_since is None:
             self.running_since = time.perf_counter()
-        self.recorder.before(self.run.step + 1)
+        self.recorder.before(run.step + 1)
 
     def after_step(self, loss: Tensor, norm: Tensor, fraction: float) -> None:
         """A line every settings.log_every steps, and the recorder's record. Raises FloatingPointError if the loss or
         the gradient's norm of a printed step is not finite."""
         run = self.run
-        self.steps += 1
+        self.losses.append(loss.detach().clone())  # a CUDA graph writes each loss into the same tensor
         self.progress.update()
-        if run.step % run.settings.log_every == 0:
-            self.training(loss, norm, fraction)
+        if run.step % run.settings.log_every == 0 or run.step in (1, 2, 4, 8) or run.step == run.max_steps:
+            self.training(norm, fraction)
         if self.checkpoint_due() or self.evaluation_due() or self.recorder.due(run.step):
             wait_for(run.device)
             self.seconds += time.perf_counter() - self.running_since
             self.running_since = None
             self.record(norm)
 
-    def training(self, loss: Tensor, norm: Tensor, fraction: float) -> None:
-        """The figures of a training step; `fraction` is that of the peak learning rates."""
+    def training(self, norm: Tensor, fraction: float) -> None:
+        """The figures of a training step; `fraction` is that of the peak learning rates. The log gets the losses of the
+        steps since the last line as well, for one batch says little."""
         run = self.run
-        loss, norm = distributed.mean_over_processes(loss).item(), norm.item()
+        losses = distributed.mean_over_processes(torch.stack(self.losses)).tolist()
+        loss, norm = losses[-1], norm.item()
         check_finite(loss, norm)
         now = time.perf_counter()
         seconds = self.seconds + now - self.running_since
-        speed = metrics.tokens_per_second(self.steps * run.tokens_per_step, seconds)
-        self.running_since, self.steps, self.seconds = now, 0, 0.0
+        speed = metrics.tokens_per_second(len(losses) * run.tokens_per_step, seconds)
+        self.running_since, self.losses, self.seconds = now, [], 0.0
         bits, per_byte = metrics.bits(loss), metrics.bits_per_byte(loss, run.train_data.tokens_per_byte)
         self.log.write(
             step=run.step, loss=loss, surprise_bits=bits, bits_per_byte=per_byte,
             learning_rate=fraction * run.settings.learning_rate, gradient_norm=norm, tokens_per_second=speed,
+            losses=[round(x, 4) if math.isfinite(x) else None for x in losses],
         )  # fmt: skip
         self.diagnostics.trained(loss)
         if self.verbose:
             begun_at = run.resumed_at or 0
             left = time_left(run.step - begun_at, run.max_steps - begun_at, now - self.first_step)
-            print(
-                f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}  loss {loss:.4f}  {bits:.2f} bits/token  "
-                + (f"{per_byte:.2f} bits/byte  " if run.tokenizer.counts_bytes else "")
-                + f"rate {fraction:4.0%}  grad {norm:.2f}  {speed:,.0f} tokens/s  {duration(left)} left"
-            )
+            if not self.titled:
+                print(step_line(run, *STEP_TITLES))
+                self.titled = True
+            name = f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}"
+            figures = f"{loss:.4f}", f"{bits:.2f}", f"{per_byte:.2f}", f"{fraction:.0%}", f"{norm:.2f}", f"{speed:,.0f}"
+            print(step_line(run, name, *figures, duration(left)))
 
     def checkpoint_due(self) -> bool:
         return self.run.step % self.run.settings.checkpoint_every == 0 or self.run.step == self.run.max_steps
@@ -139,7 +150,7 @@ class Reporter(AbstractContextManager):
 
     def evaluation_due(self) -> bool:
         """Whether this step asks for an evaluation that the log does not have: at the end, one of all tokens."""
-        run, every = self.run, self.run.settings.eval_every
+        run, every = self.run, self.run.eval_every
         due = run.step >= run.max_steps or (every > 0 and run.step % every == 0)
         wanted = len(run.val_data) - 1 if run.step >= run.max_steps else 1  # tokens to score
         return due and self.log.evaluations.get(run.step, (math.nan, 0))[1] < wanted
@@ -153,8 +164,8 @@ class Reporter(AbstractContextManager):
         bits_per_byte = run.bits_per_byte(loss)
         part = "" if tokens == len(run.val_data) - 1 else f" on {tokens:,} tokens"
         print(
-            f"validation at step {run.step}{part}: loss {loss:.4f} nats per token, perplexity "
-            f"{metrics.perplexity(loss):.2f}, surprise {metrics.bits(loss):.3f} bits per token, "
+            f"validation at step {run.step}{part}: loss {loss:.4f} nats per token\n"
+            f"  perplexity {metrics.perplexity(loss):.2f}, surprise {metrics.bits(loss):.3f} bits per token, "
             f"{metrics.show_bits_per_byte(bits_per_byte)}"
         )
         if self.baselines:
@@ -172,7 +183,7 @@ class Reporter(AbstractContextManager):
         """Save the model and say how good it is and what comes next."""
         run = self.run
         self.progress.close()
-        if self.verbose and run.settings.eval_every and run.step > (run.resumed_at or 0):
+        if self.verbose and run.eval_every and run.step > (run.resumed_at or 0):
             share = self.recorder.seconds / (time.perf_counter() - self.begin)
             print(f"Records for scripts/plot_training.py took {self.recorder.seconds:.1f} s, {share:.1%} of the run")
         val_loss, _ = self.log.evaluations[run.step]
@@ -189,7 +200,20 @@ class Reporter(AbstractContextManager):
         )
         script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
         model_flag = file_flags(run.settings, CHAR, "model_file")
-        print(f"Next: python {script} --prompt {run.tokenizer.default_prompt}{model_flag}")
+        prompt = shlex.quote(run.tokenizer.prompt_from(run.train_data.tokens))
+        print_next(f"python {script} --prompt {prompt}{model_flag}")
+
+
+STEP_TITLES = "", "loss", "bits/token", "bits/byte", "rate", "grad", "tokens/s", "left"
+
+
+def step_line(run: Run, name: str, *cells: str) -> str:
+    """A line of the table of training steps, or its titles; without bits per byte where nobody has counted bytes."""
+    widths = dict(zip(STEP_TITLES[1:], (7, 11, 10, 5, 7, 11, 12), strict=True))
+    if not run.tokenizer.counts_bytes:
+        widths["bits/byte"] = 0
+    cells = [cell.rjust(width) for cell, width in zip(cells, widths.values(), strict=True) if width]
+    return name.ljust(len(f"step {run.max_steps}/{run.max_steps}")) + "".join(cells)
 
 
 def check_finite(loss: float, norm: float) -> None:

@@ -8,7 +8,8 @@ from model.tokenization.display import cut_line
 from model.training import distributed
 from model.training.run import Run
 from model.training.run_settings import recorded_settings
-from plumbing.text import bar, shown_path
+from plumbing import terminal
+from plumbing.text import bar, shortened, shown_path
 
 SHOWN_TOKENS = 24  # of the training example
 
@@ -44,8 +45,8 @@ def print_summary(run: Run) -> None:
 
     inputs, targets = draw_batch(run.train_data.tokens, settings.block_size, settings.batch_size, settings.seed, step=0)
     print("One training example, cut into tokens. The targets are the inputs, shifted by one token:")
-    print(f"  inputs   {cut_line(run.tokenizer, inputs[0, :SHOWN_TOKENS])} ...")
-    print(f"  targets  {cut_line(run.tokenizer, targets[0, :SHOWN_TOKENS])} ...")
+    for name, row in (("inputs", inputs[0]), ("targets", targets[0])):
+        print(shortened(f"  {name:8} {cut_line(run.tokenizer, row[:SHOWN_TOKENS])}|…", max(40, terminal.width())))
     if run.init_from is not None:
         print(f"The initial weights come from {shown_path(run.init_from)}.")
         return

@@ -17,6 +17,8 @@ Next: bpe_trainer_plain.py learns merges. bpe_encoder.py and character_encoder.p
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from plumbing.text import shown_path
 UNKNOWN = "<|unk|>"
 KINDS = {"WordLevel": "char", "BPE": "bpe"}  # the type of the model in the file -> Tokenizer.kind
 SPECIAL_TOKENS = {"char": [END_OF_TEXT, UNKNOWN], "bpe": [END_OF_TEXT]}  # their ids are 0, 1
+PROMPT_TOKENS = 50_000  # enough to see what a text begins its lines with
 MAX_FILE_SIZE = 12_000_000  # bytes; a file with 65,536 ids has about half of it
 
 
@@ -42,7 +45,6 @@ class Tokenizer:
     "char" or "bpe", sha256 the hash of the JSON text, unknown_id None for BPE, which knows every byte."""
 
     counts_bytes = True  # ids stand for text, so that bits per byte can be computed
-    default_prompt = "def"
 
     def __init__(self, json_text: str, name: str = "the tokenizer"):
         try:
@@ -98,6 +100,12 @@ class Tokenizer:
     def ends_document(self, token: int) -> bool:
         return token == self.end_of_text_id
 
+    def prompt_from(self, ids) -> str:
+        """A prompt to try, for a model of such ids: "def" if they are Python, else the word that begins most lines."""
+        text = self.decode(ids[:PROMPT_TOKENS])
+        words = Counter(re.findall(r"^\s*([^\W\d_]{2,})", text, re.MULTILINE))
+        return "def" if words["def"] else max(words, key=words.get, default=(text.strip() or text)[:1])
+
 
 class BareIds:
     """Takes the place of a Tokenizer where there are only ids: a token's text is its id and a space, "17 4 ". No id is
@@ -105,7 +113,6 @@ class BareIds:
 
     kind, end_of_text_id, unknown_id = "none", 0, None
     counts_bytes = False  # the text is unknown, and so is its number of bytes
-    default_prompt = "0"
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
@@ -120,6 +127,9 @@ class BareIds:
                 f"This model has no tokenizer: its texts are ids from 0 to {self.vocab_size - 1:,}, such as 17 4."
             )
         return np.array([int(id) for id in ids], np.uint16)
+
+    def prompt_from(self, ids) -> str:
+        return str(int(ids[0]))
 
     def decode(self, ids) -> str:
         return "".join(f"{token} " for token in ids)
@@ -139,7 +149,7 @@ class BareIds:
 
 def encode_prompt(tokenizer: Tokenizer | BareIds, prompt: str, block_size: int, say: Callable = print) -> list[int]:
     """The ids to generate from: the last block_size of the prompt, or <|endoftext|> if the prompt is empty. Calls say()
-    with a line for the user if the prompt has unknown characters or is too long."""
+    with a line for the user if the prompt has unknown characters, ends with a space or is too long."""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -147,6 +157,11 @@ def encode_prompt(tokenizer: Tokenizer | BareIds, prompt: str, block_size: int, 
     ids = tokenizer.encode(prompt)
     if unknown := tokenizer.unknown(prompt, ids):
         say(f"Never seen in training, so read as {UNKNOWN}: {', '.join(map(repr, dict.fromkeys(unknown)))}")
+    if tokenizer.kind == "bpe" and prompt.endswith(" "):
+        say(
+            "Note: the prompt ends with a space. A BPE token includes the space before a word, so this model has "
+            "seldom seen one alone. Leave it out."
+        )
     if len(ids) > block_size:
         say(f"The prompt has {len(ids):,} tokens. The model sees {block_size}: the last {block_size} count.")
     return ids[-block_size:].tolist() or [tokenizer.end_of_text_id]

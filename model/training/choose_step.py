@@ -24,6 +24,7 @@ from model.training import distributed
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 from model.training.run import Run
+from model.training.schedule import EVALUATIONS
 from plumbing.errors import UserError
 from plumbing.text import duration, plural
 
@@ -148,8 +149,10 @@ def steps_that_fit(run: Run, seconds: float) -> int:
     settings = run.settings
     per_token = seconds / (3 * run.tokens_per_step)  # a third of a step is its forward pass
     other = len(run.val_data) * per_token + OTHER_RECORDS * run.record_seconds
-    every = settings.eval_every or math.inf
-    per_step = seconds + (run.evaluation_seconds + run.record_seconds) / every
+    per_evaluation = run.evaluation_seconds + run.record_seconds
+    if settings.eval_every < 0:
+        other += EVALUATIONS * per_evaluation
+    per_step = seconds + (per_evaluation / settings.eval_every if settings.eval_every > 0 else 0)
     return distributed.broadcast(max(1, int((seconds_left(run) - other) / per_step)))
 
 

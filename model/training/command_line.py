@@ -1,11 +1,10 @@
 """The command line of train.py and trainv2.py."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from config import Model, Sampling, Settings, Training
-from plumbing.command_line import add_flags, parse_before_torch
+from plumbing.command_line import ScriptParser, add_flags, parse_before_torch
 
 FILES = "train_file val_file tokenizer_file checkpoint_dir model_file"
 
@@ -13,7 +12,7 @@ FILES = "train_file val_file tokenizer_file checkpoint_dir model_file"
 def training_flags(settings: Settings, description: str, argv: Sequence[str] | None = None):
     """Parse the command line of train.py or trainv2.py, which both do before they import torch. Returns (settings,
     arguments)."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is moved aside, not deleted")
     text = "start with the weights, architecture and tokenizer of this folder in Hugging Face's layout (Qwen3)"
     parser.add_argument("--init-from", type=Path, metavar="DIR", help=text)

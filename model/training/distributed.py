@@ -175,7 +175,7 @@ def sum_over_processes(*numbers: float) -> list[float]:
 
 
 def mean_over_processes(number: Tensor) -> Tensor:
-    """The mean of a 0-dim tensor over all processes."""
+    """The mean of a tensor over all processes."""
     if world_size() > 1:
         number = number.clone()
         dist.all_reduce(number)

@@ -11,7 +11,7 @@ from torch import Tensor
 from config import MODEL_NAME, Model, Settings
 from dataset import TokenFile
 from model import metrics
-from model.device import compute_deterministically, keep_memory, pick_device, pick_dtype
+from model.device import compute_deterministically, free_memory, keep_memory, pick_device, pick_dtype
 from model.gpt import GPT
 from model.storage.checkpoint import checkpoint_path, move_aside, newest_checkpoint, only_training_in, save_checkpoint
 from model.storage.checks import check_architecture
@@ -21,6 +21,7 @@ from model.training import distributed
 from model.training.inputs import Batches, initial_weights, open_inputs
 from model.training.optimizer import Optimizer
 from model.training.run_settings import check_resumable, check_settings, recorded_settings
+from model.training.schedule import evaluation_interval
 from model.training.stop import StopFlag
 from plumbing.command_line import refuse_same
 from plumbing.errors import UsageError, UserError
@@ -66,6 +67,11 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         return self.settings.batch_size * self.settings.block_size
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between evaluations; 0 for none before the end."""
+        return evaluation_interval(self.settings.eval_every, self.max_steps)
 
     @property
     def eval_tokens(self) -> int:
@@ -187,6 +193,7 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
         check_resumable(saved, settings, sources)
         weights = saved["model"]
     device, dtype = pick_device_and_dtype(settings, saved)
+    check_weights_fit(settings, tokenizer.vocab_size, device)
     optimizer_class = Optimizer
     if settings.shard_model:
         from model.training.sharded_optimizer import ShardedOptimizer as optimizer_class  # takes a second to import
@@ -259,3 +266,18 @@ def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] 
     if weights is not None:
         model.load_state_dict(weights)
     return model
+
+
+def check_weights_fit(settings: Settings, vocab_size: int, device: torch.device) -> None:
+    """Raise UsageError if the weights, on a CPU with their gradients and the optimizer's two means, are more than the
+    memory that is left. Nothing is allocated for this. An architecture that is none is left to build_model()."""
+    try:
+        with torch.device("meta"):
+            parameters = sum(w.numel() for w in GPT(vocab_size, **values_of(settings, Model)).parameters())
+    except (ValueError, RuntimeError):
+        return
+    if (needed := parameters * (16 if device.type == "cpu" else 4)) > (free := free_memory()):
+        raise UsageError(
+            f"A model of {parameters:,} parameters needs about {needed / 1e9:,.1f} GB of memory to train, and "
+            f"{free / 1e9:,.1f} GB are free. Try a smaller --n-layer or --n-embd."
+        )

@@ -1,13 +1,10 @@
 """The settings of a run: which values are possible, and which may change when the run resumes."""
 
-import math
-from dataclasses import asdict
-
-from config import CHAR, Model, Settings, Training
+from config import CHAR, Model, Sampling, Settings, Training
 from model.training import distributed
-from plumbing.command_line import check_sampling, flag_name
+from plumbing.command_line import check_limits
 from plumbing.errors import UsageError, UserError
-from plumbing.settings import values_of
+from plumbing.settings import field_names, values_of
 from plumbing.text import printable, shown_path
 
 # A checkpoint records the settings of Model and Training, because a resumed run must be the run that was started.
@@ -19,32 +16,13 @@ MAY_CHANGE = set(
 # These are not recorded as given: a checkpoint records what "auto" came to.
 RESOLVED = {"device", "dtype", "compile"}
 
-LIMITS = [  # names, what their values must satisfy, and how to say so
-    ("block_size n_layer n_head n_embd rotary_base batch_size accumulate", lambda x: x > 0, "above 0"),
-    ("learning_rate muon_rate checkpoint_every log_every", lambda x: x > 0, "above 0"),
-    ("weight_decay warmup_steps sample_tokens eval_every eval_tokens grad_clip", lambda x: x >= 0, "0 or above"),
-    ("dropout momentum beta1 beta2", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("decay_fraction", lambda x: 0 <= x <= 1, "from 0 to 1"),
-    ("minutes", lambda x: x <= 5_256_000, "at most 5,256,000, ten years"),
-    ("keep_checkpoints", lambda x: x >= 2, "at least 2: one to fall back to if the newest is damaged"),
-]
-
 
 def check_settings(settings: Settings) -> None:
     """Raise UsageError for values that no run can use, or that do not fit the number of processes. GPT checks n_embd
     against n_head."""
-    for name, value in asdict(settings).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{flag_name(name)} must be a finite number, and it is {value}.")
-    for names, possible, wanted in LIMITS:
-        for name in names.split():
-            if not possible(value := getattr(settings, name)):
-                raise UsageError(f"{flag_name(name)} must be {wanted}, and it is {value}.")
+    check_limits(settings, field_names(Model) + field_names(Training) + field_names(Sampling))
     if settings.minutes <= 0 and settings.max_steps <= 0:
         raise UsageError("Give the run a length: --max-steps or --minutes above 0.")
-    if settings.compile not in ("auto", "on", "off"):
-        raise UsageError(f"--compile is auto, on or off, not {settings.compile!r}.")
-    check_sampling(settings)
     processes = distributed.world_size()
     if settings.batch_size % (processes * settings.accumulate):
         raise UsageError(

@@ -12,3 +12,11 @@ def learning_rate_at(step: int, max_steps: int, warmup_steps: int, decay_fractio
     warmup = (step + 1) / (warmup_steps + 1)
     decay = (max_steps - step) / max(1.0, decay_fraction * max_steps)
     return min(1.0, warmup, decay)
+
+
+EVALUATIONS = 10  # of a run, where --eval-every leaves their number open
+
+
+def evaluation_interval(eval_every: int, max_steps: int) -> int:
+    """Steps between evaluations, 0 for none before the end: --eval-every, or with -1 a tenth of the run."""
+    return max(1, round(max_steps / EVALUATIONS)) if eval_every < 0 else eval_every

@@ -19,7 +19,7 @@ from model.device import pick_device, wait_for
 from model.generation.display import Output
 from model.generation.one_token import fast_one_token
 from model.generation.sampling import generate, read
-from model.generation.step_display import show_step
+from model.generation.step_display import StepTable, show_step
 from model.gpt import GPT
 from model.storage.model_file import save_model
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
@@ -105,12 +105,12 @@ class OurGenerator:
         tokens = self.model.block_size - len(self.prompt)
         settings = replace(CHAR, tokens=tokens, temperature=0.8, top_k=50, show=record)
         steps = generate(self.model, self.prompt, logits, self.cache, settings, self.one_token)
-        output = Output()
+        output, table = Output(), StepTable(settings, str)
         with open(os.devnull, "w", encoding="utf-8") as discard, contextlib.redirect_stderr(discard):
             start = time.perf_counter()
             for number, (step,) in enumerate(steps, 1):
                 if record:
-                    output.add("", functools.partial(show_step, f"step {number}", step, record, str))
+                    output.add("", functools.partial(show_step, f"step {number}", step, table))
             output.flush()
             return tokens / (time.perf_counter() - start)
 

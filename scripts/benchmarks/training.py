@@ -18,6 +18,7 @@ from model.monitoring.estimate import flops_per_token
 from model.training.choose_step import compile_step
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
+from model.training.schedule import evaluation_interval
 from plumbing.errors import UserError
 from scripts.benchmarks.common import matmul_flops, medians, seconds_of
 from scripts.benchmarks.models import BATCH_SIZES, GPU_BATCH_SIZES, MODELS, is_tied
@@ -168,7 +169,8 @@ def training_row(name: str, tokens: int, flops: float, figures: dict) -> dict:
     }
     if "update" in figures:
         batches = CHAR.eval_tokens / EVALUATION_TOKENS
-        evaluation = figures["evaluation"] * batches / CHAR.eval_every  # seconds per training step
+        every = evaluation_interval(CHAR.eval_every, CHAR.max_steps)
+        evaluation = figures["evaluation"] * batches / every  # seconds per training step
         row |= {
             "update": f"{figures['update'] / step:.0%}",
             "data": f"{figures['data'] / step:.1%}",

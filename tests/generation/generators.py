@@ -90,12 +90,21 @@ def interrupt_once(monkeypatch, owner, name: str, call: int) -> None:
 
 
 def rows(err):
-    """The printed steps: [{"chosen": id, "rank": int, "bits": float, "candidates": [(mark, id, text, drawn, p)]}]."""
+    """The printed steps: [{"chosen": id, "rank": int, "bits": float, "entropy": float, "removed": {name: part of the
+    model's probability}, "so_far": text, "candidates": [(mark, id, text, drawn, p)]}]."""
     steps = []
     for line in err.splitlines():
-        if found := re.match(r"step \d+: chose (.*) \(id (\d+)\), rank (\d+), surprise ([\d.]+|inf) bits", line):
-            steps.append({"chosen": int(found[2]), "rank": int(found[3]), "bits": float(found[4]), "candidates": []})
-        elif found := re.match(r" ([> ]) id +(\d+)  (\S+) .*drawn with +([\d.]+)%  model +([\d.]+)%", line):
-            row = (found[1], int(found[2]), found[3], float(found[4]) / 100, float(found[5]) / 100)
+        head = r"step \d+: chose (.*), rank (\d+), surprise ([\d.]+|inf) bits, entropy ([\d.]+) bits"
+        if found := re.fullmatch(head, line):
+            figures = {"rank": int(found[2]), "bits": float(found[3]), "entropy": float(found[4]), "removed": {}}
+            steps.append({**figures, "candidates": []})
+        elif found := re.match(r" ([> ]) +(\d+)  (.+?) +([\d.]+)% +([\d.]+)%", line):
+            row = (found[1], int(found[2]), found[3], float(found[5]) / 100, float(found[4]) / 100)
             steps[-1]["candidates"].append(row)
+            if found[1] == ">":
+                steps[-1]["chosen"] = int(found[2])
+        elif line.startswith("   text  "):
+            steps[-1]["so_far"] = line.removeprefix("   text  ")
+        elif line.startswith("   removed, of the model's probability: "):
+            steps[-1]["removed"] = {name: float(p) / 100 for name, p in re.findall(r"(\S+) ([\d.]+)%", line)}
     return steps

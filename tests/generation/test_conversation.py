@@ -4,9 +4,13 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from generators import interrupt_once, trained, write
+from sources import ROOT
 
 from model.generation import writer
 from plumbing.errors import UserError
@@ -84,3 +88,42 @@ def test_ctrl_c_in_a_conversation_ends_one_completion_only(write, talk, monkeypa
     whole = write("--prompt", "import ", "--tokens", 12, "--temperature", 0)[0]
     assert out == whole[: len("import ") + 3] + b"\n" + whole + b"\n"
     assert err.count("you stopped it") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+def test_the_arrow_up_brings_the_line_before(trained):
+    """In a terminal, as a shell does."""
+    import pty
+
+    terminal, other = pty.openpty()
+    command = [sys.executable, "generate.py", "--model", trained["char"], "--interactive", "--tokens", "2", "--quiet"]
+    environment = os.environ | {"TERM": "xterm"}
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, env=environment, stdin=other, stdout=other, stderr=subprocess.PIPE
+    )
+    os.close(other)
+
+    def read_until(text: bytes) -> bytes:
+        found = b""
+        while text not in found:
+            found += os.read(terminal, 1000)
+        return found
+
+    read_until(b"> ")
+    os.write(terminal, b"def one\n")
+    read_until(b"> ")
+    os.write(terminal, b"\x1b[A\n")  # arrow up, return
+    assert b"def one" in read_until(b"> ")
+    os.write(terminal, b"\x04")  # Ctrl-D
+    assert process.wait(60) == 0
+    assert b"Traceback" not in process.stderr.read()
+    os.close(terminal)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "said"),
+    [("bpe", "def ", True), ("bpe", "def", False), ("bpe", "x\n", False), ("char", "def ", False)],
+)
+def test_a_bpe_prompt_that_ends_with_a_space_is_pointed_out(write, kind, prompt, said):
+    _, err = write("--prompt", prompt, "--tokens", 1, kind=kind)
+    assert ("the prompt ends with a space" in err) == said

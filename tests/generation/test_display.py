@@ -5,6 +5,7 @@
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from generators import FLAGS, rows, trained, write
 
 from model.generation import display
 from model.storage.model_file import load_model
-from model.tokenization.display import token_text
+from model.tokenization.display import STYLES, surprise_level, token_text
+from plumbing import terminal
+from plumbing.text import cell_width, visible
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
@@ -65,6 +68,95 @@ def test_a_choice_below_the_candidates_shown_gets_a_row_of_its_own(write):
     assert all(len(step["candidates"]) == 1 for step in rows(err))
 
 
+def test_entropy_and_what_the_filters_removed(write, trained):
+    """Against plain PyTorch: of the model's own distribution, in bits, and which part of it each filter left out."""
+    model, tokenizer, _ = load_model(trained["bpe"])
+    filters = ["--top-k", 12, "--top-p", 0.8, "--min-p", 0.1]
+    _, err = write("--prompt", "def ", "--tokens", 12, "--temperature", 1.5, *filters, "--readable", kind="bpe")
+    context, names = tokenizer.encode("def ").tolist(), set()
+    for step in rows(err):
+        p = model(torch.tensor([context]))[0, -1].detach().double().softmax(0)
+        assert step["entropy"] == pytest.approx(-float((p * p.log2()).sum()), abs=0.006)
+        p = p.sort(descending=True).values
+        q = (p.log() / 1.5)[:12].softmax(0)
+        n = int((q.cumsum(0) - q < 0.8).sum())
+        m = int((q[:n] >= 0.1 * q[0]).sum())
+        removed = {"top-k": p[12:].sum(), "top-p": p[n:12].sum(), "min-p": p[m:n].sum()}
+        removed = {name: float(part) for name, part in removed.items() if part >= 5e-5}
+        assert step["removed"] == pytest.approx(removed, abs=6e-5)
+        names |= set(removed)
+        context.append(step["chosen"])
+    assert names == {"top-k", "top-p", "min-p"}
+    assert "removed" not in write("--tokens", 5, "--top-k", 0)[1]
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_the_text_so_far_ends_with_the_chosen_token(write, kind, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "75")
+    out, err = write("--prompt", "def é", "--tokens", 120, "--readable", "--seed", 3, kind=kind)
+    text = visible("def é")
+    for step in rows(err):
+        if step["so_far"].endswith("|<|endoftext|>"):
+            break
+        before, _, new = step["so_far"].rpartition("|")
+        text += new
+        shown = (before + new).lstrip("…")
+        assert text.endswith(shown)
+        assert len(shown) == len(text) or len(shown) > 50
+    assert out.decode().startswith("def é") and len(text) > 50
+
+
+LONG = ["--prompt", "日本" + "x" * 90, "--tokens", 30, "--temperature", 2, "--top-k", 0, "--readable"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 132])
+@pytest.mark.parametrize("flags", [[], ["--explain"], ["--explain", *FLAGS], ["--samples", 3]], ids=str)
+def test_no_line_is_wider_than_the_terminal(write, monkeypatch, columns, flags):
+    if columns < 80 and "--explain" in flags:
+        pytest.skip("its figures alone need more")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(display, "token_text", lambda tokenizer, token, as_text=True: f"日{token}" + "y" * (token % 30))
+    for kind in ("char", "bpe"):
+        _, err = write(*LONG, *flags, kind=kind)
+        lines = [line for line in err.splitlines() if not re.match("/|The prompt|Mean surprise", line)]
+        assert [line for line in lines if cell_width(line) > columns] == []
+        assert len(lines) > 100
+
+
+def test_titles_come_once_and_only_of_what_is_on(write):
+    assert write("--tokens", 4)[1].count("drawn with") == 1
+    _, err = write("--tokens", 4, "--explain")
+    assert err.count(" drawn ") == 1 and "penalised" not in err and "tempered" in err and "removed" in err
+    _, err = write("--tokens", 4, "--explain", "--temperature", 1, "--top-k", 0)
+    assert "tempered" not in err and "removed" not in err
+    _, err = write("--tokens", 4, "--explain", "--repetition-penalty", 1.1)
+    assert "penalised" in err
+
+
+def test_rows_of_nothing_are_left_out(write):
+    _, err = write("--prompt", "def add_1(first, seco", "--tokens", 3, "--temperature", 0.3, "--show", 50)
+    shown = [len(step["candidates"]) for step in rows(err)]
+    assert max(shown) < 40
+    for step in rows(err):
+        assert all(mark == ">" or max(drawn, p) > 0 for mark, _, _, drawn, p in step["candidates"])
+
+
+def test_colours_in_a_terminal_only(write, monkeypatch):
+    plain = write("--prompt", "def x", "--tokens", 20, "--temperature", 2)[1]
+    assert "\x1b" not in plain
+    monkeypatch.setattr(terminal, "colours", lambda stream: stream is sys.stderr)
+    coloured = write("--prompt", "def x", "--tokens", 20, "--temperature", 2)[1]
+    strip = re.compile(r"\x1b\[[\d;]*m")
+    assert rows(strip.sub("", coloured)) == rows(plain)
+    found = re.findall(rf", surprise (?:\x1b\[([\d;]+)m)?({'[0-9.]+'})", coloured)
+    assert len(found) == len(rows(plain)) > 5
+    for style, bits in found:
+        assert style == STYLES[surprise_level(float(bits))]
+    lines = [line for line in coloured.splitlines() if line.startswith("   text ")]
+    newest = [re.search(r"\|(?:\x1b\[([\d;]+)m)?[^|]+$", line.replace("<|endoftext|>", "end"))[1] for line in lines]
+    assert [style or "" for style in newest] == [style for style, _ in found]
+
+
 def test_the_summary_adds_up(write):
     out, err = write("--prompt", "é", "--tokens", 20, "--temperature", 1.0)
     surprises = [step["bits"] for step in rows(err)]
@@ -89,29 +181,27 @@ def test_tokens_are_shown_raw_or_readable(write):
 
 # --- every setting explained ------------------------------------------------------------------------------------------
 
-NUMBER = r"(-?\d+\.\d+|-inf)"
-
 
 def tables(err: str) -> list[dict]:
-    """The printed tables of --explain, read as a person would: [{"number", "rows", "chosen", "of"}]. A row is a dict,
-    of id None where it sums up others."""
-    found = []
+    """The printed tables of --explain, read as a person would: [{"number", "of", "rows", "chosen"}]. A row has the
+    columns of the title by their names, and "id", "mark" and "text"; its id is None where it sums up others."""
+    found, titles = [], []
     for line in err.splitlines():
-        if m := re.match(r".*step \d+: the random number is (\S+)", line):
-            found.append({"number": float(m[1]), "rows": []})
-        elif m := re.match(
-            rf" ([ >]) +(\d+)  (\S+) +{NUMBER} +{NUMBER} +{NUMBER}  (.{{11}}) +{NUMBER}  {NUMBER}  {NUMBER}", line
-        ):
-            row = dict(zip("logit penalised tempered".split(), map(float, m.groups()[3:6]), strict=True))
-            row |= dict(zip("p start end".split(), map(float, m.groups()[7:]), strict=True))
-            found[-1]["rows"].append({"id": int(m[2]), "mark": m[1], "removed": m[7].strip(), "text": m[3], **row})
-        elif m := re.match(rf" +([\d,]+) others? +{NUMBER}  {NUMBER}  {NUMBER}", line):
-            row = dict(zip("p start end".split(), map(float, m.groups()[1:]), strict=True))
+        if re.match(r" +id  token ", line):
+            titles = re.findall(r"\S+", line)[2:]
+        elif m := re.match(r".*step \d+: the random number is (\S+), for ([\d,]+) tokens", line):
+            found.append({"number": float(m[1]), "of": int(m[2].replace(",", "")), "rows": []})
+        elif m := re.match(r" +([\d,]+) others? +(\S+) +(\S+) +(\S+)$", line):
+            row = dict(zip(("drawn", "from", "to"), map(float, m.groups()[1:]), strict=True))
             found[-1]["rows"].append({"id": None, "count": int(m[1].replace(",", "")), **row})
-        elif m := re.match(r"   (\S+) selects id (\d+), ", line):
+        elif m := re.match(r"([ >]) +(\d+)  (\S+) +(.*)$", line):
+            cells = m[4].split()
+            if "removed" in titles and len(cells) < len(titles):
+                cells.insert(titles.index("removed"), "")
+            row = {name: cell if name == "removed" else float(cell) for name, cell in zip(titles, cells, strict=True)}
+            found[-1]["rows"].append({"id": int(m[2]), "mark": m[1], "text": m[3], **row})
+        elif m := re.match(r"   (\S+) selects id (\d+): ", line):
             found[-1]["chosen"] = int(m[2])
-        elif m := re.search(r"\(of ([\d,]+) tokens\)", line):
-            found[-1]["of"] = int(m[1].replace(",", ""))
     return found
 
 
@@ -128,12 +218,13 @@ def test_the_token_follows_by_hand_from_the_explained_table_and_the_number(write
     assert len(steps) == 25 or "ended the document" in err
     assert len(steps) > 5
     for step in steps:
-        assert sum(row["p"] for row in step["rows"]) == pytest.approx(1, abs=2e-5)
+        assert sum(row["drawn"] for row in step["rows"]) == pytest.approx(1, abs=2e-5)
         end = 0.0
         for row in step["rows"]:  # laid end to end, and in the one where the number falls
-            assert (row["start"], row["end"]) == (pytest.approx(end, abs=2e-5), pytest.approx(end + row["p"], abs=2e-5))
-            end = row["end"]
-        (row,) = [row for row in step["rows"] if row["start"] <= step["number"] < row["end"]]
+            assert row["from"] == pytest.approx(end, abs=2e-5)
+            assert row["to"] == pytest.approx(end + row["drawn"], abs=2e-5)
+            end = row["to"]
+        (row,) = [row for row in step["rows"] if row["from"] <= step["number"] < row["to"]]
         assert row["id"] == step["chosen"]
         assert row["mark"] == ">"
         assert sum(row.get("count", 1) for row in step["rows"]) == step["of"]
@@ -143,6 +234,7 @@ def test_every_column_of_the_explained_table_follows_from_the_one_before(write, 
     """All of the vocabulary shown; each filter's cut found again by hand from the figures in the rows."""
     model, tokenizer, _ = load_model(trained["char"])
     _, err = write("--prompt", "def ", "--tokens", 8, "--explain", "--readable", "--show", 999, *FLAGS)
+    # every column of a setting that is on
     context = tokenizer.encode("def ").tolist()
     removals = set()
     for step in tables(err):
@@ -162,7 +254,7 @@ def test_every_column_of_the_explained_table_follows_from_the_one_before(write, 
         stay = [x for x in left if x >= 0.02 * left[0]]
         removed = [""] * len(stay) + ["min-p"] * (len(left) - len(stay)) + removed
         assert [row["removed"] for row in rows] == removed
-        assert [row["p"] for row in rows[: len(stay)]] == pytest.approx([x / sum(stay) for x in stay], abs=1e-3)
+        assert [row["drawn"] for row in rows[: len(stay)]] == pytest.approx([x / sum(stay) for x in stay], abs=1e-3)
         removals |= set(removed)
         context.append(step["chosen"])
     assert removals >= {"", "top-k", "top-p"}
@@ -187,7 +279,12 @@ def test_the_trace_holds_the_same_as_data(write, tmp_path):
         for i, row in enumerate(row for row in step["rows"] if row["id"] in line["ids"][:4]):
             assert line["ids"][i] == row["id"]
             assert line["removed_by"][i] == row["removed"]
-            for name, key in (("logits", "logit"), ("penalised", "penalised"), ("ends", "end"), ("sampled_p", "p")):
+            for name, key in (
+                ("logits", "logit"),
+                ("penalised", "penalised"),
+                ("ends", "to"),
+                ("sampled_p", "drawn"),
+            ):
                 assert line[name][i] == pytest.approx(row[key], abs=6e-5)
 
 

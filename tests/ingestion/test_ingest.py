@@ -255,4 +255,4 @@ def test_no_disk_no_network(hub, tmp_path):
 def test_wrong_use(tmp_path):
     for flags in (["--files", "0"], ["--files", "some"], ["--dataset", "the-stack"], ["--fils", "2"]):
         code, _, err = ingest(tmp_path, "http://127.0.0.1:9", *flags)
-        assert code == 2 and "usage" in err and flags[0] in err
+        assert code == 2 and "See --help" in err and flags[0] in err

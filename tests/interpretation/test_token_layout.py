@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from surprise import KNOWN, TOKENIZERS, layout
 
-from model.interpretation.surprise import cell_width, layout_tokens, spans_by_line
+from model.interpretation.surprise import layout_tokens, spans_by_line
+from plumbing.text import cell_width
 
 
 @pytest.fixture(params=["char", "bpe"])

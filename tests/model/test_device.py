@@ -31,7 +31,13 @@ def test_the_timing_runs_in_both_precisions():
     assert all(0 < device.product_seconds(dtype, size=64) < 1 for dtype in (torch.bfloat16, torch.float32))
 
 
-@pytest.mark.parametrize("name", ["abacus", "meta", "privateuseone"])
+@pytest.mark.parametrize("name", ["gpu", "GPU", "cuda:", "cuda:x", ""])
+def test_a_device_that_is_none_is_refused_with_those_that_are(name):
+    with pytest.raises(UsageError, match=rf"^--device is auto, cpu, cuda, cuda:1 \(.*\) or mps, not '{name}'\.$"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["meta", "privateuseone"])
 def test_a_device_that_cannot_compute_is_refused(name):
     with pytest.raises(UsageError, match=rf"The device '{name}' cannot be used here: [^\n]*[^.]\. Try --device cpu\.$"):
         pick_device(name)

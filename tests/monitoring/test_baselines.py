@@ -115,3 +115,10 @@ BASELINES = {"uniform": 7.3, "unigram": 4.9, "bigram": 3.5, "trigram": 2.8, "gzi
 )
 def test_the_verdict(bits, said):
     assert baselines.verdict(bits, BASELINES) == said
+
+
+def test_what_is_worse_than_guessing_is_not_better_than_a_compressor():
+    """Of a short text, gzip makes a longer one."""
+    assert baselines.verdict(8.0, BASELINES | {"gzip": 9.5, "xz": 30.0}) == "no better than guessing"
+    found = baselines.verdict(7.2, BASELINES | {"gzip": 9.5, "xz": 30.0})
+    assert found == "better than guessing, 2.300 bits per byte from the unigram"

@@ -18,9 +18,10 @@ RUN = {"max_steps": 100, "n_embd": 64, "dropout": 0.0, "batch_size": 8, "warmup_
 
 
 def warnings(settings, capsys, kind="char", **changes):
-    """The warnings of a run, as (step, text)."""
+    """The warnings of a run, as (step, text); not that of a text too short for its model, which all of these have."""
     train.main(replace(settings, **RUN | changes), fresh=True, kind=kind)
-    return re.findall(r"^Warning at step (\d+): (.*)$", capsys.readouterr().out, re.MULTILINE)
+    found = re.findall(r"^Warning at step (\d+): (.*)$", capsys.readouterr().out, re.MULTILINE)
+    return [(step, text) for step, text in found if "which it can memorise" not in text]
 
 
 @pytest.fixture
@@ -85,6 +86,15 @@ def test_overfitting(tmp_path, capsys, monkeypatch):
     settings = conftest.make_pipeline(tmp_path, CHAR, "char")
     ((step, text),) = warnings(settings, capsys, batch_size=32)
     assert step in ("25", "50", "75", "100") and "overfitting" in text
+
+
+def test_a_text_that_is_short_for_its_model(tmp_path, capsys):
+    """In a run, not only in its plan: more parameters than tokens, and each token read more than four times."""
+    settings = conftest.make_pipeline(tmp_path, CHAR, "char")
+    for steps, n_embd, expected in ((160, 64, 1), (60, 64, 0), (160, 8, 0)):
+        train.main(replace(settings, **RUN | {"max_steps": steps, "n_embd": n_embd}), fresh=True)
+        text = "the model has .* parameters, and the training data only .* tokens, read . times, which it can memorise"
+        assert len(re.findall(f"^Warning at step 0: {text}", capsys.readouterr().out, re.MULTILINE)) == expected
 
 
 # --- the rules, on figures made up ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a run will take: memory, arithmetic and time, by hand and against a run."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -14,16 +15,105 @@ import torch
 
 import train
 from config import CHAR, ROOT
+from model import device
 from model.gpt import GPT
 from model.monitoring import estimate
 from model.training import choose_step
+from model.training import run as run_module
 from model.training.optimizer import Optimizer
+from plumbing.errors import UsageError
 
 
 def make(**shape):
     torch.manual_seed(0)
     model = GPT(50, block_size=16, **{"n_layer": 2, "n_head": 2, "n_embd": 32} | shape)
     return model, Optimizer(model, CHAR)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine({path: content}): the files in which a system says how much memory there is."""
+
+    def set_up(files):
+        def read(path):
+            if path not in files:
+                raise FileNotFoundError(path)
+            return files[path]
+
+        monkeypatch.setattr(device, "system_file", read)
+
+    return set_up
+
+
+MEMORY = {"/proc/meminfo": "MemTotal:  16000000 kB\nMemAvailable:    8000000 kB\n"}
+GROUP = "/sys/fs/cgroup/"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, math.inf),
+        (MEMORY, 8_192_000_000),
+        (
+            MEMORY | {f"{GROUP}memory.max": "2000000000", f"{GROUP}memory.current": "1500000000",
+                      f"{GROUP}memory.stat": "anon 5\ninactive_file 250000000\n"},
+            750_000_000,
+        ),
+        (
+            MEMORY | {f"{GROUP}memory.max": "max\n", f"{GROUP}memory.current": "1",
+                      f"{GROUP}memory.stat": "inactive_file 2"},
+            8_192_000_000,
+        ),
+        (
+            MEMORY | {f"{GROUP}memory/memory.limit_in_bytes": "3000000000\n",
+                      f"{GROUP}memory/memory.usage_in_bytes": "2900000000\n",
+                      f"{GROUP}memory/memory.stat": "cache 9\ntotal_inactive_file 100000000\n"},
+            200_000_000,
+        ),
+        (
+            MEMORY | {f"{GROUP}memory.max": "10", f"{GROUP}memory.current": "20",
+                      f"{GROUP}memory.stat": "inactive_file 0"},
+            0,
+        ),
+    ],
+)  # fmt: skip
+def test_free_memory_is_what_the_machine_and_the_container_leave(machine, files, expected):
+    machine(files)
+    assert device.free_memory() == expected
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_a_step_that_does_not_fit_is_refused_with_what_would(char, monkeypatch, plan):
+    """Before anything is computed or written; and what the message names is accepted."""
+    monkeypatch.setattr(estimate, "free_memory", lambda: 20e6)
+    large = replace(char, batch_size=480, max_steps=1, sample_tokens=0, debug=False)
+    with pytest.raises(UsageError, match="needs about .* GB of memory, and 0.0 GB are free") as error:
+        train.main(large, fresh=False, plan=plan)
+    assert not (char.checkpoint_dir / "step_00000001.pt").exists()
+    found = re.search(r"--batch-size ([\d,]+) would fit; so would --accumulate (\d+),", str(error.value))
+    batch_size, accumulate = (int(number.replace(",", "")) for number in found.groups())
+    assert 1 <= batch_size < 480 and 480 % accumulate == 0
+    assert train.main(replace(large, batch_size=batch_size), fresh=False, plan=plan) == 0
+    assert train.main(replace(large, accumulate=accumulate), fresh=not plan, plan=plan) == 0
+    monkeypatch.setattr(estimate, "free_memory", lambda: 1e5)
+    with pytest.raises(UsageError, match="Even one sequence does not fit"):
+        train.main(large, fresh=False, plan=plan)
+
+
+def test_two_sequences_tell_what_many_keep():
+    model, _ = make()
+    batches = [torch.zeros(n, 16, dtype=torch.long) for n in (1, 2, 50)]
+    one, two, many = (estimate.activation_bytes(model, batch, batch) for batch in batches)
+    assert many == pytest.approx(one + 49 * (two - one), rel=0.1)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(char, monkeypatch):
+    monkeypatch.setattr(run_module, "free_memory", lambda: 1e6)
+    monkeypatch.setattr(run_module, "build_model", pytest.fail)
+    with pytest.raises(
+        UsageError, match=r"A model of [\d,]+ parameters needs about .* Try a smaller --n-layer or --n-embd"
+    ):
+        train.main(replace(char, n_embd=400), fresh=False)
 
 
 def test_arithmetic_by_hand():

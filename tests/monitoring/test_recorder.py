@@ -106,7 +106,8 @@ def parts(char, tmp_path):
     """(a recorder on a random model, the model, the validation file, the tokenizer)"""
     val, tokenizer = open_tokens(char.val_file), load_tokenizer(char.tokenizer_file)
     model = random_model(tokenizer.vocab_size)
-    run = SimpleNamespace(model=model, val_data=val, tokenizer=tokenizer, settings=replace(char, grad_clip=0.5))
+    settings = replace(char, grad_clip=0.5)
+    run = SimpleNamespace(model=model, val_data=val, tokenizer=tokenizer, settings=settings, eval_every=5)
     made = Recorder(run, Log(tmp_path / "log", None), {"bigram": 1.0}, lambda: "a sample")
     return made, model, val, tokenizer
 

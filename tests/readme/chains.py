@@ -61,7 +61,10 @@ SHORTER = {
         r"n_embd: int = \d+": "n_embd: int = 32",
         r"vocab_size: int = \d+": "vocab_size: int = 1000",
     },
-    "scripts/quickstart.py": {r"type=float, default=[\d.]+": "type=float, default=1.0", r"max\(0\.1,": "max(0.02,"},
+    "scripts/quickstart.py": {
+        r"type=float, default=[\d.]+": "type=float, default=1.0",
+        r"LEAST_MINUTES = [\d.]+": "LEAST_MINUTES = 0.02",
+    },
 }
 
 
@@ -142,6 +145,7 @@ def quickstart(folder: Path) -> Path:
     first = check(run_python(arguments_of(command), project, environment(), TIMEOUT), command).stdout
     assert "skipped" not in first
     assert first.count("bits per byte of validation text") == 2
+    assert re.findall("^Next: .*$", first, re.MULTILINE) == re.findall("^Next: .*README.*$", first, re.MULTILINE)
     (project / "data" / "val_bpe.bin").unlink()
     again = check(run_python(["-c", QUICKSTART_AGAIN], project, environment(), TIMEOUT), command).stdout
     assert again.count("skipped:") == 6

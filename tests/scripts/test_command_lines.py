@@ -81,6 +81,33 @@ print(json.dumps({"answers": answers, "heavy": [n for n in ("torch", "datasets")
         assert "--no-such-flag" in err and "Traceback" not in err, script
 
 
+@pytest.mark.parametrize(
+    ("script", "flags", "expected"),
+    [
+        (SAMPLE, ["--fraktion", "1"], "there is no flag --fraktion (did you mean --fraction?)"),
+        (SAMPLE, ["--fraction=x"], "--fraction: invalid float value: 'x'"),
+        (SAMPLE, [], "one of the arguments --megabytes --documents --fraction is required"),
+        (TRAIN_BPE, ["--vocab-size", "1.5"], "--vocab-size: '1.5' is not a whole number"),
+        (TRAIN_BPE, ["--megabytes", "1"], "there is no flag --megabytes (did you mean --tokenizer-megabytes?)"),
+        (TRAIN_BPE, ["--xyzzy"], "there is no flag --xyzzy"),
+        ("scripts/benchmark.py", ["data", "--megabites", "1"], "there is no flag --megabites (did you mean --meg"),
+        ("scripts/benchmark.py", ["data", "--megabytes", "x"], "--megabytes: invalid float value: 'x'"),
+        ("scripts/benchmark.py", ["datta"], "invalid choice: 'datta'"),
+        ("scripts/export_huggingface.py", ["--ouput", "x"], "there is no flag --ouput (did you mean --output?)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_flag_is_a_line_that_names_the_right_one(run, script, flags, expected):
+    result = run(script, *flags)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"error: {'subject: ' if 'datta' in flags else ''}{expected}")
+    assert result.err.endswith(". See --help.\n") and result.err.count("\n") == 1
+
+
+def test_whole_numbers_may_be_written_as_floats(run, project):
+    write_corpus(config.CHAR.corpus)
+    assert run(TRAIN_BPE, "--vocab-size", "3e2", "--quiet").code == 0
+
+
 def test_a_script_runs_from_any_folder_and_in_any_locale(tmp_path):
     """A process of its own, with relative paths, an output that is ASCII, and text that is not."""
     write_corpus(tmp_path / "c.txt", ["naïve 🐍\n", "日本語\n"])

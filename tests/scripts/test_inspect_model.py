@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from config import ROOT
 from model.generation.sampling import apply_temperature, sampling_probabilities
 from model.gpt import GPT
+from model.interpretation import inspect_page
 from model.interpretation.forward_pass import trace_forward
 from model.storage.model_file import save_model
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
 from plumbing.errors import UsageError, UserError
+from plumbing.text import cell_width
 from scripts import inspect_model
 
 TEXT = "def add(a, b):\n\treturn a + b  # naïve 日本 & </script><b>\n"
@@ -104,9 +106,7 @@ def test_every_figure_of_the_page_is_the_models(inspect, kind, tmp_path):
     close(added.sum(0), logits.gather(1, attributed))
     assert attributed[:-1, -1].tolist() == ids[1:].tolist()
     # candidates and surprise
-    order = unpack(data["order"]).long()
-    close(unpack(data["logits"]), logits[-1][order])
-    assert sorted(order.tolist()) == list(range(model.vocab_size))
+    close(unpack(data["logits"]), logits)
     close(unpack(data["surprise"]), -own[:, 0] / math.log(2))
     # neighbours
     table = F.normalize(model.embedding.weight, dim=-1)
@@ -151,6 +151,21 @@ def test_the_short_form(inspect, kind):
     assert [int(token) for token, _ in shown] == p.indices.tolist()
     assert [float(share) for _, share in shown] == pytest.approx((100 * p.values).tolist(), abs=0.0051)
     assert inspect(kind, "d", "--text")  # one token
+
+
+@pytest.mark.parametrize("width", [70, 80, 200])
+@pytest.mark.parametrize("layers", [1, 2, 30])
+def test_the_short_form_fits_into_the_terminal(tmp_path, monkeypatch, capsys, width, layers):
+    monkeypatch.setenv("COLUMNS", str(width))
+    model = GPT(TOKENIZERS["bpe"].vocab_size, block_size=24, n_layer=layers, n_head=2, n_embd=16)
+    save_model(tmp_path / "m.pt", model, TOKENIZERS["bpe"], {"steps": 3, "val_bits_per_byte": 1.5})
+    monkeypatch.setattr(inspect_model, "token_text", lambda tokenizer, token: f"日{token}" + "y" * (token % 30))
+    inspect_model.main(["--prompt", TEXT, "--model", str(tmp_path / "m.pt"), "--text", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line for line in lines if cell_width(line) > width and not line.startswith("The logit lens")] == []
+    titles = next(line for line in lines if line.startswith("  after"))
+    assert "embedding" in titles and f"layer {layers - 1} " in titles
+    assert (f"of {layers + 1}; the page has all" in "".join(lines)) == (layers == 30)
 
 
 def test_what_it_refuses(inspect, tmp_path, capsys):
@@ -256,6 +271,58 @@ def test_the_sliders_do_what_generating_does(page, kind, temperature, k, p):
     assert drawn == pytest.approx(expected[:15].tolist(), abs=1e-5)
     possible = re.match(r"([\d,]+) of", page.inner_text("#left"))[1]
     assert int(possible.replace(",", "")) == np.count_nonzero(expected)
+
+
+def test_the_candidates_are_those_after_the_chosen_token(page, kind):
+    """As everything on the page is about the chosen one."""
+    logits = trace_forward(make_model(kind), ids_of(kind)).logits.float()
+    for at in (3, len(ids_of(kind)) - 1, 0):
+        page.locator("#tokens .token").nth(at).click()
+        assert page.inner_text("#after").startswith(f"After token {at + 1} of {len(ids_of(kind))}, ")
+        top = logits[at].softmax(-1).topk(15)
+        shown = page.locator("#candidates tbody tr td:first-child").all_inner_texts()
+        assert shown == [token_text(TOKENIZERS[kind], token) for token in top.indices.tolist()]
+        drawn = page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => Number(td.dataset.p))")
+        assert drawn == pytest.approx(top.values.tolist(), abs=1e-5)
+
+
+def test_of_a_long_prompt_the_last_tokens_have_candidates(inspect, open_page, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_page, "MOST_LOGITS", 3 * TOKENIZERS["bpe"].vocab_size)
+    inspect("bpe", TEXT, "--html", "page.html")
+    page = open_page(tmp_path / "page.html")
+    assert page.locator("#candidates tbody tr").count() == 15
+    page.locator("#tokens .token").nth(2).click()
+    assert page.inner_text("#left") == "The page holds the logits of the last 3 tokens. Choose one of these."
+    assert page.locator("#candidates tbody tr").count() == 0
+
+
+def test_the_large_matrix_has_labels_and_takes_taps(page, kind):
+    ids, seen = ids_of(kind), trace_forward(make_model(kind), ids_of(kind))
+    texts, T = [token_text(TOKENIZERS[kind], token) for token in ids], len(ids)
+    for box in ("#rows", "#columns"):
+        labels = page.locator(f"{box} span")
+        assert 5 <= labels.count() <= 21
+        assert set(labels.all_text_contents()) <= set(texts)
+    box = page.locator("#large").bounding_box()
+    at = {"clientX": box["x"] + box["width"] * 2.5 / T, "clientY": box["y"] + box["height"] * 5.5 / T}
+    page.locator("#large").dispatch_event("pointerdown", {**at, "pointerType": "touch"})
+    assert page.inner_text("#row-title") == "L0H0: where token 6 looks"
+    p = seen.attention[0, 0, 5, 2].item()
+    said = re.fullmatch(r"(.+) takes (<?[\d.]+)% from (.+)\.", page.text_content("#cell"))
+    assert (said[1], said[3]) == (texts[5], texts[2])
+    assert float(said[2].strip("<")) == pytest.approx(100 * p, abs=0.11)
+    assert page.locator("#rows .here").text_content() == texts[5]
+    assert page.locator("#columns .here").text_content() == texts[2]
+
+
+def test_no_table_is_cut_on_a_phone(inspect, open_page, tmp_path, kind):
+    """What cannot fit, such as a table of all layers, scrolls in its own box, the rest fits."""
+    inspect(kind, TEXT, "--html", "page.html")
+    page = open_page(tmp_path / "page.html", width=390)
+    page.locator("#tokens .token").nth(3).click()
+    for table in ("#neighbours", "#candidates", "#components"):
+        assert page.evaluate(f"document.querySelector('{table}').getBoundingClientRect().right") <= 390, table
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 CONTRAST = """() => {

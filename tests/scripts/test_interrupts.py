@@ -19,8 +19,10 @@ def in_script(tmp_path, code: str) -> subprocess.CompletedProcess:
         (tmp_path / folder).mkdir()
     for name in ("config.py", *(f"plumbing/{file.name}" for file in (ROOT / "plumbing").glob("*.py"))):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    (tmp_path / "scripts" / "_root.py").write_bytes((ROOT / "scripts" / "_root.py").read_bytes())
-    (tmp_path / "scripts" / "x.py").write_text("import os, signal, _root\n" + code, "utf-8")
+    (tmp_path / "scripts" / "x.py").write_text(
+        "import os, signal, sys\nsys.path.insert(0, os.path.dirname(sys.path[0]))\nimport plumbing.interrupts\n" + code,
+        "utf-8",
+    )
     command = [sys.executable, tmp_path / "scripts" / "x.py"]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
 

@@ -1,12 +1,15 @@
 """The page of a training: what it reads of a log, its program in a browser, the drawing, and TensorBoard's files."""
 
+import itertools
 import json
+import math
 import re
 import sys
 import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_pipeline
 
@@ -80,6 +83,22 @@ def test_logs_that_cannot_be_read(tmp_path, runs, plot):
         plot(runs[0], "--html", "log.jsonl")
 
 
+def test_the_curve_is_the_mean_over_steps_within_five_percent():
+    rng = np.random.default_rng(0)
+    losses = {step: 2 + 3 / step + 0.2 * rng.standard_normal() for step in range(1, 301)}
+    losses[100] = None
+    curve = dict(plot_training.smoothed(losses))
+    assert sorted(curve) == [step for step in losses if step != 100]
+    for step, mean in curve.items():
+        near = [x for s, x in losses.items() if abs(s - step) <= step // 20 and x is not None]
+        assert mean == pytest.approx(sum(near) / len(near), abs=1e-5)
+    assert [curve[step] for step in range(1, 20)] == pytest.approx([losses[step] for step in range(1, 20)], abs=1e-5)
+    long = plot_training.smoothed(dict.fromkeys(range(1, 100001), 5.0))
+    assert len(long) <= 800 and long[0] == (1, 5.0) and long[-1] == (100_000, 5.0)
+    assert plot_training.smoothed({50: 2.0, 100: 1.0}) == [(50, 2.0), (100, 1.0)]  # an older log: its lines alone
+    assert plot_training.smoothed({}) == plot_training.smoothed({1: math.inf}) == []
+
+
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
@@ -93,11 +112,11 @@ def test_the_plot(runs, plot):
 
 
 def test_the_plot_by_hand():
-    lines = [{"step": step, "loss": loss} for step, loss in ((0, 4.0), (5, 2.0), (10, 1.0), (7, None))]
-    rows = plot_training.plot_loss({"lines": lines, "evaluations": []}, width=11, height=3).splitlines()
+    curve = [(0, 4.0), (5, 2.0), (10, 1.0)]
+    rows = plot_training.plot_loss({"training": curve, "evaluations": []}, width=11, height=3).splitlines()
     assert [row.partition("│")[2] for row in rows[:3]] == ["·", "     ·", "          ·"]
     assert rows[0].startswith("     4.000")
-    assert "no finite loss" in plot_training.plot_loss({"lines": [{"step": 1, "loss": None}], "evaluations": []})
+    assert "no finite loss" in plot_training.plot_loss({"training": [], "evaluations": []})
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
@@ -176,13 +195,14 @@ def test_the_loss_chart_is_read_by_pointer_and_by_keyboard(page, runs):
     assert float(page.inner_text("#loss-chart .readout").split()[-1]) == pytest.approx(first["val_loss"], abs=0.006)
     svg.focus()
     page.keyboard.press("End")
-    last = [e for e in log_of(runs[0]) if "loss" in e][-1]
+    step, last = plot_training.read_run(runs[0])["training"][-1]
+    assert step == 20
     said = re.search(
         r"step 20: char, training ([\d.]+), char, validation ([\d.]+)", page.inner_text("#loss-chart .readout")
     )
-    assert float(said[1]) == pytest.approx(last["loss"], abs=0.006)
+    assert float(said[1]) == pytest.approx(last, abs=0.006)
     page.keyboard.press("ArrowLeft")
-    assert page.inner_text("#loss-chart .readout").startswith("step 18:")
+    assert page.inner_text("#loss-chart .readout").startswith("step 19:")
     baselines = page.locator("#loss-chart .baseline-name").all_text_contents()
     assert sorted(baselines) == sorted(["uniform", "unigram", "bigram", "trigram", "gzip", "xz"])
 
@@ -246,3 +266,50 @@ def test_a_run_without_records_or_with_infinite_losses(plot, open_page, tmp_path
     assert page.locator("#records").is_hidden()
     assert "has no records" in page.inner_text("#no-records")
     assert page.locator("#internals svg").count() == 3
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_labels_can_be_read_at_any_width(plot, open_page, runs, tmp_path, width):
+    """A chart is drawn in the pixels that it has, and again when they change."""
+    plot(runs[0], "--html", "page.html")
+    page = open_page(tmp_path / "page.html", width=width)
+    for new in (width, 700):
+        page.set_viewport_size({"width": new, "height": 900})
+        page.wait_for_timeout(300)
+        widths = page.eval_on_selector_all("svg", "all => all.map(one => one.viewBox.baseVal.width - one.clientWidth)")
+        assert set(widths) == {0}
+        heights = page.eval_on_selector_all("svg text", "all => all.map(one => one.getBoundingClientRect().height)")
+        assert len(heights) > 50 and min(heights) >= 11
+        labels = page.eval_on_selector_all(
+            "#entropy svg text[text-anchor=middle]",
+            "all => all.map(one => one.getBoundingClientRect()).map(b => [b.left, b.right])",
+        )
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(labels)), labels
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_every_kind_of_token_has_a_colour_of_its_own(plot, open_page, runs, tmp_path):
+    plot(runs[0], "--html", "page.html")
+    for dark in (False, True):
+        page = open_page(tmp_path / "page.html", dark=dark)
+        figures = page.locator("#internals figure")
+        for i in range(figures.count()):
+            look = "all => all.map(getComputedStyle).map(one => one.stroke + one.strokeDasharray)"
+            styles = figures.nth(i).locator("path").evaluate_all(look)
+            if "entropy" not in figures.nth(i).inner_text():  # one colour per layer
+                assert len(set(styles)) == len(styles)
+    kinds = page.locator("figure", has_text="Surprise by kind of token").locator("path")
+    assert kinds.count() >= 6
+
+
+def test_few_evaluations_are_not_joined(plot, open_page, tmp_path):
+    log = Log(tmp_path / "few", None)
+    for step in range(1, 9):
+        log.write(
+            step=step, loss=4 / step, bits_per_byte=1.0, learning_rate=0.1, gradient_norm=1.0, tokens_per_second=5.0
+        )
+        if step % 4 == 0:
+            log.write(step=step, val_loss=5 / step, val_tokens=9, val_bits_per_byte=1.0)
+    plot("few", "--html", "page.html")
+    page = open_page(tmp_path / "page.html")
+    assert page.locator("#loss-chart path").count() == 1 and page.locator("#loss-chart circle").count() == 2

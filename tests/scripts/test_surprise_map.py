@@ -12,19 +12,15 @@ import pytest
 from surprise import KNOWN, TOKENIZERS, layout, map_runner, score
 
 from config import ROOT
-from model.interpretation.surprise import cell_width
 from model.interpretation.surprise_map import (
-    BORDERS,
     RANGES,
-    STYLES,
     print_map,
-    surprise_level,
     surprise_mark,
     wrapped,
 )
-from model.tokenization.display import token_text
+from model.tokenization.display import BORDERS, STYLES, surprise_level, token_text
 from plumbing.errors import UsageError, UserError
-from plumbing.text import visible
+from plumbing.text import cell_width, visible
 from scripts import surprise_map
 
 

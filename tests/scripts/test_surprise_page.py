@@ -12,8 +12,8 @@ from browser import BROWSER
 from surprise import KNOWN, TOKENIZERS, layout, map_runner, score
 
 from model.interpretation.surprise import SurprisingToken
-from model.interpretation.surprise_map import STYLES, legend_html, ranking_html, surprise_level, text_html
-from model.tokenization.display import token_text
+from model.interpretation.surprise_map import legend_html, ranking_html, text_html
+from model.tokenization.display import STYLES, surprise_level, token_text
 from plumbing.page import PAGES, fill_page
 from plumbing.text import visible
 

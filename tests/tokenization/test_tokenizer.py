@@ -261,8 +261,24 @@ def test_bare_ids_answer_whatever_a_tokenizer_answers(either):
     assert either.ends_document(either.end_of_text_id) and not either.ends_document(2)
     assert not bare.ends_document(bare.end_of_text_id)
     for tokenizer in (either, bare):
-        ids = tokenizer.encode(tokenizer.default_prompt)
-        assert len(ids) and not tokenizer.unknown(tokenizer.default_prompt, ids)
+        prompt = tokenizer.prompt_from(np.array([3, 4, 5]))
+        assert len(tokenizer.encode(prompt)) and not tokenizer.unknown(prompt, tokenizer.encode(prompt))
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("import os\n\ndef f():\n    return 1\n", "def"),
+        ("Die Sonne sank.\nDie Nacht kam, und der Mond.\nÜber dem Tal\n", "Die"),
+        ("Über\n12 a\nÜber\nEs\n", "Über"),
+        ("defend\n1 2 3\n", "defend"),
+        ("  7\n", "7"),
+    ],
+)
+def test_a_prompt_from_the_text_itself(text, prompt):
+    for library in (make_character_tokenizer(text), train_bpe_tokenizer([text], 270)):
+        tokenizer = Tokenizer(library.to_str())
+        assert tokenizer.prompt_from(tokenizer.encode(text)) == prompt
 
 
 # === files ===========================================================================================================

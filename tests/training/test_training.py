@@ -66,6 +66,28 @@ def test_a_run_writes_a_model_that_has_learned(tmp_path, capsys, base, kind):
     assert same(load(settings.model_file), load(settings.checkpoint_dir / "gpt_model.pt"))
 
 
+@pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
+def test_the_lines_of_a_run_fit_into_80_columns(tmp_path, capsys, base, kind, monkeypatch):
+    """Titles once, the figures of the log below them; long sentences may wrap, tables must not."""
+    monkeypatch.setenv("COLUMNS", "80")
+    settings = replace(make_pipeline(tmp_path, base, kind), max_steps=12, log_every=1)
+    train.main(settings, fresh=False, kind=kind)
+    lines = capsys.readouterr().out.splitlines()
+    prose = "  | ", "The untrained", str(tmp_path), "Next", "Records", "checkpoint", "One training", "Baselines", "Warn"
+    assert [line for line in lines if len(line) > 80 and not line.startswith(prose)] == []
+    (titles,) = [line for line in lines if "tokens/s" in line and "loss" in line]
+    steps = [line for line in lines if line.startswith("step ")]
+    logged = [entry for entry in log_of(settings) if "loss" in entry]
+    assert len(steps) == len(logged) == 12
+    for line, entry in zip(steps, logged, strict=True):
+        assert line.startswith(f"step {entry['step']:>2}/12 ") and len(line) == len(titles)
+        end = {name: titles.index(name) + len(name) for name in titles.split()}
+        shown = {name: line[:at].split()[-1] for name, at in end.items()}
+        assert shown["loss"] == f"{entry['loss']:.4f}" and shown["grad"] == f"{entry['gradient_norm']:.2f}"
+        assert shown["bits/token"] == f"{entry['surprise_bits']:.2f}"
+        assert shown["bits/byte"] == f"{entry['bits_per_byte']:.2f}"
+
+
 def test_quiet_says_less(char, capsys):
     train.main(char, fresh=False)
     loud = capsys.readouterr().out
@@ -136,15 +158,36 @@ def test_the_log_holds_the_figures_of_each_line(char):
     train.main(char, fresh=False)
     tokens_per_byte = open_tokens(char.train_file).tokens_per_byte
     lines = [entry for entry in log_of(char) if "loss" in entry]
-    assert [entry["step"] for entry in lines] == [2, 4, 6, 8, 10]
+    assert [entry["step"] for entry in lines] == [1, 2, 4, 6, 8, 10]
     for entry in lines:
         assert entry["surprise_bits"] == pytest.approx(entry["loss"] / math.log(2))
         assert entry["bits_per_byte"] == pytest.approx(entry["surprise_bits"] * tokens_per_byte)
         assert entry["gradient_norm"] > 0
         assert entry["tokens_per_second"] > 0
     rates = [entry["learning_rate"] for entry in lines]
-    fractions = (2 / 3, 7 / 9, 5 / 9, 3 / 9, 1 / 9)  # the second of two steps of climb, then the fall
+    fractions = (1 / 3, 2 / 3, 7 / 9, 5 / 9, 3 / 9, 1 / 9)  # two steps of climb, then the fall
     assert rates == pytest.approx([char.learning_rate * fraction for fraction in fractions])
+
+
+def test_the_log_holds_the_loss_of_every_step(char, tmp_path):
+    """Also of those without a line of their own; and there are lines at the first steps, where most happens."""
+    train.main(replace(char, log_every=1), fresh=False)
+    every = [entry["loss"] for entry in log_of(char) if "loss" in entry]
+    other = replace(char, log_every=4, max_steps=10, checkpoint_dir=tmp_path / "other")
+    train.main(other, fresh=False)
+    lines = [entry for entry in log_of(other) if "loss" in entry]
+    assert [entry["step"] for entry in lines] == [1, 2, 4, 8, 10]
+    assert [loss for entry in lines for loss in entry["losses"]] == pytest.approx(every, abs=6e-5)
+    assert len(every) == 10
+
+
+@pytest.mark.parametrize("steps", [40, 7])
+def test_ten_evaluations_a_run(char, steps):
+    train.main(replace(char, max_steps=steps, eval_every=-1, sample_tokens=0), fresh=False)
+    found = [entry["step"] for entry in log_of(char) if "val_loss" in entry]
+    assert found == (list(range(0, 41, 4)) if steps == 40 else list(range(8)))
+    train.main(replace(char, max_steps=steps, eval_every=0, sample_tokens=0), fresh=True)
+    assert [entry["step"] for entry in log_of(char) if "val_loss" in entry] == [steps]
 
 
 def test_tokens_per_second_leave_out_evaluations(char, monkeypatch):

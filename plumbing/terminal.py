@@ -1,0 +1,61 @@
+"""The console that a script runs in: a terminal, a file, a pipe, nothing at all, or the window of IDLE, Spyder and
+Jupyter, whose streams have no bytes, no file number and no encoding to change."""
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+
+
+def open_streams() -> None:
+    """Make stdout and stderr take any text, whatever encoding the terminal has."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def write_exactly(text: str) -> None:
+    """Write to stdout what a file or a pipe is to receive byte for byte, line ends included."""
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    else:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def ask_line(prompt: str) -> str | None:
+    """The next line of stdin, None at its end. In a terminal with the prompt, and with the keys of a shell: the arrow
+    up brings the line before."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):  # Windows: the console does it
+            import readline  # noqa: F401 (from then on, input() uses it)
+        try:
+            return input(prompt)
+        except EOFError:
+            return None
+    if sys.stdin.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.removesuffix("\n") if line else None
+
+
+def one_screen() -> bool:
+    """Whether stdout and stderr go to one and the same place."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # a window
+        return True
+
+
+def colours(stream) -> bool:
+    """Whether to write colours to a stream: a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    """Columns of the terminal; COLUMNS sets them; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
