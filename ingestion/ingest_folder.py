@@ -117,9 +117,8 @@ def gather(folders: list[Path], skipped: set[str], args: argparse.Namespace, lef
 def other_pattern(folders: list[Path], skipped: set[str]) -> str:
     """What to type for the files that there are, or an empty text."""
     why_not = partial(why_not_source, "*", skipped)
-    paths = [path for folder in folders for path in find_files(folder, why_not, LeftOut())]
-    endings = Counter(path.suffix.lower() for path in paths if path.suffix).most_common(3)
-    names = ", ".join(f"--pattern '*{ending}' ({count:,})" for ending, count in endings)
+    endings = Counter(path.suffix.lower() for path in find_files(folders, why_not, LeftOut()) if path.suffix)
+    names = ", ".join(f"--pattern '*{ending}' ({count:,})" for ending, count in endings.most_common(3))
     return f" There are files for {names}." if names else ""
 
 

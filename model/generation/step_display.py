@@ -139,7 +139,7 @@ def explain_step(name: str, step: Step, table: StepTable, *lines: str) -> str:
         rows += other_candidates(step, table, (done, i), i - done)
         values = {
             "logit": f"{step.logits[i]:.4f}", "penalised": f"{step.penalised[i]:.4f}",
-            "tempered": f"{step.tempered[i]:.4f}", "removed": removed_by(step, i).replace("temperature", "temp. 0"),
+            "tempered": f"{step.tempered[i]:.4f}", "removed": removed_by(step, i).replace("temperature", "temp=0"),
             "drawn": f"{step.sampled_p[i]:.6f}", "from": f"{start_of(step, i):.6f}", "to": f"{step.ends[i]:.6f}",
         }  # fmt: skip
         token = int(step.ids[i])

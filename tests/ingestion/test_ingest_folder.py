@@ -191,7 +191,7 @@ def test_text_is_written_in_row_groups(project, monkeypatch):
 def test_a_folder_without_text_is_refused(run, project):
     (project / "src").mkdir()
     (project / "f.parquet").write_bytes(b"earlier")
-    refused(run(INGEST, "src", "--output", "f.parquet"), "No file matching '*.py' was taken", "None was found.")
+    refused(run(INGEST, "src", "--output", "f.parquet"), "No file matching '*.py' was taken", "none found")
     (project / "src" / "a.py").write_bytes(b"")
     (project / "src" / "b.py").write_bytes(b"\0")
     result = run(INGEST, "src", "--output", "f.parquet")
@@ -211,7 +211,7 @@ def test_the_pattern_for_the_files_that_there_are_is_offered(run, project):
     for name in ("a.txt", "b/c.txt", "d.md", "e", ".git/f.txt", "__pycache__/g.pyc"):
         (project / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (project / "src" / name).write_text("x")
-    refused(run(INGEST, "src"), "None was found. There are files for --pattern '*.txt' (2), --pattern '*.md' (1).")
+    refused(run(INGEST, "src"), "There are files for --pattern '*.txt' (2), --pattern '*.md' (1).")
     assert run(INGEST, "src", "--pattern", "*.txt", "--output", "f.parquet").code == 0
 
 
