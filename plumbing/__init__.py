@@ -1,1 +1,3 @@
 """What every script needs and no learner must read."""
+
+import plumbing.interrupts

@@ -5,8 +5,6 @@ Python 3.8 must be able to read this file and the top of each script.
 
 import os
 import sys
-
-import plumbing.interrupts  # isort: skip (Ctrl-C from here on)
 import traceback
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
