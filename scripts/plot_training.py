@@ -86,11 +86,11 @@ def read_run(path: Path) -> dict:
         if (entry := read_line(text)) is None:
             continue
         step, about = entry["step"], entry.get("about", about)
+        if own := entry.get("losses", [entry["loss"]] if "loss" in entry else []):  # of the steps up to this one
+            losses |= zip(range(step - len(own) + 1, step + 1), own, strict=True)
         # A run that was killed and resumed may log a step twice. The later entry counts.
         if "loss" in entry:
             lines[step] = {name: entry.get(name) for name in ("step", *TRAINING)}
-            own = entry.get("losses", [entry["loss"]])  # of the steps up to this one
-            losses |= zip(range(step - len(own) + 1, step + 1), own, strict=True)
         if "val_loss" in entry:
             evaluations[step] = {name: entry.get(name) for name in ("step", *VALIDATION)}
         if "record" in entry:

@@ -42,8 +42,8 @@ class Reporter(AbstractContextManager):
         self.begin = time.perf_counter()
         self.first_step = None  # when training steps began, after the step was chosen
         self.running_since = None  # when the steps after the newest pause began; None in a pause
-        self.losses = []  # of the training steps since the last line, each 0-dim on the device
-        self.seconds = 0.0  # what those before the pause took
+        self.losses = []  # of the training steps that are not in the log yet, each 0-dim on the device
+        self.steps, self.seconds = 0, 0.0  # training steps since the last line, and what those before the pause took
         self.titled = False  # whether the titles of the columns have been printed
         self.sampled = (-1, "")  # the step of the newest sample, and its text
         hidden = self.verbose or not distributed.is_first()
@@ -104,9 +104,12 @@ class Reporter(AbstractContextManager):
         the gradient's norm of a printed step is not finite."""
         run = self.run
         self.losses.append(loss.detach().clone())  # a CUDA graph writes each loss into the same tensor
+        self.steps += 1
         self.progress.update()
         if run.step % run.settings.log_every == 0 or run.step in (1, 2, 4, 8) or run.step == run.max_steps:
             self.training(norm, fraction)
+        if self.checkpoint_due() and self.losses:  # a run that resumes here does not know them
+            self.log.write(step=run.step, losses=self.new_losses())
         if self.checkpoint_due() or self.evaluation_due() or self.recorder.due(run.step):
             wait_for(run.device)
             self.seconds += time.perf_counter() - self.running_since
@@ -117,18 +120,17 @@ class Reporter(AbstractContextManager):
         """The figures of a training step; `fraction` is that of the peak learning rates. The log gets the losses of the
         steps since the last line as well, for one batch says little."""
         run = self.run
-        losses = distributed.mean_over_processes(torch.stack(self.losses)).tolist()
-        loss, norm = losses[-1], norm.item()
+        loss, norm = distributed.mean_over_processes(self.losses[-1]).item(), norm.item()
         check_finite(loss, norm)
         now = time.perf_counter()
         seconds = self.seconds + now - self.running_since
-        speed = metrics.tokens_per_second(len(losses) * run.tokens_per_step, seconds)
-        self.running_since, self.losses, self.seconds = now, [], 0.0
+        speed = metrics.tokens_per_second(self.steps * run.tokens_per_step, seconds)
+        self.running_since, self.steps, self.seconds = now, 0, 0.0
         bits, per_byte = metrics.bits(loss), metrics.bits_per_byte(loss, run.train_data.tokens_per_byte)
         self.log.write(
             step=run.step, loss=loss, surprise_bits=bits, bits_per_byte=per_byte,
             learning_rate=fraction * run.settings.learning_rate, gradient_norm=norm, tokens_per_second=speed,
-            losses=[round(x, 4) if math.isfinite(x) else None for x in losses],
+            losses=self.new_losses(),
         )  # fmt: skip
         self.diagnostics.trained(loss)
         if self.verbose:
@@ -140,6 +142,12 @@ class Reporter(AbstractContextManager):
             name = f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}"
             figures = f"{loss:.4f}", f"{bits:.2f}", f"{per_byte:.2f}", f"{fraction:.0%}", f"{norm:.2f}", f"{speed:,.0f}"
             print(step_line(run, name, *figures, duration(left)))
+
+    def new_losses(self) -> list[float | None]:
+        """The losses of the steps that are not in the log yet."""
+        losses = distributed.mean_over_processes(torch.stack(self.losses)).tolist()
+        self.losses = []
+        return [round(loss, 4) if math.isfinite(loss) else None for loss in losses]
 
     def checkpoint_due(self) -> bool:
         return self.run.step % self.run.settings.checkpoint_every == 0 or self.run.step == self.run.max_steps
