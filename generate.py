@@ -116,4 +116,4 @@ def main(settings: Settings, args: Namespace, kind: str = "char") -> int:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(settings, args))
+    run_script(lambda: main(settings, args), "go on" if args.output_file or args.trace else "end")

@@ -26,4 +26,4 @@ if __name__ == "__main__":
 from generate import main
 
 if __name__ == "__main__":
-    run_script(lambda: main(settings, args, kind="bpe"))
+    run_script(lambda: main(settings, args, kind="bpe"), "go on" if args.output_file or args.trace else "end")

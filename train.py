@@ -164,4 +164,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(settings, args.fresh, "char", args.init_from, args.ids, args.plan))
+    run_script(lambda: main(settings, args.fresh, "char", args.init_from, args.ids, args.plan), when_unread="stderr")

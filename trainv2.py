@@ -25,4 +25,4 @@ if __name__ == "__main__":
 from train import main
 
 if __name__ == "__main__":
-    run_script(lambda: main(settings, args.fresh, "bpe", args.init_from, args.ids, args.plan))
+    run_script(lambda: main(settings, args.fresh, "bpe", args.init_from, args.ids, args.plan), when_unread="stderr")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from plumbing.interrupts import end_at_once, raise_interrupt
-from plumbing.terminal import open_streams
+from plumbing.terminal import open_streams, outlive_output
 from plumbing.text import printable
 
 
@@ -17,9 +17,13 @@ class UsageError(UserError):
     """A flag or setting that cannot be used."""
 
 
-def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130."""
+def run_script(main: Callable[[], int | None], when_unread: str = "end") -> None:
+    """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130. When
+    the reader of stdout has gone, the script ends; or it goes on, its text lost ("go on") or put on stderr ("stderr").
+    """
     open_streams()
+    if when_unread != "end":
+        outlive_output(on_stderr=when_unread == "stderr")
     try:
         try:
             raise_interrupt()

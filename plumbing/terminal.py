@@ -1,6 +1,7 @@
 """The console that a script runs in: a terminal, a file, a pipe, nothing at all, or the window of IDLE, Spyder and
 Jupyter, whose streams have no bytes, no file number and no encoding to change."""
 
+import io
 import os
 import shutil
 import sys
@@ -15,6 +16,34 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class LastingFile(io.FileIO):
+    """An open output by its number that can be lost without an error: when its reader has gone, its terminal is closed
+    or its disk is full, what is written to it goes to the output `instead`, and when that is lost too, nowhere."""
+
+    def __init__(self, number: int, *instead: int):
+        super().__init__(number, "w", closefd=False)
+        self.instead = list(instead)
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            other = self.instead.pop() if self.instead else os.open(os.devnull, os.O_WRONLY)
+            os.dup2(other, self.fileno())
+            return self.write(data)
+
+
+def outlive_output(on_stderr: bool) -> None:
+    """From now on, what a lost stdout does not take goes to stderr, or nowhere, and what a lost stderr does not take
+    goes nowhere."""
+    for name, instead in (("stdout", [sys.stderr] if on_stderr else []), ("stderr", [])):
+        buffer = getattr(getattr(sys, name), "buffer", None)
+        if type(getattr(buffer, "raw", buffer)) is io.FileIO:  # no notebook, and no console of Windows
+            file = io.BufferedWriter(LastingFile(buffer.fileno(), *(other.fileno() for other in instead)))
+            options = {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
+            setattr(sys, name, io.TextIOWrapper(file, **options))
 
 
 def write_exactly(text: str) -> None:

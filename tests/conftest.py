@@ -111,8 +111,9 @@ def bpe(tmp_path):
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """Training takes over Ctrl-C and SIGTERM; the test run wants them back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Training takes over Ctrl-C, SIGTERM and SIGHUP; the test run wants them back."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

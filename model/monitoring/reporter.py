@@ -230,7 +230,7 @@ def check_finite(loss: float, norm: float) -> None:
 
 
 def report_stop(run: Run) -> int:
-    """After Ctrl-C or SIGTERM: save what is not saved yet. Returns the exit code."""
+    """After Ctrl-C, SIGTERM or SIGHUP: save what is not saved yet. Returns the exit code."""
     path = run.checkpoint
     missing = run.step > 0 and not checkpoint_path(run.settings.checkpoint_dir, run.step).exists()
     if distributed.broadcast(missing):

@@ -1,7 +1,8 @@
-"""How Ctrl-C and SIGTERM stop a run: between two steps, with a checkpoint."""
+"""How Ctrl-C, SIGTERM and a closed terminal (SIGHUP) stop a run: between two steps, with a checkpoint."""
 
 import os
 import signal
+from contextlib import suppress
 
 from model.training import distributed
 
@@ -9,26 +10,33 @@ MESSAGE = b"\nstopping after this step; press again to stop at once, without a c
 
 
 class Stopped(Exception):
-    """Raised between two steps, in evaluation and in sampling, after Ctrl-C or SIGTERM."""
+    """Raised between two steps, in evaluation and in sampling, after Ctrl-C, SIGTERM or SIGHUP."""
 
 
 class StopFlag:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loops check; the second one ends the process at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag that the loops check. The second Ctrl-C or SIGTERM ends the
+    process at once; a second SIGHUP does not, because a closing terminal sends it from both the shell and the system.
 
     Several processes all stop at the same check(), whichever of them got the signal.
     """
 
     def __init__(self):
         self.signal = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, self.note)
 
     def note(self, number, frame):
         self.signal = number
-        if distributed.is_first():
-            os.write(2, MESSAGE)  # not print(), which the signal may have interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if distributed.is_first():
+            with suppress(OSError):  # the same Ctrl-C ends `| tee`, and a closed terminal takes no text
+                os.write(2, MESSAGE)  # not print(), which the signal may have interrupted
 
     @property
     def exit_code(self) -> int:

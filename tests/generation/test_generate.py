@@ -39,6 +39,22 @@ def test_the_text_alone_goes_to_stdout_and_exactly_to_the_file(write, tmp_path, 
     assert quiet == (out, "")
 
 
+@pytest.mark.parametrize(("script", "kind"), [("generate.py", "char"), ("generatev2.py", "bpe")])
+def test_the_files_get_the_whole_text_though_the_reader_of_stdout_has_gone(write, trained, tmp_path, script, kind):
+    """As in `python generate.py --output-file out.py | head -1`."""
+    text, trace = tmp_path / "out.py", tmp_path / "trace.jsonl"
+    flags = ["--prompt", "def ", "--tokens", 60, "--output-file", text, "--trace", trace]
+    whole = write(*flags, kind=kind)[0]
+    steps = trace.read_bytes()
+    text.unlink(), trace.unlink()
+    command = [sys.executable, str(ROOT / script), "--model", str(trained[kind]), "--device", "cpu", "--quiet"]
+    process = subprocess.Popen([*command, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+    assert text.read_bytes() == whole and trace.read_bytes() == steps
+
+
 def test_the_seed_decides(write):
     texts = [write("--tokens", 60, "--temperature", 1.5, "--top-k", 0, "--seed", seed)[0] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

@@ -1,21 +1,31 @@
-"""Ctrl-C and SIGTERM: training saves the current step and ends, wherever it is; a second signal ends it at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: training saves the current step and ends, wherever it is, whoever can read
+what it prints; a second signal ends it at once."""
 
 import os
+import re
+import select
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
 from faults import end_of, left_over, start
-from runs import same, steps_of
+from runs import flags, log_of, same, steps_of
 from stored_runs import script
 
 import train
+from config import ROOT
 from model.monitoring import reporter
 from model.storage.checkpoint import newest_checkpoint
 from model.training.stop import StopFlag
 
+if os.name == "posix":
+    import pty
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
 
 
@@ -94,3 +104,80 @@ def test_a_second_signal_ends_at_once_and_loses_nothing(finished_run, tmp_path, 
     train.main(settings, fresh=False)
     assert left_over(tmp_path) == []
     assert same(newest_checkpoint(settings.checkpoint_dir)[1], finished_run.last)
+
+
+# --- whoever can read what it prints ----------------------------------------------------------------------------------
+
+
+def endless(finished_run, folder):
+    """The settings of a run that only a signal ends, with a line for each step, and its command line."""
+    settings = replace(
+        finished_run.settings,
+        checkpoint_dir=folder / "run",
+        model_file=folder / "model.pt",
+        max_steps=1_000_000,
+        checkpoint_every=1_000_000,
+        eval_every=0,
+        log_every=1,
+    )
+    return settings, [sys.executable, str(ROOT / "train.py"), *flags(settings)]
+
+
+def read_until(terminal: int, pattern: bytes, seconds: float = 60) -> bytes:
+    """Read a terminal until it has shown the pattern."""
+    shown, end = b"", time.monotonic() + seconds
+    while not re.search(pattern, shown):
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], shown[-2000:]
+        shown += os.read(terminal, 1 << 16)
+    return shown
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("tee")), reason="needs bash and tee")
+@pytest.mark.parametrize("pipe", ["| tee", "2>&1 | tee"])
+def test_ctrl_c_in_a_shell_that_ends_tee_as_well_saves_all_the_same(finished_run, tmp_path, pipe):
+    """The terminal sends Ctrl-C to both, so what training says of it has no reader, or only stderr."""
+    settings, command = endless(finished_run, tmp_path)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+    line = f"{{ {shlex.join(command)}; echo $? > {tmp_path}/code; }} {pipe} {tmp_path}/train.log\n"
+    (tmp_path / "command").write_text(line)  # longer than a terminal's line may be
+    os.write(terminal, f". {tmp_path / 'command'}\n".encode())
+    read_until(terminal, rb"step +\d+/1000000 ")
+    os.write(terminal, b"\x03")
+    if pipe == "| tee":  # stderr is the terminal
+        read_until(terminal, rb"saved as .*The same command resumes it")
+    os.write(terminal, b"exit\n")
+    assert end_of(pid) == 130  # of the last command
+    os.close(terminal)
+    assert (tmp_path / "code").read_text() == "130\n"
+    (step,) = steps_of(settings)
+    assert int(step[5:13]) >= log_of(settings)[-1]["step"] > 0
+
+
+def test_a_closed_terminal_saves(finished_run, tmp_path):
+    """Closing it sends SIGHUP, and from then on every line fails."""
+    settings, command = endless(finished_run, tmp_path)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(command[0], command)
+    read_until(terminal, rb"step +\d+/1000000 ")
+    os.close(terminal)
+    assert end_of(pid) == 128 + signal.SIGHUP
+    assert len(steps_of(settings)) == 1
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(finished_run, tmp_path):
+    settings = replace(finished_run.settings, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
+    command = [sys.executable, str(ROOT / "train.py"), *flags(replace(settings, max_steps=300, log_every=1))]
+    terminal, theirs = pty.openpty()
+    ignored = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", ignored, *command], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    read_until(terminal, rb"step +\d+/300 ")
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 0
+    assert log_of(settings)[-1]["step"] == 300 and settings.model_file.exists()
