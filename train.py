@@ -5,8 +5,8 @@
     torchrun --standalone --nproc_per_node=4 train.py
 
 Reads   data/train.bin, data/val.bin (scripts/prepare_dataset.py) and data/tokenizer_char.json
-Writes  checkpoints/char/step_*.pt and log.jsonl while it runs; at the end the model, as gpt_model.pt and
-        checkpoints/char/gpt_model.pt
+Writes  checkpoints/char/step_*.pt, log.jsonl and, at each evaluation, gpt_model.pt; the finished model also as
+        gpt_model.pt
 Next    python generate.py --prompt "def "
 
 Stop it with Ctrl-C and run the same command again: it resumes from the newest checkpoint, and the model comes out the

@@ -4,8 +4,8 @@
     python trainv2.py --minutes 10
 
 Reads   data/train_bpe.bin, data/val_bpe.bin (scripts/prepare_dataset_bpe.py) and data/tokenizer_bpe.json
-Writes  checkpoints/bpe/step_*.pt and log.jsonl while it runs; at the end the model, as gpt_model.pt and
-        checkpoints/bpe/gpt_model.pt
+Writes  checkpoints/bpe/step_*.pt, log.jsonl and, at each evaluation, gpt_model.pt; the finished model also as
+        gpt_model.pt
 Next    python generatev2.py --prompt "def"
 """
 

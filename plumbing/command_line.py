@@ -11,7 +11,7 @@ from pathlib import Path
 import config
 from config import CHAR, Settings
 from plumbing.errors import UsageError
-from plumbing.files import real_path
+from plumbing.files import check_replaceable, real_path
 from plumbing.interrupts import end_at_once
 from plumbing.settings import KINDS, TYPE_OF, field_names, meant, problem_with, whole_number
 from plumbing.terminal import open_streams
@@ -103,7 +103,7 @@ def parse_before_torch(parser: argparse.ArgumentParser, settings: Settings, argv
 
 def model_flag(parser: argparse.ArgumentParser) -> None:
     """Add --model, for scripts that read a model; training writes it with --model-file."""
-    default, text = CHAR.model_file, "the model [gpt_model.pt]"
+    default, text = CHAR.model_file, "the model, or a checkpoint [gpt_model.pt]"
     parser.add_argument("--model", dest="model_file", type=Path, default=default, help=text)
 
 
@@ -140,11 +140,12 @@ def file_flags(settings: Settings, default: Settings, names: str) -> str:
 
 
 def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
-    """Raise UsageError if an output file, known by its flag, is also an input or another output. None stands for a file
-    that was not asked for."""
+    """Raise UsageError if an output file, known by its flag, is also an input or another output, and UserError or
+    OSError if it cannot be written. None stands for a file that was not asked for."""
     taken = {real_path(path): "is read here" for path in inputs if path}
     for flag, path in outputs.items():
         if path and (use := taken.get(real_path(path))):
             raise UsageError(f"{flag} would replace {shown_path(path)}, which {use}. Name another file.")
         if path:
+            check_replaceable(path)
             taken[real_path(path)] = f"{flag} writes"

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,18 @@ CHUNK = 1 << 20  # bytes read at once
 TEMPORARY = r"\.[0-9a-f]{16}\.tmp"  # what whole_file() appends to a name
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise UserError or OSError if whole_file() could not write `path` here: before the work whose result it is."""
+    if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
+        raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
+    try:
+        make_folder(path.parent)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, shown_path(path)) from None
+
+
 @contextmanager
 def whole_file(path: Path, journal=None, check: Callable[[Path], object] | None = None):
     """Open a binary file that appears under `path` only if the block ends without an error. It is written in the same
@@ -34,9 +47,7 @@ def whole_file(path: Path, journal=None, check: Callable[[Path], object] | None 
     link, the file that it names is replaced, and the link stays. Before the rename, check() may look at the finished
     file under its temporary name; if it raises an error, the earlier file is unchanged."""
     path = real_path(path)
-    if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which a rename would replace
-        raise UserError(f"{shown_path(path)} is not a file that can be replaced. Name another one.")
-    make_folder(path.parent)
+    check_replaceable(path)
     with explaining_disk_errors(path):
         temporary, file = continued_file(path, journal) if journal else temporary_file(path)
         try:

@@ -35,7 +35,7 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     prompt.add_argument("--prompt-file", type=Path, help="use the exact text of this file as the prompt")
     prompt.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
     add, own = parser.add_argument, shown_path(settings.checkpoint_dir / MODEL_NAME)
-    add("--model", type=Path, help=f"the model [{shown_path(settings.model_file)}, else {own}]")
+    add("--model", type=Path, help=f"the model, or a checkpoint [{shown_path(settings.model_file)}, else {own}]")
     add("--readable", action="store_true", help="show tokens as text, not as in the tokenizer's file")
     add("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
     add("--stop-at-newline", dest="stop", action="append_const", const="\n", help="stop before the first line end")

@@ -58,6 +58,9 @@ class Reporter(AbstractContextManager):
         if self.verbose:
             print_device(run)
             print_summary(run)
+        if distributed.is_first() and (other := run.model_of_another_run()):
+            path = shown_path(run.settings.model_file)
+            print(f"{path} holds {other}. At its end, this run replaces it; another --model-file keeps both.")
         if run.eval_every and run.tokenizer.counts_bytes and not self.baselines:
             data = run.train_data.tokens, run.val_data.tokens, run.tokenizer, run.val_data.tokens_per_byte
             self.baselines = distributed.broadcast(baselines.compute_baselines(*data) if distributed.is_first() else {})
@@ -186,6 +189,8 @@ class Reporter(AbstractContextManager):
             self.warn(self.diagnostics.evaluated(run.step, loss, tokens, run.model.vocab_size))
         if self.first_step is None:
             run.evaluation_seconds = time.perf_counter() - self.started
+        if 0 < run.step < run.max_steps:
+            run.save_model(loss)
 
     def finish(self) -> None:
         """Save the model and say how good it is and what comes next."""
@@ -195,7 +200,7 @@ class Reporter(AbstractContextManager):
             share = self.recorder.seconds / (time.perf_counter() - self.begin)
             print(f"Records for scripts/plot_training.py took {self.recorder.seconds:.1f} s, {share:.1%} of the run")
         val_loss, _ = self.log.evaluations[run.step]
-        run.save_model(val_loss)
+        run.save_model(val_loss, finished=True)
         if run.step == run.resumed_at:
             print(
                 f"This run is finished: step {run.step} of {run.max_steps}. To extend it, give a larger --max-steps; "
@@ -206,10 +211,7 @@ class Reporter(AbstractContextManager):
             f"{shown_path(run.settings.model_file)}: {plural(run.step, 'step')}, validation loss {val_loss:.4f}, "
             f"{per_byte}; took {duration(took)}"
         )
-        script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
-        model_flag = file_flags(run.settings, CHAR, "model_file")
-        prompt = shlex.quote(run.tokenizer.prompt_from(run.train_data.tokens))
-        print_next(f"python {script} --prompt {prompt}{model_flag}")
+        show_generation(run, file_flags(run.settings, CHAR, "model_file"))
 
 
 STEP_TITLES = "", "loss", "bits/token", "bits/byte", "rate", "grad", "tokens/s", "left"
@@ -222,6 +224,12 @@ def step_line(run: Run, name: str, *cells: str) -> str:
         widths["bits/byte"] = 0
     cells = [cell.rjust(width) for cell, width in zip(cells, widths.values(), strict=True) if width]
     return name.ljust(len(f"step {run.max_steps}/{run.max_steps}")) + "".join(cells)
+
+
+def show_generation(run: Run, flags: str) -> None:
+    script = {"char": "generate.py", "bpe": "generatev2.py"}[run.kind]
+    prompt = shlex.quote(run.tokenizer.prompt_from(run.train_data.tokens))
+    print_next(f"python {script} --prompt {prompt}{flags}")
 
 
 def check_finite(loss: float, norm: float) -> None:
@@ -237,4 +245,9 @@ def report_stop(run: Run) -> int:
         path = run.save_checkpoint()
     where = f", saved as {shown_path(path)}. The same command resumes it." if path else ", nothing to save yet."
     print(f"Stopped at step {run.step}{where}")
+    if path is not None:
+        if run.step not in (run.model_step, run.resumed_at):
+            run.save_model(None)
+        model = run.own_model if run.own_model.exists() else path
+        show_generation(run, f" --model {shlex.quote(shown_path(model))}")
     return run.stop.exit_code

@@ -16,6 +16,7 @@ A checkpoint is a dict that safe_load.py writes and reads:
     compiled         bool      whether the step was compiled
     processes        int       how many processes trained together; missing in old files, which means 1
     model            dict      the state dict of the GPT
+    tokenizer        dict      as in a model file (model/storage/model_file.py); missing in old files
     optimizer        dict      mean (all weights), square (all but the hidden matrices), steps (0-dim), all fp32
     rng              Tensor    state of torch's random number generator on the CPU
     cuda_rng         Tensor    the same on the GPU, where the run used one
@@ -33,10 +34,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from config import CHAR, MODEL_NAME, Model
+from config import BPE, CHAR, MODEL_NAME, Model
 from model.gpt import GPT
 from model.storage.checks import FORMAT_VERSION, check_tensors, is_integer, load_versioned, meta_model, require
 from model.storage.safe_load import save
+from model.tokenization.tokenizer import BareIds, Tokenizer, load_tokenizer
 from plumbing.errors import UserError
 from plumbing.files import TEMPORARY, explaining_disk_errors, make_folder, open_locked, rename
 from plumbing.settings import field_names, values_of
@@ -83,9 +85,16 @@ def save_checkpoint(folder: Path, step: int, content: dict, keep: int) -> Path:
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint and check all of it. Raises ValueError with a reason."""
     content = load_versioned(path)
-    step = require(content, "step", int)
-    if step != step_in_name(path):
-        raise ValueError(f"it is the checkpoint of step {step}")
+    check_checkpoint(content)
+    if content["step"] != step_in_name(path):
+        raise ValueError(f"it is the checkpoint of step {content['step']}")
+    return content
+
+
+def check_checkpoint(content: dict) -> dict:
+    """Check the content of a checkpoint. Returns the architecture of its model. Raises ValueError with a reason."""
+    if not is_integer(require(content, "step", int), 0):
+        raise ValueError("its step is not a whole number")
     settings = require(content, "settings", dict)
     if not all(isinstance(value, str | int | float) for value in settings.values()):
         raise ValueError("one of its settings is neither text nor a number")
@@ -97,12 +106,11 @@ def load_checkpoint(path: Path) -> dict:
             raise ValueError(f"it has no checksum of its {name}")
     for name, expected_type in {"device": str, "dtype": str, "compiled": bool}.items():
         require(content, name, expected_type)
-    check_state(content)
-    return content
+    return check_state(content)
 
 
-def check_state(content: dict) -> None:
-    """Check the tensors of a checkpoint against the architecture in its settings. Raises ValueError."""
+def check_state(content: dict) -> dict:
+    """Check the tensors of a checkpoint against the architecture in its settings, and return it. Raises ValueError."""
     settings, weights = content["settings"], require(content, "model", dict)
     embedding = require(weights, "embedding.weight", Tensor)
     vocab_size = len(embedding) if embedding.dim() == 2 else 0  # 0 is refused
@@ -119,6 +127,27 @@ def check_state(content: dict) -> None:
         cuda_rng = require(content, "cuda_rng", Tensor)  # a seed and an offset, a multiple of 4, of 8 bytes each
         if cuda_rng.dtype != torch.uint8 or cuda_rng.shape != (16,) or cuda_rng[8] % 4:
             raise ValueError("its cuda_rng is not the state of a random number generator")
+    return model.architecture
+
+
+def as_model(content: dict) -> dict:
+    """The content of a checkpoint as that of a model file. Raises ValueError with a reason."""
+    architecture = check_checkpoint(content)
+    training = {"steps": content["step"], "settings": content["settings"]}
+    if (stored := content.get("tokenizer")) is None:  # an old one, which names its tokenizer only by its checksum
+        wanted = content["sources"]["tokenizer"]
+        files = [path for path in (CHAR.tokenizer_file, BPE.tokenizer_file) if path.is_file()]
+        known = BareIds(architecture["vocab_size"]), *map(load_tokenizer, files)
+        found = next((tokenizer for tokenizer in known if tokenizer.sha256 == wanted), None)
+        if found is None:
+            raise ValueError("it is a checkpoint without its tokenizer. The run writes its model when it resumes")
+        stored = stored_tokenizer(found)
+    return {"architecture": architecture, "weights": content["model"], "tokenizer": stored, "training": training}
+
+
+def stored_tokenizer(tokenizer: Tokenizer | BareIds) -> dict:
+    """A tokenizer as checkpoints and model files hold it."""
+    return {"kind": tokenizer.kind, "json": tokenizer.json_text, "sha256": tokenizer.sha256}
 
 
 def optimizer_shapes(model: GPT) -> dict[str, Tensor]:

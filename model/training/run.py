@@ -13,14 +13,21 @@ from dataset import TokenFile
 from model import metrics
 from model.device import compute_deterministically, free_memory, keep_memory, pick_device, pick_dtype
 from model.gpt import GPT
-from model.storage.checkpoint import checkpoint_path, move_aside, newest_checkpoint, only_training_in, save_checkpoint
+from model.storage.checkpoint import (
+    checkpoint_path,
+    move_aside,
+    newest_checkpoint,
+    only_training_in,
+    save_checkpoint,
+    stored_tokenizer,
+)
 from model.storage.checks import check_architecture
-from model.storage.model_file import save_model
+from model.storage.model_file import check_is_model, load_model, save_model, show_training
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
 from model.training.inputs import Batches, initial_weights, open_inputs
 from model.training.optimizer import Optimizer
-from model.training.run_settings import check_resumable, check_settings, recorded_settings
+from model.training.run_settings import MAY_CHANGE, check_resumable, check_settings, recorded_settings
 from model.training.schedule import evaluation_interval
 from model.training.stop import StopFlag
 from plumbing.command_line import refuse_same
@@ -50,6 +57,7 @@ class Run:
     step: int = 0  # steps taken so far
     resumed_at: int | None = None  # the step of the checkpoint that the run resumed from; None: a new run
     checkpoint: Path | None = None  # the newest one
+    model_step: int | None = None  # the step of the model in the run's folder, if this process wrote it
     compiled: bool = False
     started: float = 0.0  # by time.perf_counter(); --minutes counts from here
     evaluation_seconds: float = 0.0  # of the first evaluation, which predicts the others
@@ -78,9 +86,9 @@ class Run:
         """Validation tokens to score at this step; 0 for all, as at the end."""
         return self.settings.eval_tokens if self.step < self.max_steps else 0
 
-    def bits_per_byte(self, val_loss: float) -> float | None:
+    def bits_per_byte(self, val_loss: float | None) -> float | None:
         """A validation loss in bits per byte; None for bare ids, whose bytes nobody has counted."""
-        known = self.tokenizer.counts_bytes
+        known = self.tokenizer.counts_bytes and val_loss is not None
         return metrics.bits_per_byte(val_loss, self.val_data.tokens_per_byte) if known else None
 
     def save_checkpoint(self) -> Path:
@@ -101,6 +109,7 @@ class Run:
                 "compiled": self.compiled,
                 "processes": distributed.world_size(),
                 "model": weights,
+                "tokenizer": stored_tokenizer(self.tokenizer),
                 "optimizer": state,
                 "rng": torch.get_rng_state(),
             }
@@ -120,9 +129,23 @@ class Run:
             last = shown_path(self.checkpoint) if self.checkpoint else "none yet"
             raise UserError(f"{error} Steps after the last checkpoint ({last}) were not saved.") from None
 
-    def save_model(self, val_loss: float) -> None:
-        """Write the finished model to --model-file, which holds the newest of all runs, and into the run's folder."""
-        training = {
+    @property
+    def own_model(self) -> Path:
+        return self.settings.checkpoint_dir / MODEL_NAME
+
+    def save_model(self, val_loss: float | None, finished: bool = False) -> None:
+        """Write the model as it is into the run's folder, and a finished one also to --model-file, which holds the
+        newest of all runs. All processes call this; the first one writes."""
+        weights, training = distributed.gather_weights(self.model), self.summary(val_loss)
+        if distributed.is_first():
+            paths = [self.own_model, *([self.settings.model_file.absolute()] if finished else [])]
+            for path in dict.fromkeys(paths):
+                save_model(path, self.model, self.tokenizer, training, weights)
+        self.model_step = self.step
+
+    def summary(self, val_loss: float | None) -> dict:
+        """What a model file says of its training."""
+        return {
             "steps": self.step,
             "tokens_seen": self.step * self.tokens_per_step,
             "val_loss": val_loss,
@@ -131,11 +154,21 @@ class Run:
             "data": {name: self.train_data.facts.get(name) for name in ("source", "documents", "utf8_bytes")},
             "init_from": self.init_from.resolve().name if self.init_from is not None else "",
         }
-        weights = distributed.gather_weights(self.model)
-        if distributed.is_first():
-            paths = self.settings.checkpoint_dir / MODEL_NAME, self.settings.model_file.absolute()
-            for path in dict.fromkeys(paths):
-                save_model(path, self.model, self.tokenizer, training, weights)
+
+    def model_of_another_run(self) -> str | None:
+        """What --model-file holds now, as text, if that is no earlier model of this run."""
+        try:
+            _, tokenizer, training = load_model(self.settings.model_file)
+        except UserError:  # none, or a damaged one
+            return None
+        same = [
+            {name: value for name, value in facts.get("settings", {}).items() if name not in MAY_CHANGE}
+            | {name: facts.get(name) for name in ("data", "init_from")}
+            for facts in (training, self.summary(None))
+        ]
+        if tokenizer.sha256 == self.tokenizer.sha256 and same[0] == same[1] and training["steps"] <= self.max_steps:
+            return None
+        return f"a {tokenizer.kind} model of another run, {show_training(training)}"
 
     def failure(self, reason: object) -> UserError:
         """The error of a run whose numbers are not finite any more."""
@@ -158,7 +191,10 @@ def open_run(
     while the block runs. For the arguments see model/training/command_line.py; with `plan`, the folder is not looked
     at. Raises UserError for whatever the person at the keyboard can put right."""
     check_settings(settings)
-    refuse_same({"--model-file": settings.model_file}, settings.train_file, settings.val_file, settings.tokenizer_file)
+    if distributed.is_first() and not plan:
+        inputs = settings.train_file, settings.val_file, settings.tokenizer_file
+        refuse_same({"--model-file": settings.model_file}, *inputs)
+        check_is_model(settings.model_file)
     if plan and settings.shard_model:
         raise UsageError(
             "--plan cannot be combined with --shard-model. Plan without it: each process then holds its shard of the "
