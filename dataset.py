@@ -205,7 +205,7 @@ def open_folder(folder: Path, checksums: bool = True) -> TokenFolder:
     shards = tuple(open_tokens(path, checksums, may_be_empty=True) for path in paths)
     first = shards[0].facts
     for shard in shards:
-        if any(shard.facts[name] != first[name] for name in ("tokenizer_sha256", "vocab_size")):
+        if not same_tokenizer(shard.facts, first):
             raise UserError(
                 f"{shown_path(shard.path)} was made with another tokenizer than {shown_path(paths[0])} in the same "
                 "folder. Prepare them with one tokenizer, or put them into folders of their own."
@@ -241,6 +241,12 @@ def check_pair(train: TokenFile, val: TokenFile) -> None:
             f"{names} were not prepared together (from {sources}), so texts to validate on can be in both. {PREPARE} "
             "again, for both."
         )
+
+
+def same_tokenizer(a: dict, b: dict) -> bool:
+    """Whether the facts of two token files name the same tokenizer: the same file, or files that mean the same."""
+    names = [name for name in ("tokenizer_sha256", "tokenizer_meaning") if name in a and name in b]
+    return a["vocab_size"] == b["vocab_size"] and any(a[name] == b[name] for name in names)
 
 
 def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:

@@ -83,7 +83,7 @@ def open_validation(settings: Settings, path: Path | None, tokenizer) -> TokenFi
         val = open_bare_tokens(path, tokenizer.vocab_size)
     else:
         val = open_tokens(path or {"char": CHAR, "bpe": BPE}[tokenizer.kind].val_file)
-        if val.facts["tokenizer_sha256"] != tokenizer.sha256:
+        if not tokenizer.made(val.facts):
             raise UserError(
                 f"{shown_path(val.path)} was made with another tokenizer than {model}. "
                 "Name the file that the model was validated on with --val-file."

@@ -45,7 +45,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}")
-ids = tokenizer("def ", return_tensors="pt", return_token_type_ids=False)
+ids = tokenizer("def ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids)[0]))
 ```
 

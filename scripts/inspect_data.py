@@ -123,7 +123,7 @@ def find_tokenizer(data: TokenFile, files: list[Path]) -> Tokenizer | None:
     wanted, others = data.facts["tokenizer_sha256"], []
     for file in filter(Path.exists, files):
         tokenizer = load_tokenizer(file)
-        if tokenizer.sha256 == wanted:
+        if tokenizer.made(data.facts):
             print(f"Its tokenizer is {shown_path(file)}: the hash matches.")
             return tokenizer
         others.append(shown_path(file))

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset import TokenFile, joined_pairs, open_tokens, sidecar, token_writer
+from dataset import TokenFile, joined_pairs, open_tokens, same_tokenizer, sidecar, token_writer
 from plumbing.command_line import ScriptParser, refuse_same
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
@@ -28,7 +28,7 @@ from plumbing.text import plural, shown_path
 
 SHARD = re.compile(r"\.(\d+)-of-(\d+)\.")  # in the name of a shard
 TOKENS_AT_ONCE = 1 << 22
-SAME_IN_ALL = ("tokenizer_kind", "tokenizer_sha256", "vocab_size", "end_of_text_id")
+ABOUT_TOKENIZER = ("tokenizer_kind", "tokenizer_sha256", "tokenizer_meaning", "vocab_size", "end_of_text_id")
 
 
 def shards_in_order(names: list[str]) -> list[Path]:
@@ -52,9 +52,9 @@ def shards_in_order(names: list[str]) -> list[Path]:
 
 def merged_facts(files: list[TokenFile]) -> dict:
     """The facts for the sidecar of the merged file. Raises UserError if the files' tokenizers differ."""
-    facts = {name: files[0].facts.get(name) for name in SAME_IN_ALL}
+    facts = {name: files[0].facts[name] for name in ABOUT_TOKENIZER if name in files[0].facts}
     for data in files:
-        if {name: data.facts.get(name) for name in SAME_IN_ALL} != facts:
+        if not same_tokenizer(data.facts, facts):
             first = shown_path(files[0].path)
             raise UserError(f"{shown_path(data.path)} was made with another tokenizer than {first}.")
     fractions = {data.facts.get("val_fraction") for data in files}

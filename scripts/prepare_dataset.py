@@ -211,6 +211,7 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     facts = {
         "tokenizer_kind": tokenizer.kind,
         "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_meaning": tokenizer.meaning,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text_id": tokenizer.end_of_text_id,
         "source": shown_path(settings.corpus),

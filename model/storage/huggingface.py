@@ -97,7 +97,7 @@ def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
         "rope_theta": float(a["rotary_base"]),  # read by transformers 4; version 5 reads the next one
         "rope_parameters": {"rope_type": "default", "rope_theta": float(a["rotary_base"])},
         "attention_bias": False,
-        "attention_dropout": a["dropout"],
+        "attention_dropout": 0.0,  # of training; some programs load a model in training mode and would compute with it
         "tie_word_embeddings": a["tie_embeddings"],
         "use_cache": True,
         "bos_token_id": end_of_text_id,
@@ -154,6 +154,8 @@ def folder_content(model: GPT, tokenizer: Tokenizer, model_card: str, sampling: 
             **dict.fromkeys(roles, END_OF_TEXT),
             **({"unk_token": UNKNOWN} if tokenizer.kind == "char" else {}),
             "model_max_length": model.block_size,
+            "padding_side": "left",  # a text is continued at its end, which padding must not move away
+            "model_input_names": ["input_ids", "attention_mask"],  # all that generate() of transformers 4 takes
             "clean_up_tokenization_spaces": False,  # decoding gives back exactly the text that was encoded
             "split_special_tokens": True,  # a text that reads <|endoftext|> is text, as it is here
         },

@@ -37,12 +37,20 @@ UNKNOWN = "<|unk|>"
 KINDS = {"WordLevel": "char", "BPE": "bpe"}  # the type of the model in the file -> Tokenizer.kind
 SPECIAL_TOKENS = {"char": [END_OF_TEXT, UNKNOWN], "bpe": [END_OF_TEXT]}  # their ids are 0, 1
 PROMPT_TOKENS = 50_000  # enough to see what a text begins its lines with
+# What transformers adds when it saves a tokenizer: a template that adds no token. It means the same as none.
+EMPTY_TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
 MAX_FILE_SIZE = 12_000_000  # bytes; a file with 65,536 ids has about half of it
 
 
 class Tokenizer:
     """A tokenizer, from the JSON text of its file. Raises UserError for one that this project did not write. kind is
-    "char" or "bpe", sha256 the hash of the JSON text, unknown_id None for BPE, which knows every byte."""
+    "char" or "bpe", sha256 the hash of the JSON text, meaning a hash of the vocabulary and merges, which stays the same
+    however the file is written; unknown_id is None for BPE, which knows every byte."""
 
     counts_bytes = True  # ids stand for text, so that bits per byte can be computed
 
@@ -50,6 +58,9 @@ class Tokenizer:
         try:
             content = json.loads(json_text)
             self.kind = KINDS[content["model"]["type"]]
+            content |= {"padding": None, "truncation": None}  # where transformers notes what it was last asked for
+            if content.get("post_processor") == EMPTY_TEMPLATE:
+                content["post_processor"] = None
             empty = make_character_tokenizer("") if self.kind == "char" else make_bpe_tokenizer()
             check_content(content, json.loads(empty.to_str()), SPECIAL_TOKENS[self.kind])
             # From the checked content, not from json_text: in JSON, a key can have a second value.
@@ -63,6 +74,9 @@ class Tokenizer:
         self.library.encode_special_tokens = True  # <|endoftext|> in a text is text; the file cannot hold this setting
         self.json_text = json_text
         self.sha256 = hashlib.sha256(json_text.encode()).hexdigest()
+        vocab = self.library.get_vocab()
+        parts = [self.kind, sorted(vocab, key=vocab.get), content["model"].get("merges")]
+        self.meaning = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self.vocab_size = self.library.get_vocab_size()
         self.end_of_text_id = self.library.token_to_id(END_OF_TEXT)
         self.unknown_id = self.library.token_to_id(UNKNOWN) if self.kind == "char" else None
@@ -71,6 +85,14 @@ class Tokenizer:
             for character, token in self.library.get_vocab().items():
                 if len(character) == 1:  # the special tokens are longer
                     self.character_to_id[ord(character)] = token
+
+    def is_named(self, sha256: str) -> bool:
+        """Whether this is the hash of the tokenizer's file, or of the file as this project wrote it."""
+        return sha256 in (self.sha256, hashlib.sha256(self.library.to_str(pretty=True).encode()).hexdigest())
+
+    def made(self, facts: dict) -> bool:
+        """Whether a token file with these facts was made with this tokenizer. Old files do not have its meaning."""
+        return facts.get("tokenizer_meaning") == self.meaning or self.is_named(facts["tokenizer_sha256"])
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, (tokens,) uint16. Text never becomes a special token, except for <|unk|>."""
@@ -118,6 +140,9 @@ class BareIds:
         self.vocab_size = vocab_size
         self.json_text = json.dumps({"ids": vocab_size})
         self.sha256 = hashlib.sha256(self.json_text.encode()).hexdigest()
+
+    def is_named(self, sha256: str) -> bool:
+        return sha256 == self.sha256
 
     def encode(self, text: str) -> np.ndarray:
         """The ids that a text lists, (tokens,) uint16: "17 4" gives [17, 4]. Raises UserError for anything else."""

@@ -37,7 +37,7 @@ def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFi
             script = {"char": "train.py", "bpe": "trainv2.py"}[tokenizer.kind]
             raise UserError(f"{path} is a {tokenizer.kind} tokenizer; {script} trains on it.")
         for data in (train, val):
-            if data.facts["tokenizer_sha256"] != tokenizer.sha256:
+            if not tokenizer.made(data.facts):
                 raise UserError(
                     f"{shown_path(data.path)} was made with a different tokenizer than {path}. Run the "
                     "scripts/prepare_dataset script again, with this --tokenizer-file."

@@ -226,6 +226,8 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     if saved is not None:
         if settings.minutes > 0:  # their number of steps was fixed when the run began
             settings = replace(settings, max_steps=saved["settings"]["max_steps"])
+        if tokenizer.is_named(saved["sources"]["tokenizer"]):
+            sources["tokenizer"] = saved["sources"]["tokenizer"]
         check_resumable(saved, settings, sources)
         weights = saved["model"]
     device, dtype = pick_device_and_dtype(settings, saved)

@@ -17,13 +17,14 @@ from runs import same
 
 import train
 from config import CHAR
+from dataset import open_tokens
 from model.generation.sampling import generate, read
 from model.gpt import GPT
 from model.storage.huggingface import read_folder
 from model.storage.model_file import load_model, save_model
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.byte_letters import LETTER_TO_BYTE
-from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
+from model.tokenization.tokenizer import Tokenizer, load_tokenizer, make_character_tokenizer
 from plumbing.corpus import END_OF_TEXT
 from plumbing.errors import UsageError, UserError
 from scripts import export_huggingface
@@ -78,21 +79,20 @@ def test_logits_and_greedy_text_equal(exported):
     assert logits.dtype == torch.float32 and logits.std() > 0.5
     torch.testing.assert_close(model(idx), logits, rtol=1e-4, atol=1e-4)
 
-    config = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": None, "pad_token_id": 0}
+    config = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": -1, "pad_token_id": 0}
     written = []
     for prompt in idx[:, :4].tolist():
         cache = model.new_cache()
         logits = read(model, prompt, cache)[-1]
         steps = generate(model, prompt, logits, cache, replace(CHAR, tokens=16, temperature=0.0))
         written.append(prompt + [step.token for (step,) in steps])
-        greedy = transformers.GenerationConfig(**config)
-        assert theirs.generate(torch.tensor([prompt]), generation_config=greedy)[0].tolist() == written[-1]
+        assert theirs.generate(torch.tensor([prompt]), **config)[0].tolist() == written[-1]
     assert len({token for ids in written for token in ids[4:]}) > 2, "the same token every time would prove little"
 
 
 def check_ids(folder: Path, tokenizer: Tokenizer, documents: list[str]) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = theirs(documents, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    ids = theirs(documents, return_attention_mask=False)["input_ids"]
     for document, their_ids, our_ids in zip(documents, ids, map(tokenizer.encode, documents), strict=True):
         assert their_ids == our_ids.tolist(), document[:80]
         assert theirs.decode(their_ids[:2000]) == tokenizer.decode(our_ids[:2000])  # which takes longer
@@ -107,6 +107,28 @@ def test_ids_and_text_equal(exported):
 def test_ids_equal_on_the_whole_standard_library(exported):
     folder, _, tokenizer = exported
     check_ids(folder, tokenizer, texts(1))
+
+
+@torch.no_grad()
+def test_a_batch_of_texts_is_continued_as_each_alone(exported):
+    """In the usual way of all versions of transformers: generate(**tokenizer(...))."""
+    folder, _, _ = exported
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompts, how = ["def ", "import os"], {"do_sample": False, "max_new_tokens": 9, "eos_token_id": -1}
+    together = model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), **how)
+    for prompt, written in zip(prompts, together, strict=True):
+        alone = model.generate(**tokenizer(prompt, return_tensors="pt"), **how)[0]
+        assert written[-len(alone) :].tolist() == alone.tolist()
+
+
+def test_transformer_lens_opens_the_folder(exported):
+    bridge = pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 3 is not installed")
+    folder, model, _ = exported
+    theirs = bridge.TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)
+    idx = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(idx), model(idx), rtol=1e-3, atol=1e-3)
 
 
 def test_special_tokens_chat_template_and_model_card(exported):
@@ -220,6 +242,24 @@ def test_training_goes_on_from_a_folder(char, tmp_path, capsys):
         train_on(char, None, max_steps=12)
 
 
+def test_training_goes_on_from_what_transformers_saved(char, tmp_path):
+    """It writes the tokenizer in its own way. Token files that say only the hash of our file, as old ones do, fit too;
+    and a run that began with one of these folders is resumed with what the other has."""
+    train.main(char, fresh=False)
+    run_export(char.model_file, tmp_path / "ours")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    tokenizer(["def", "import os"], padding=True, truncation=True, max_length=20)  # which is saved as well
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    theirs = load_tokenizer(tmp_path / "theirs" / "tokenizer.json")
+    assert theirs.sha256 != load_tokenizer(char.tokenizer_file).sha256
+    assert "tokenizer_meaning" not in open_tokens(char.train_file).facts
+    log = train_on(char, tmp_path / "theirs", model_file=tmp_path / "more.pt")
+    assert log[0]["val_loss"] == pytest.approx(load_model(char.model_file)[2]["val_loss"], abs=1e-6)
+    settings = replace(char, max_steps=12, tokenizer_file=tmp_path / "theirs" / "tokenizer.json")
+    assert train.main(settings, fresh=False) == 0
+
+
 def test_flags_and_data_that_contradict_the_folder_are_refused(char, tmp_path):
     train.main(char, fresh=False)
     folder = tmp_path / "exported"
@@ -234,8 +274,10 @@ def test_flags_and_data_that_contradict_the_folder_are_refused(char, tmp_path):
     (folder / "tokenizer.json").write_text(other.json_text, "utf-8")
     with pytest.raises(UserError, match=r"has 5 ids, but the model beside it"):
         train_on(char, folder)
-    text = Tokenizer(char.tokenizer_file.read_text("utf-8")).json_text
-    (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
+    content = json.loads(char.tokenizer_file.read_text("utf-8"))
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["d"] = vocab["d"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
     with pytest.raises(UserError, match="made with a different tokenizer than .*tokenizer.json"):
         train_on(char, folder)
 
@@ -315,7 +357,7 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path):
         json.dumps({**config, "num_hidden_layers": 10**9}),
         json.dumps({**config, "num_attention_heads": 0}),
         json.dumps({**config, "num_key_value_heads": 3}),
-        json.dumps({**config, "rope_parameters": None}),
+        json.dumps({**config, "rope_parameters": None, "rope_theta": None}),
         json.dumps({**config, "rope_parameters": 7}),
         json.dumps({**config, "tie_word_embeddings": "no"}),
         json.dumps({**config, "vocab_size": 51}),

@@ -26,6 +26,7 @@ from data_scripts import (
 
 import config
 import dataset
+from model.tokenization.tokenizer import load_tokenizer
 from plumbing.files import checksum
 
 
@@ -47,6 +48,7 @@ def test_token_files_are_what_a_plain_loop_gives(run, project, prepare):
             "format_version": 2,
             "tokenizer_kind": "char" if script == PREPARE_CHAR else "bpe",
             "tokenizer_sha256": tokenizer_sha256,
+            "tokenizer_meaning": load_tokenizer(settings.tokenizer_file).meaning,
             "vocab_size": tokenizers.Tokenizer.from_file(str(settings.tokenizer_file)).get_vocab_size(),
             "end_of_text_id": 0,
             "source": str(Path("data") / "corpus.txt"),

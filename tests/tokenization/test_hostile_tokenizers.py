@@ -15,7 +15,7 @@ from stored_runs import LINUX, check_all_refused
 
 from model.storage.safe_load import load, save
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
-from model.tokenization.tokenizer import Tokenizer, load_tokenizer, make_character_tokenizer
+from model.tokenization.tokenizer import EMPTY_TEMPLATE, Tokenizer, load_tokenizer, make_character_tokenizer
 from plumbing.errors import UserError
 
 
@@ -44,8 +44,12 @@ def tokenizer_texts(char: str, bpe: str) -> dict[str, str]:
         "a prefix space": changed(bpe, pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
         "no pre-tokenizer": changed(bpe, pre_tokenizer=None),
         "another decoder": changed(bpe, decoder=None),
-        "padding to 2^40": changed(bpe, padding={"strategy": {"Fixed": 2**40}, "direction": "Right"}),
-        "truncation": changed(bpe, truncation={"max_length": 1, "strategy": "LongestFirst", "stride": 0}),
+        "a template that adds tokens": changed(
+            bpe,
+            post_processor=EMPTY_TEMPLATE
+            | {"special_tokens": {"x": {"id": "x", "ids": [5], "tokens": ["a"]}}}
+            | {"single": [{"SpecialToken": {"id": "x", "type_id": 0}}]},
+        ),
         "an added token": changed(bpe, added_tokens=[added, added | {"id": 2**31, "content": "x"}]),
         "an id of 2^31": changed(char, {"vocab": vocab | {"\u1234": 2**31}}),
         "an id of 10^400": changed(char, {"vocab": vocab | {"\u1234": 10**400}}),

@@ -16,6 +16,7 @@ from tokenizers import models, pre_tokenizers
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.byte_letters import LETTER_TO_BYTE, byte_letters
 from model.tokenization.tokenizer import (
+    EMPTY_TEMPLATE,
     UNKNOWN,
     BareIds,
     Tokenizer,
@@ -255,7 +256,7 @@ def test_check_round_trip_counts_and_compares(char):
 
 def test_bare_ids_answer_whatever_a_tokenizer_answers(either):
     bare = BareIds(10)
-    own = {"library", "character_to_id"}  # of the two kinds, for the encoders
+    own = {"library", "character_to_id", "meaning", "made"}  # for the encoders, and for sidecars, which bare ids lack
     assert {name for name in dir(either) if not name.startswith("_")} - own <= set(dir(bare))
     assert either.counts_bytes and not bare.counts_bytes
     assert either.ends_document(either.end_of_text_id) and not either.ends_document(2)
@@ -282,6 +283,34 @@ def test_a_prompt_from_the_text_itself(text, prompt):
 
 
 # === files ===========================================================================================================
+
+
+def test_a_tokenizer_is_known_by_its_meaning(either):
+    """However its file is written, and with what transformers adds when it saves it."""
+    facts = {"tokenizer_sha256": either.sha256}
+    content = json.loads(either.json_text) | {
+        "post_processor": EMPTY_TEMPLATE,
+        "padding": {"strategy": {"Fixed": 2**40}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
+        "truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+    }
+    again = Tokenizer(json.dumps(content))
+    assert again.sha256 != either.sha256 and again.meaning == either.meaning
+    assert again.made(facts) and again.is_named(either.sha256)
+    assert again.encode("def f()").tolist() == either.encode("def f()").tolist()
+    assert either.made({"tokenizer_sha256": again.sha256, "tokenizer_meaning": again.meaning})
+    assert not either.made({"tokenizer_sha256": again.sha256})
+
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    other = Tokenizer(json.dumps(content))
+    assert other.meaning != either.meaning and not other.made(facts)
+
+
+def test_the_order_of_merges_is_part_of_the_meaning(bpe):
+    content = json.loads(bpe.json_text)
+    merges = content["model"]["merges"]
+    merges[0], merges[1] = merges[1], merges[0]
+    assert Tokenizer(json.dumps(content)).meaning != bpe.meaning
 
 
 @pytest.mark.parametrize("name", ["char", "bpe"])
