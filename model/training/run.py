@@ -276,7 +276,8 @@ def find_checkpoint(settings: Settings) -> tuple[Path | None, dict | None]:
 
 
 def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch.device, torch.dtype]:
-    """Where to compute, and the precision of matrix products: a resumed run keeps the precision it began with."""
+    """Where to compute, and the precision of matrix products: a resumed run keeps the one that it had, unless --dtype
+    names another. Says what has changed, and whether this device is slow in the precision that is kept."""
     if settings.deterministic:
         compute_deterministically()
     device = pick_device(distributed.own_device(settings.device))
@@ -285,10 +286,15 @@ def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch
     dtype = settings.dtype
     if saved is not None:
         dtype = saved["dtype"] if dtype == "auto" else dtype
-        now = {"device": device.type, "processes": distributed.world_size()}
-        for name, was in {"device": saved["device"], "processes": saved.get("processes", 1)}.items():
-            if was != now[name]:
-                print(f"  changed: {name} was {printable(str(was))}, is {now[name]}: the last digits will differ")
+        now = {"device": device.type, "dtype": dtype, "processes": distributed.world_size()}
+        for name, value in now.items():
+            if (was := saved.get(name, 1)) != value:
+                print(f"  changed: {name} was {printable(str(was))}, is {value}: the last digits will differ")
+        if dtype == "bfloat16" and pick_dtype("auto", device) != torch.bfloat16:
+            print(
+                "  This run computes in bfloat16, for which this device has no fast instructions. --dtype float32 is "
+                "faster here; the last digits will differ."
+            )
     return device, distributed.broadcast(pick_dtype(dtype, device))
 
 

@@ -50,9 +50,8 @@ def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
     changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
     harmful = [text for name, text in changed.items() if name not in MAY_CHANGE]
     compiled = "on" if saved["compiled"] else "off"
-    for name, was in (("dtype", saved["dtype"]), ("compile", compiled)):
-        if (value := getattr(settings, name)) not in ("auto", was):
-            harmful.append(f"{name} was {was}, is {value}")
+    if settings.compile not in ("auto", compiled):
+        harmful.append(f"compile was {compiled}, is {settings.compile}")
     for name in {**saved["sources"], **sources}:
         was, is_now = (which.get(name, "of none") for which in (saved["sources"], sources))
         if was != is_now:

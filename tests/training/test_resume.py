@@ -13,6 +13,7 @@ from faults import change_sidecar
 from runs import interrupt_after, log_of, same, steps_of
 
 import train
+from model import device
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.safe_load import load
 from model.training.run import Run
@@ -159,10 +160,27 @@ def test_what_the_result_depends_on_must_not_change(char):
     for name, value in CHANGES.items():
         with pytest.raises(UserError, match=f"{name} was {getattr(char, name)}, is {value}"):
             train.main(replace(char, **{name: value}), fresh=False)
-    with pytest.raises(UserError, match="dtype was float32, is bfloat16"):
-        train.main(replace(char, dtype="bfloat16"), fresh=False)
     with pytest.raises(UserError, match="n_layer was 2, is 3; .*seed was 1337, is 7"):
         train.main(replace(char, n_layer=3, seed=7), fresh=False)
+
+
+def test_a_run_can_leave_a_processor_with_bfloat16(char, capsys, monkeypatch):
+    """Where it is slow, the run says so and takes another precision, which it keeps from then on."""
+    char = replace(char, dtype="bfloat16")
+    train.main(char, fresh=False)
+    interrupt_after(char, 5)
+    slow, fast = {torch.bfloat16: 8.0, torch.float32: 1.0}, {torch.bfloat16: 1.0, torch.float32: 8.0}
+    advice, changed = "--dtype float32 is faster here", "dtype was bfloat16, is float32: the last digits will differ"
+    for seconds, dtype, said in ((fast, "auto", False), (slow, "auto", True), (slow, "float32", False)):
+        interrupt_after(char, 5)
+        capsys.readouterr()
+        monkeypatch.setattr(device, "product_seconds", seconds.get)
+        train.main(replace(char, dtype=dtype), fresh=False)
+        out = capsys.readouterr().out
+        assert (advice in out, changed in out) == (said, dtype == "float32")
+    assert newest_checkpoint(char.checkpoint_dir)[1]["dtype"] == "float32"
+    train.main(replace(char, dtype="auto", max_steps=12), fresh=False)
+    assert newest_checkpoint(char.checkpoint_dir)[1]["dtype"] == "float32"
 
 
 def test_other_data_is_not_the_same_run(char):
