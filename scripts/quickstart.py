@@ -17,18 +17,21 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
 import plumbing.start
 
+import hashlib
 import json
 import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from config import BPE, CHAR, DATA, ROOT
 from dataset import sidecar
 from plumbing.command_line import ScriptParser
-from plumbing.errors import run_script
+from plumbing.errors import UserError, run_script
+from plumbing.files import whole_file
 from plumbing.text import IN_QUICKSTART, duration, shown_path
 
 
@@ -40,6 +43,7 @@ class Stage(NamedTuple):
     writes: tuple[Path, ...] = ()  # the stage is skipped if these are up to date; without any, it always runs
 
 
+STAMPS = DATA / "quickstart.json"
 FIXED_MINUTES = 1.0  # everything except the two trainings, on two cores
 LEAST_MINUTES = 0.5  # for one training: less teaches it nothing
 PARQUET = CHAR.parquet_dir / "folder.parquet"
@@ -121,11 +125,47 @@ STAGES = [
 ]  # fmt: skip
 
 
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 of each file that exists, by its name."""
+    found = {}
+    for path in filter(Path.is_file, paths):
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def stamps() -> dict[str, dict]:
+    """What each stage has read and written, by its title; "written" is None until it has ended."""
+    try:
+        return dict(json.loads(STAMPS.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def stamp(stage: Stage, ended: bool) -> None:
+    """Note that a stage begins or has ended. What is written in between is ours, even if it is killed."""
+    entry = {"read": hashes([stage.reads] if stage.reads else []), "written": hashes(stage.writes) if ended else None}
+    with whole_file(STAMPS) as file:
+        file.write(json.dumps(stamps() | {stage.title: entry}, indent=1).encode())
+
+
 def up_to_date(stage: Stage) -> bool:
-    """Whether all files that a stage writes exist and are not older than the file it reads."""
-    if not stage.writes or not all(path.exists() for path in stage.writes):
-        return False
-    return not stage.reads or stage.reads.stat().st_mtime <= min(path.stat().st_mtime for path in stage.writes)
+    """Whether the files that a stage reads and writes are those that it has read and written."""
+    now = {"read": hashes([stage.reads] if stage.reads else []), "written": hashes(stage.writes)}
+    return len(now["written"]) == len(stage.writes) > 0 and stamps().get(stage.title) == now
+
+
+def refuse_files_of_others() -> None:
+    """Raise UserError if the quickstart would replace a file that somebody made by hand, or take it for its own."""
+    done = stamps()
+    for stage in STAGES:
+        ours = done.get(stage.title, {"written": {}})["written"]
+        for path in stage.writes:
+            if ours is not None and hashes([path]).items() - ours.items():
+                raise UserError(
+                    f"{shown_path(path)} is not the quickstart's: it was made or changed by another command. To keep "
+                    "it, go on by hand (README.md, the seven steps); or move it elsewhere and run this again."
+                )
 
 
 def run_command(command: str) -> int:
@@ -152,15 +192,22 @@ def main() -> int:
     print(f"From source files to two trained models in about {whole:g} minutes. You could type each command.")
     if args.minutes < whole:
         print(f"In less than {whole:g} minutes a model learns nothing.")
+    refuse_files_of_others()
     for stage in STAGES:
         command = stage.command.format(minutes=minutes)
         print(f"\n=== {stage.title}\n{stage.why}\n$ python {command}")
         if up_to_date(stage):
             print(f"skipped: {', '.join(map(shown_path, stage.writes))}: already up to date")
-        elif code := run_command(command):
-            print(f"\nThat ended with exit code {code}.", file=sys.stderr)
+            continue
+        if stage.writes:
+            stamp(stage, ended=False)
+        if code := run_command(command):
+            print(f"\nThat ended with exit code {code}. Flags that it names are those of", file=sys.stderr)
+            print(f"  python {command}", file=sys.stderr)
             print("Fix what the message above says, then run the quickstart again: it resumes here.", file=sys.stderr)
             return code if code > 0 else 128 - code
+        if stage.writes:
+            stamp(stage, ended=True)
 
     print(f"\n=== Done in {duration(time.perf_counter() - start)}")
     for name, settings in (("characters", CHAR), ("BPE", BPE)):
