@@ -261,6 +261,7 @@ def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
         raise UserError(f"{shown_path(path)} has {size:,} bytes: it is empty, or not one of ids of two bytes (uint16).")
     file = open(path, "rb")  # noqa: SIM115 (the TokenFile keeps it open)
     state = state_of(file)
+    check_bare_format(path, file)
     sha256, largest = read_through(file)
     if largest >= vocab_size:
         file.close()
@@ -270,6 +271,28 @@ def open_bare_tokens(path: Path, vocab_size: int) -> TokenFile:
         )
     facts = {"tokens": size // 2, "utf8_bytes": 0, "documents": 0, "vocab_size": vocab_size, "sha256": sha256}
     return TokenFile(path, {**facts, "source": path.name}, file, state)
+
+
+LLM_C = 20240520  # llm.c's files begin with this number, in a header of 256 int32
+
+
+def check_bare_format(path: Path, file: BinaryIO) -> None:
+    """Raise UserError for two formats that could be taken for uint16: llm.c's, and wider integers, in which every
+    second number is zero."""
+    beginning = file.read(CHUNK)
+    file.seek(0)
+    cut = path.with_suffix(".ids").name
+    if beginning[:4] == LLM_C.to_bytes(4, "little"):
+        raise UserError(
+            f"{shown_path(path)} has the header of llm.c's token files. Cut it off: tail -c +1025 {path.name} > {cut}"
+        )
+    ids = np.frombuffer(beginning, "<u2")
+    if len(ids) % 2 == 0 and ids.any() and not ids[1::2].any():
+        wide = "<i8" if len(ids) % 4 == 0 and not ids[2::4].any() else "<i4"
+        raise UserError(
+            f"{shown_path(path)} holds ids of {wide[2]} bytes, not two (uint16). Convert it in Python: "
+            f'numpy.fromfile("{path.name}", "{wide}").astype("<u2").tofile("{cut}")'
+        )
 
 
 def read_through(file: BinaryIO) -> tuple[str, int]:

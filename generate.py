@@ -57,11 +57,12 @@ SCRIPTS = {"char": ("generate.py", "train.py"), "bpe": ("generatev2.py", "trainv
 def complete(prompt: str, settings: Settings, writer: Writer, display: Display) -> tuple[str, int]:
     """Continue a prompt. Returns the text on stdout, and the exit code: 130 after Ctrl-C, else 0."""
     writer.read(prompt, say)
+    all_steps = writer.steps(settings)  # a step is one token; each text has one of its own
     display.begin(prompt, settings, writer)
     texts = [Completion(writer.tokenizer, writer.stops, sample) for sample in range(settings.samples)]
     end, code = f"--tokens is {settings.tokens}", 0
     try:
-        for steps in writer.steps(settings):  # a step is one token; each text has one of its own
+        for steps in all_steps:
             for text, step in zip(texts, steps, strict=True):
                 if text.end is None:
                     display.show(text, step, text.take(step))

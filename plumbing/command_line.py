@@ -84,6 +84,9 @@ def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[st
     """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments). Raises
     UsageError for a value beyond its limits."""
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if isinstance(value, Path) and value.parts[:1] == ("~",):  # a shell leaves it in --checkpoint-dir=~/runs
+            setattr(args, name, value.expanduser())
     given = {name: getattr(args, name) for name in field_names(Settings) if hasattr(args, name)}
     settings = replace(settings, **given)
     check_limits(settings, given)

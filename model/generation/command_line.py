@@ -44,7 +44,20 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     add("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
     add("--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable")
     add_flags(parser, settings, Generation, "seed device debug")
-    return parse_before_torch(parser, settings, argv)
+    return parse_before_torch(parser, settings, with_values(sys.argv[1:] if argv is None else argv, parser))
+
+
+def with_values(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The command line, in which a text that begins with a dash and is no flag belongs to the flag before it: argparse
+    understands --prompt=-x, but not --prompt -x."""
+    joined: list[str] = []
+    for word in argv:
+        is_flag = any(flag.startswith(word.partition("=")[0]) for flag in parser._option_string_actions)
+        if word[:1] == "-" and not is_flag and joined and joined[-1] in ("--prompt", "--stop"):
+            joined[-1] += "=" + word
+        else:
+            joined.append(word)
+    return joined
 
 
 def check_generation_flags(settings: Settings, args: Namespace, models: list[Path]) -> None:

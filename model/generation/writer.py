@@ -11,11 +11,14 @@ from torch import Tensor
 
 from config import Settings
 from model import metrics
+from model.device import free_memory
 from model.generation.one_token import fast_one_token
 from model.generation.sampling import Step, generate, read
 from model.gpt import GPT
 from model.tokenization.tokenizer import BareIds, Tokenizer, encode_prompt
 from plumbing.errors import UserError
+
+PER_SAMPLE = 20_000  # bytes of what Python keeps for each text, beside its keys, values and logits
 
 
 class Writer:
@@ -41,7 +44,14 @@ class Writer:
         self.logits = read(self.model, self.ids, self.cache)
 
     def steps(self, settings: Settings) -> Iterator[list[Step]]:
-        """Continue the prompt."""
+        """Continue the prompt. Raises UserError if memory does not hold so many samples."""
+        store = self.cache.store
+        each = store.numel() * store.element_size() + 40 * self.model.vocab_size + PER_SAMPLE
+        if (free := free_memory(self.model.device)) is not None and settings.samples * each > free:
+            raise UserError(
+                f"{settings.samples:,} samples need {settings.samples * each / 1e9:,.1f} GB of memory, and "
+                f"{free / 1e9:,.1f} GB are free. Give --samples {max(1, free // each // 2):,} or fewer."
+            )
         one_token = self.one_token if settings.samples == 1 else None
         return generate(self.model, self.ids, self.logits[-1], self.cache, settings, one_token)
 

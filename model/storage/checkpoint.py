@@ -106,6 +106,8 @@ def check_checkpoint(content: dict) -> dict:
             raise ValueError(f"it has no checksum of its {name}")
     for name, expected_type in {"device": str, "dtype": str, "compiled": bool}.items():
         require(content, name, expected_type)
+    if "tokenizer" in content:
+        require(require(content, "tokenizer", dict), "json", str)
     return check_state(content)
 
 

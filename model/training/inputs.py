@@ -19,10 +19,15 @@ from plumbing.errors import UsageError, UserError
 from plumbing.settings import field_names
 from plumbing.text import shown_path
 
+INIT_SOURCE = "--init-from folder"  # its name among the sources of a checkpoint
 
-def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFile, TokenFile, Tokenizer | BareIds]:
-    """Open the token files to train and to validate on, and the tokenizer. `kind` is "char" or "bpe". With a number of
-    `ids`, the files are bare ids and have no tokenizer. Raises UserError if they do not belong together."""
+
+def open_inputs(
+    settings: Settings, kind: str, ids: int | None, stored: Tokenizer | None = None
+) -> tuple[TokenFile, TokenFile, Tokenizer | BareIds]:
+    """Open the token files to train and to validate on, and the tokenizer, unless it is `stored` in a checkpoint.
+    `kind` is "char" or "bpe". With a number of `ids`, the files are bare ids and have no tokenizer. Raises UserError if
+    they do not belong together."""
     paths = settings.train_file, settings.val_file
     if ids is not None:
         if ids < 2:
@@ -30,7 +35,7 @@ def open_inputs(settings: Settings, kind: str, ids: int | None) -> tuple[TokenFi
         tokenizer = BareIds(ids)
         train, val = (open_bare_tokens(path, ids) for path in paths)
     else:
-        tokenizer = load_tokenizer(settings.tokenizer_file)
+        tokenizer = stored or load_tokenizer(settings.tokenizer_file)
         train, val = (open_tokens(path, checksums=distributed.local_rank() == 0) for path in paths)
         path = shown_path(settings.tokenizer_file)
         if tokenizer.kind != kind:
@@ -103,3 +108,16 @@ def initial_weights(settings: Settings, folder: Path, kind: str) -> tuple[Settin
             f"{architecture['vocab_size']:,}. They do not belong together."
         )
     return settings, weights, sha256
+
+
+def settings_begun_with(saved: dict, settings: Settings, folder: Path, kind: str) -> tuple[Settings, Tokenizer | None]:
+    """The settings of a run that began with --init-from, from a checkpoint of it, so that the folder may be changed or
+    gone; and its tokenizer, which checkpoints of old versions do not have."""
+    default = {"char": CHAR, "bpe": BPE}[kind]
+    left_out = [name for name in field_names(Model) if getattr(settings, name) == getattr(default, name)]
+    own = {name: saved["settings"].get(name, getattr(default, name)) for name in left_out if name != "dropout"}
+    settings = replace(settings, tokenizer_file=folder / "tokenizer.json", **own)
+    print(f"  {shown_path(folder)} is not read again: the run has weights of its own")
+    if "tokenizer" not in saved:
+        return settings, None
+    return settings, Tokenizer(saved["tokenizer"]["json"], "the tokenizer in the checkpoint")

@@ -25,7 +25,7 @@ from model.storage.checks import check_architecture
 from model.storage.model_file import check_is_model, load_model, save_model, show_training
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
-from model.training.inputs import Batches, initial_weights, open_inputs
+from model.training.inputs import INIT_SOURCE, Batches, initial_weights, open_inputs, settings_begun_with
 from model.training.optimizer import Optimizer
 from model.training.run_settings import MAY_CHANGE, check_resumable, check_settings, recorded_settings
 from model.training.schedule import evaluation_interval
@@ -211,23 +211,26 @@ def open_run(
 
 
 def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | None, look_for_checkpoint: bool) -> Run:
-    weights, init_source = None, {}
-    if init_from is not None:
+    stop = StopFlag()
+    path, saved = find_checkpoint(settings) if look_for_checkpoint else (None, None)
+    weights, init_source, stored = None, {}, None
+    if init_from is not None and saved is not None and INIT_SOURCE in saved["sources"]:
+        settings, stored = settings_begun_with(saved, settings, init_from, kind)
+    elif init_from is not None:
         settings, weights, sha256 = initial_weights(settings, init_from, kind)
-        init_source = {"--init-from folder": sha256}
-    train, val, tokenizer = open_inputs(settings, kind, ids)
+        init_source = {INIT_SOURCE: sha256}
+    train, val, tokenizer = open_inputs(settings, kind, ids, stored)
     data = {"training data": train.facts["sha256"], "validation data": val.facts["sha256"]}
     sources = {"tokenizer": tokenizer.sha256, **data, **init_source}
     if distributed.broadcast(sources) != sources:
         raise UserError("The inputs differ from those of the first process. Copy them to every machine.")
-    stop = StopFlag()
-
-    path, saved = find_checkpoint(settings) if look_for_checkpoint else (None, None)
     if saved is not None:
         if settings.minutes > 0:  # their number of steps was fixed when the run began
             settings = replace(settings, max_steps=saved["settings"]["max_steps"])
         if tokenizer.is_named(saved["sources"]["tokenizer"]):
             sources["tokenizer"] = saved["sources"]["tokenizer"]
+        if INIT_SOURCE in saved["sources"]:  # its weights are in the checkpoint, further trained
+            sources[INIT_SOURCE] = saved["sources"][INIT_SOURCE]
         check_resumable(saved, settings, sources)
         weights = saved["model"]
     device, dtype = pick_device_and_dtype(settings, saved)

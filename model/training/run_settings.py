@@ -2,7 +2,8 @@
 
 from config import CHAR, Model, Sampling, Settings, Training
 from model.training import distributed
-from plumbing.command_line import check_limits
+from model.training.schedule import learning_rate_at
+from plumbing.command_line import check_limits, check_sampling, flag_name
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import field_names, values_of
 from plumbing.text import printable, shown_path
@@ -63,6 +64,10 @@ def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
         )
     for text in changed.values():
         print(f"  changed: {printable(text)}")
+    if "max_steps" in changed:
+        schedule = settings.warmup_steps, settings.decay_fraction
+        was, is_now = (learning_rate_at(saved["step"], which["max_steps"], *schedule) for which in (then, now))
+        print(f"  The learning rate follows the run's length: it goes from {was:.0%} to {is_now:.0%} of its peak here.")
     if "minutes" in changed and settings.minutes > 0:
         print(
             f"  The run has {settings.max_steps} steps since it began. --max-steps without --minutes extends it, "

@@ -118,6 +118,18 @@ def test_files_that_cannot_be_are_refused(bare, tmp_path):
         open_bare_tokens(tmp_path, 10)
     with pytest.raises(UserError, match="--vocab-size must be 2 or more"):
         train.main(settings, fresh=False, ids=1)
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 3
+    (tmp_path / "llmc.bin").write_bytes(header.tobytes() + np.array([1, 2, 9], "<u2").tobytes())
+    with pytest.raises(UserError, match=r"has the header of llm.c's .* tail -c \+1025 llmc.bin > llmc.ids"):
+        open_bare_tokens(tmp_path / "llmc.bin", 60_000)
+    for kind in ("<i4", "<i8"):
+        np.array([0, 2, 9, 9], kind).tofile(tmp_path / "wide.bin")
+        with pytest.raises(UserError, match=f'holds ids of {kind[2]} bytes.*fromfile."wide.bin", "{kind}"'):
+            open_bare_tokens(tmp_path / "wide.bin", 10)
+    for ids in ([0, 0, 0, 0], [5, 0, 0, 3], [0, 0, 5]):  # which are none of these
+        np.array(ids, "<u2").tofile(tmp_path / "few.bin")
+        assert open_bare_tokens(tmp_path / "few.bin", 10).tokens.tolist() == ids
     np.array([1, 2, 9], "<u2").tofile(tmp_path / "nine.bin")
     assert open_bare_tokens(tmp_path / "nine.bin", 10).tokens.tolist() == [1, 2, 9]
 

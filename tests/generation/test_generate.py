@@ -199,6 +199,21 @@ def test_a_folder_is_no_output_file_and_nothing_is_written_before_that_is_said(w
     assert capfdbinary.readouterr().out == b""
 
 
+@pytest.mark.parametrize("text", ["-x", "--x=1", "-hello", "- a"])
+def test_a_text_may_begin_with_a_dash(write, text):
+    flags = ["--temperature", 2.0, "--top-k", 0]
+    out, _ = write("--prompt", text, "--tokens", 5, "--stop", "-y", *flags)
+    assert out.startswith(text.encode())
+    assert write(f"--prompt={text}", "--tokens", 5, *flags)[0] == out
+    with pytest.raises(SystemExit):
+        write("--prompt", "--quiet")
+
+
+def test_so_many_samples_are_refused_before_the_memory_is_gone(write):
+    with pytest.raises(UserError, match=r"1,000,000,000 samples need [\d,.]+ GB .* Give --samples [\d,]+ or fewer"):
+        write("--samples", 1_000_000_000)
+
+
 def test_more_samples_than_memory_holds(write, monkeypatch):
     monkeypatch.setattr(writer, "generate", lambda *args, **more: torch.empty(2**60))
     with pytest.raises(UserError, match=r"not enough memory for this\. Try fewer --samples"):

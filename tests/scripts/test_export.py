@@ -232,14 +232,31 @@ def test_training_goes_on_from_a_folder(char, tmp_path, capsys):
     run_export(tmp_path / "more.pt", tmp_path / "again")
     assert "starting from the weights of 'exported'" in (tmp_path / "again" / "README.md").read_text("utf-8")
 
-    # A run that began there goes on there, and nowhere else.
-    train_on(char, tmp_path / "exported", model_file=tmp_path / "more.pt", max_steps=12)
-    with pytest.raises(UserError, match="the --init-from folder has changed"):
-        train_on(char, tmp_path / "again", max_steps=12)
-    run_export(char.model_file, tmp_path / "exported2")
-    (tmp_path / "exported2" / "tokenizer.json").rename(char.tokenizer_file)
-    with pytest.raises(UserError, match="the --init-from folder has changed"):
-        train_on(char, None, max_steps=12)
+
+def test_a_run_that_began_with_a_folder_no_longer_needs_it(char, tmp_path, capsys):
+    train.main(char, fresh=False)
+    run_export(char.model_file, tmp_path / "exported")
+    char.tokenizer_file.unlink()
+    plain = {name: getattr(CHAR, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
+    settings = replace(char, checkpoint_dir=tmp_path / "more", model_file=tmp_path / "more.pt", **plain)
+    train.main(settings, init_from=tmp_path / "exported")
+    (tmp_path / "exported" / "model.safetensors").write_bytes(b"changed")
+    capsys.readouterr()
+    train.main(replace(settings, max_steps=12), init_from=tmp_path / "exported")
+    assert "exported is not read again" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "exported")
+    train.main(replace(settings, max_steps=14), init_from=tmp_path / "exported")
+    model, _, training = load_model(tmp_path / "more.pt")
+    assert (training["steps"], model.block_size) == (14, char.block_size)
+    with pytest.raises(UserError, match="n_layer was 2, is 7"):
+        train.main(replace(settings, n_layer=7), init_from=tmp_path / "exported")
+
+
+def test_a_run_that_began_without_a_folder_does_not_go_on_with_one(char, tmp_path):
+    train.main(char, fresh=False)
+    run_export(char.model_file, tmp_path / "exported")
+    with pytest.raises(UserError, match="the --init-from folder has changed .SHA-256 was of none"):
+        train.main(replace(char, max_steps=12), init_from=tmp_path / "exported")
 
 
 def test_training_goes_on_from_what_transformers_saved(char, tmp_path):

@@ -135,6 +135,15 @@ def test_flags_become_settings(capsys):
     assert error.value.code == 2
 
 
+def test_home_in_a_flag_is_the_home_folder(monkeypatch, tmp_path):
+    """The shell leaves it to us in --checkpoint-dir=~/runs."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    settings, args = training_flags(CHAR, "", ["--checkpoint-dir=~/runs", "--init-from=~/x", "--model-file=a~/~b"])
+    assert (settings.checkpoint_dir, args.init_from) == (tmp_path / "runs", tmp_path / "x")
+    assert settings.model_file == Path("a~/~b")
+
+
 def test_planned_steps_fill_the_time(char, monkeypatch):
     """--minutes against the time that the run then takes, generously: machines are noisy."""
     monkeypatch.setattr(train, "STARTED", time.perf_counter())

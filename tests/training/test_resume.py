@@ -96,6 +96,8 @@ def test_a_finished_run_says_so_and_how_to_go_on(char, capsys):
     train.main(replace(char, max_steps=14), fresh=False)
     out = capsys.readouterr().out
     assert "max_steps was 10, is 14" in out
+    # 4 of 14 steps are left, over the last 12.6 of which the rate falls from its peak
+    assert "The learning rate follows the run's length: it goes from 0% to 32% of its peak here." in out
     assert newest_checkpoint(char.checkpoint_dir)[1]["step"] == 14
 
 
