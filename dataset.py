@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from plumbing.errors import UserError
-from plumbing.files import CHUNK, checksum, flush_to_disk, only_writer, whole_file
+from plumbing.files import CHUNK, allow_open_files, checksum, flush_to_disk, only_writer, whole_file
 from plumbing.text import printable, shown_path
 
 FORMAT_VERSION = 2  # of sidecars; 1 had no checksum
@@ -202,6 +202,7 @@ def open_folder(folder: Path, checksums: bool = True) -> TokenFolder:
     paths = sorted(folder.glob("*.bin"))
     if not paths:
         raise UserError(f"The folder {shown_path(folder)} holds no token files (*.bin). Name another one.")
+    allow_open_files(len(paths))
     shards = tuple(open_tokens(path, checksums, may_be_empty=True) for path in paths)
     first = shards[0].facts
     for shard in shards:

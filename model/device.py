@@ -88,11 +88,11 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with suppress(OSError, ValueError, StopIteration):  # not Linux
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
         with suppress(OSError, ValueError):  # no container, or one without a limit
             limit, used = (
-                int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in ("memory.max", "memory.current")
+                int(Path("/sys/fs/cgroup", name).read_text("utf-8")) for name in ("memory.max", "memory.current")
             )
             free = min(free, limit - used)
         return free

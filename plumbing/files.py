@@ -19,11 +19,13 @@ from plumbing.text import shown_path
 
 if os.name == "posix":
     import fcntl
+    import resource
 else:
     import msvcrt
 
 CHUNK = 1 << 20  # bytes read at once
 TEMPORARY = r"\.[0-9a-f]{16}\.tmp"  # what whole_file() appends to a name
+OTHER_FILES = 256  # that a process may have open, beside those it asks for with allow_open_files()
 
 
 def check_replaceable(path: Path) -> None:
@@ -159,6 +161,19 @@ def try_lock(file) -> bool:
     except OSError:
         pass
     return True
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process have so many files open at once. Raises UserError if the system does not allow it."""
+    if os.name != "posix":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted, unlimited = count + OTHER_FILES, resource.RLIM_INFINITY
+    if unlimited != hard < wanted:
+        raise UserError(f"{count:,} files are too many to open at once, the system allows {hard:,}. Merge some first.")
+    if unlimited != soft < wanted:
+        with suppress(ValueError):  # a system with a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_locked(path: Path) -> BinaryIO | None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dataset import TokenFile, joined_pairs, open_tokens, same_tokenizer, sidecar, token_writer
 from plumbing.command_line import ScriptParser, refuse_same
 from plumbing.errors import UserError, run_script
+from plumbing.files import allow_open_files
 from plumbing.inputs import Unchanged
 from plumbing.text import plural, shown_path
 
@@ -74,6 +75,7 @@ def main() -> None:
 
     paths = shards_in_order(args.inputs)
     refuse_same({"--output": args.output}, *paths)
+    allow_open_files(len(paths))
     inputs = Unchanged(*paths, *map(sidecar, paths))
     files = [open_tokens(path, may_be_empty=True) for path in paths]
     total = sum(map(len, files))

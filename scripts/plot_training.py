@@ -75,15 +75,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def read_run(path: Path) -> dict:
     """A run from its log: its name, what it says about itself ("about"), and its training lines, evaluations, warnings
-    and records, each in the order of their steps. A line that is incomplete, as the last one can be, is skipped."""
+    and records, each in the order of their steps. Damaged lines, as the last one can be after a kill, are left
+    out, and their number is printed."""
     from model.monitoring.log import read_line  # imports torch
 
     path = path / "log.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no log {shown_path(path)}. Name the folder of a run, such as checkpoints/bpe.")
-    about, warnings, lines, evaluations, records, losses = {}, [], {}, {}, {}, {}
+    about, warnings, lines, evaluations, records, losses, damaged = {}, [], {}, {}, {}, {}, 0
     for text in path.read_bytes().split(b"\n"):
         if (entry := read_line(text)) is None:
+            damaged += text != b""
             continue
         step, about = entry["step"], entry.get("about", about)
         if own := entry.get("losses", [entry["loss"]] if "loss" in entry else []):  # of the steps up to this one
@@ -97,6 +99,8 @@ def read_run(path: Path) -> dict:
             records[step] = {"step": step, **entry["record"]}
         if "warning" in entry:
             warnings.append({"step": step, "text": entry["warning"]})
+    if damaged:
+        print(f"{shown_path(path)}: left out {plural(damaged, 'damaged line')}")
     if not lines and not evaluations:
         raise UserError(f"{shown_path(path)} has no figures yet. Wait for the first line of the training.")
     name = printable(path.resolve().parent.name)  # resolved, because the name of "." is empty

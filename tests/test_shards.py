@@ -1,6 +1,8 @@
 """A folder of token files, which training reads as one file."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ import train
 from dataset import blocks_in_order, draw_batch, open_tokens, sidecar, token_writer
 from model.storage.model_file import load_model
 from model.training.inputs import Batches
+from plumbing import files
 from plumbing.errors import UserError
 
 FACTS = {"tokenizer_sha256": "a" * 64, "vocab_size": 500, "end_of_text_id": 0}
@@ -49,6 +52,25 @@ def test_a_folder_gives_the_batches_of_the_merged_file(both):
     assert folder.tokens[:].dtype == np.uint16
     assert folder.facts["documents"] == 5 and folder.facts["unknown_characters"] == 5
     assert folder.facts["utf8_bytes"] == 2 * 141
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has another limit")
+def test_more_files_than_the_system_lets_open_at_first(both, tmp_path, monkeypatch):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for i in range(60):
+        for end in ("bin", "bin.json"):
+            shutil.copy(tmp_path / "shards" / f"a.{end}", tmp_path / "shards" / f"x{i}.{end}")
+    monkeypatch.setattr(files, "OTHER_FILES", 40)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, before[1]))
+        assert len(open_tokens(tmp_path / "shards").shards) == 65
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (40, 40))
+    with pytest.raises(UserError, match="65 files are too many to open at once, the system allows 40. Merge some"):
+        open_tokens(tmp_path / "shards")
 
 
 def test_processes_divide_the_blocks_of_a_file(both):

@@ -16,7 +16,8 @@ from model.storage.checks import is_integer
 from plumbing.files import checksum, explaining_disk_errors, whole_file
 from plumbing.text import plural, shown_path
 
-READ_BACK = {"val_loss", "about"}  # an entry with one of these is used when a run resumes, so it has a checksum
+READ_BACK = {"val_loss", "about"}  # an entry with one of these is used when a run resumes, so it has a checksum,
+CHECKED = {*READ_BACK, "record"}  # and so has one that a page's program reads; records of old versions have none
 
 
 class Log:
@@ -54,7 +55,7 @@ class Log:
         if self.path is None:
             return
         entry = {name: None if value != value else value for name, value in entry.items()}  # JSON has no NaN
-        if READ_BACK & entry.keys():
+        if CHECKED & entry.keys():
             entry["crc32"] = checksum(entry)
         with explaining_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -64,8 +65,9 @@ def read_line(line: bytes) -> dict | None:
     """The entry in a line of the log, or None if it is damaged."""
     try:
         entry = json.loads(line)
-        if not is_integer(entry["step"], 0) or (READ_BACK & entry.keys() and entry.pop("crc32") != checksum(entry)):
+        if not is_integer(entry["step"], 0):
             return None
-        return entry
+        checked = READ_BACK & entry.keys() or "crc32" in entry
+        return None if checked and entry.pop("crc32") != checksum(entry) else entry
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

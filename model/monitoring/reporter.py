@@ -240,7 +240,7 @@ def check_finite(loss: float, norm: float) -> None:
 def report_stop(run: Run) -> int:
     """After Ctrl-C, SIGTERM or SIGHUP: save what is not saved yet. Returns the exit code."""
     path = run.checkpoint
-    missing = run.step > 0 and not checkpoint_path(run.settings.checkpoint_dir, run.step).exists()
+    missing = run.step > 0 and path != checkpoint_path(run.settings.checkpoint_dir, run.step)  # a damaged one is none
     if distributed.broadcast(missing):
         path = run.save_checkpoint()
     where = f", saved as {shown_path(path)}. The same command resumes it." if path else ", nothing to save yet."

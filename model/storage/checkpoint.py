@@ -163,13 +163,26 @@ def optimizer_shapes(model: GPT) -> dict[str, Tensor]:
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None, list[str]]:
     """The newest undamaged checkpoint: (path, content, a message for each newer one that cannot be used). Path and
-    content are None if there is none."""
+    content are None if there is none. Raises UserError for one that may be sound and cannot be read: no earlier one,
+    and no new run, takes its place."""
     problems = []
+    try:
+        with os.scandir(folder) as entries:  # glob() finds nothing in a folder that it may not read
+            next(entries, None)
+    except FileNotFoundError:
+        return None, None, []
+    except OSError as error:
+        raise UserError(f"{shown_path(folder)} cannot be read: {error.strerror}. Make it readable first.") from None
     for path in checkpoint_files(folder):
         try:
             return path, load_checkpoint(path), problems
         except ValueError as error:
             problems.append(f"{shown_path(path)} cannot be used: {error}")
+        except OSError as error:
+            raise UserError(
+                f"{shown_path(path)} cannot be read: {error.strerror}. It may be sound, so nothing was started in its "
+                "place. Make it readable, and give the same command again."
+            ) from None
     return None, None, problems
 
 

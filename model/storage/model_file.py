@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.device import memory_advice
 from model.gpt import GPT
 from model.metrics import show_bits_per_byte
 from model.storage import checks
@@ -54,6 +55,7 @@ def save_model(
     save(path, content, check=load_model)
 
 
+@memory_advice("Close other programs, or name a smaller model.")
 def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
     """Read a model file, or the model in a checkpoint: (model in eval mode on the CPU, tokenizer, training summary).
     Raises UserError."""
@@ -91,7 +93,7 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer | BareIds, dict]:
 def check_is_model(path: Path) -> None:
     """Raise UserError for a file of a run that is no model: training would replace what was announced."""
     is_other = re.fullmatch(r"step_\d+\.pt|log\.jsonl", path.name) is not None
-    with suppress(ValueError):  # a damaged file, or none, may be replaced
+    with suppress(ValueError, OSError):  # a damaged file, or none, may be replaced
         is_other = is_other or checks.load_versioned(path).get("kind") != KIND
     if is_other:
         raise UserError(f"{shown_path(path)} belongs to a run and is no model. Name another --model-file.")

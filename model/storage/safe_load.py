@@ -18,6 +18,7 @@ wherever it is. (This detects damage, not forgery: whoever forges a file can com
     {'step': 250, 'weights': {'norm': tensor([1., 1., 1.])}}
 """
 
+import errno
 import hashlib
 import os
 import pickletools
@@ -42,6 +43,8 @@ MAX_PROGRAM = 12_000_000  # bytes of data.pkl
 MAX_OPERATIONS = 400_000  # each makes at most one small object
 MAX_MEMBERS = 20_000  # of the archive
 
+# Errors of opening a file that may be sound: no permission, too many open files, no memory.
+NOT_THE_FILES_FAULT = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 END_RECORD = b"PK\5\6"  # ends a zip archive: 22 bytes, the last two are the length of the comment after them
 DIGEST_SIZE = 64  # characters
 
@@ -71,7 +74,8 @@ def save(path: Path, content: dict, check: Callable[[Path], object] | None = Non
 
 
 def load(path: Path) -> dict:
-    """Read what `save` wrote, onto the CPU. Raises ValueError with a reason for any other file."""
+    """Read what `save` wrote, onto the CPU. Raises ValueError with a reason for any other file; OSError or MemoryError
+    where it is not the file that is wrong."""
     try:
         with open(path, "rb") as file:
             before = fingerprint(file.fileno())[:2]  # without the time at which another file takes its name
@@ -82,6 +86,8 @@ def load(path: Path) -> dict:
                 raise ValueError("it was changed while it was read")
             return content
     except Exception as error:  # a damaged or foreign file can raise anything
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_FILES_FAULT:
+            raise
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from None
 
 

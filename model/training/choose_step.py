@@ -77,6 +77,11 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
         compiled, compiled_seconds = graph_if_possible(run, step, at_most)
     except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
         reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if run.resumed_at is not None:
+            raise UserError(
+                f"This run was compiled, and here compiling fails: {reason}. Uncompiled it would be another run. "
+                "Resume it where compiling works, or start over with --fresh."
+            ) from None
         if distributed.world_size() > 1:  # but several processes do it alike, or not at all
             raise UserError(f"Compiling failed, so give --compile off: {reason}") from None
         print(f"Compiling failed, continuing without: {reason}")

@@ -244,6 +244,7 @@ def test_texts_of_a_log_are_no_markup(plot, open_page, runs, tmp_path):
     for entry in entries:
         if "record" in entry:
             entry["record"]["sample"] = evil
+            del entry["crc32"]  # as in logs of old versions
     entries.append({"step": 20, "warning": evil})
     folder = tmp_path / "a<b id=evil>"
     folder.mkdir()

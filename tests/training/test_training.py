@@ -404,6 +404,38 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
 
 
+def test_a_compiled_run_does_not_go_on_uncompiled(char, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: f)
+    train.main(replace(char, compile="on"), fresh=False)
+    interrupt_after(char, 5)
+
+    def broken(f, dynamic):
+        raise RuntimeError("no g++ here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match="was compiled, and here compiling fails: no g.. here.*--fresh"):
+        train.main(char, fresh=False)
+    assert steps_of(char) == ["step_00000005.pt"]
+
+
+def test_a_stop_where_a_damaged_checkpoint_has_its_name_saves(char, monkeypatch, capsys):
+    train.main(replace(char, max_steps=7), fresh=False)
+    damaged = char.checkpoint_dir / "step_00000007.pt"
+    damaged.write_bytes(b"damaged")
+    real = train.train_step
+
+    def stopping(run, *rest):
+        result = real(run, *rest)
+        if run.optimizer.steps == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(train, "train_step", stopping)
+    assert train.main(char, fresh=False) == 143
+    assert f"Stopped at step 7, saved as {damaged}" in capsys.readouterr().out
+    assert newest_checkpoint(char.checkpoint_dir)[1]["step"] == 7
+
+
 def test_a_stop_while_steps_are_timed_is_no_compiler_error(char, capsys, monkeypatch):
     def stopping(f, dynamic):
         if f.__name__ == "loss":  # once: the second signal would end this process
