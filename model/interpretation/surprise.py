@@ -37,29 +37,31 @@ def score_tokens(model: GPT, ids: np.ndarray, end_of_text_id: int, show: int) ->
     Window w holds the tokens from w * (B // 2) on, where B is block_size: B tokens to read, each with the next one as
     its target. All targets of the first window are new, and the last B // 2 targets of each later one.
     """
-    block, half = model.block_size, max(1, model.block_size // 2)
+    block = min(model.block_size, len(ids))  # a stranger's block_size may be far above the text's length
+    half = max(1, block // 2)
     later = -(-max(0, len(ids) - block) // half)  # windows after the first
     # <|endoftext|>, the text, then padding, which changes nothing: attention is causal.
     tokens = torch.full((block + later * half + 1,), end_of_text_id)
     tokens[1 : len(ids) + 1] = torch.from_numpy(ids.astype(np.int64))
     windows = tokens.unfold(0, block + 1, half)  # (1 + later, B + 1)
 
-    # About 4,096 tokens per batch, but at most 64 MB of logits (or one window).
-    batch_size = max(1, min(4096, (1 << 24) // model.vocab_size) // block)
+    batch_size = max(1, 4096 // block)
+    rows = max(1, (1 << 24) // model.vocab_size)  # tokens whose logits are 64 MB
     batches = []
     with tqdm(total=len(ids), desc="reading", unit="token", unit_scale=True, delay=2, leave=False) as progress:
         for first in range(0, len(windows), batch_size):
             window = windows[first : first + batch_size].to(model.device)
-            logits = model(window[:, :-1]).float()  # (windows, B, V)
-            new, targets = logits[:, -half:].flatten(0, 1), window[:, -half:].flatten()  # (scored, V), (scored,)
+            x = model.features(window[:, :-1])  # (windows, B, C)
+            new, targets = x[:, -half:].flatten(0, 1), window[:, -half:].flatten()  # (scored, C), (scored,)
             if first == 0:
-                new = torch.cat([logits[0, :-half], new])
+                new = torch.cat([x[0, :-half], new])
                 targets = torch.cat([window[0, 1:-half], targets])
-            log_p = new.log_softmax(dim=-1)
-            own = log_p.gather(1, targets[:, None])  # (scored, 1)
-            top = log_p.topk(min(show, model.vocab_size))
-            scores = own[:, 0], 1 + (log_p > own).sum(dim=-1), top.indices, top.values.exp()
-            batches.append([score.cpu().numpy() for score in scores])
+            for some, target in zip(new.split(rows), targets.split(rows), strict=True):
+                log_p = model.head(some).float().log_softmax(dim=-1)  # (rows, V)
+                own = log_p.gather(1, target[:, None])  # (rows, 1)
+                top = log_p.topk(min(show, model.vocab_size))
+                scores = own[:, 0], 1 + (log_p > own).sum(dim=-1), top.indices, top.values.exp()
+                batches.append([score.cpu().numpy() for score in scores])
             progress.update(min(len(targets), len(ids) - progress.n))
     log_p, rank, expected, p = (np.concatenate(arrays)[: len(ids)] for arrays in zip(*batches, strict=True))
     # Sums of multiples of 2^-20 are exact, so the lines add up to the total. + 0.0 turns -0.0 into 0.0.

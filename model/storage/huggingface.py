@@ -49,6 +49,8 @@ SIZES = {
     "block_size": "max_position_embeddings",
 }
 EPS = 1e-6  # of every RMSNorm, here and in Qwen3
+MAX_HEADER = 4_000_000  # bytes of the list of tensors in a safetensors file; a thousand layers need half of it
+EXPANDED = ("k_proj.weight", "v_proj.weight")
 MAX_CONFIG = 1_000_000  # bytes of a config.json
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the model only continues a text
 
@@ -234,7 +236,7 @@ def repeat_key_value_heads(tensors: dict[str, Tensor], config: dict) -> None:
     if not is_integer(groups, 1) or heads % groups:
         raise ValueError("its num_key_value_heads does not divide num_attention_heads")
     for name, tensor in tensors.items():
-        if name.endswith(("k_proj.weight", "v_proj.weight")) and tensor.dim() == 2 and len(tensor) % groups == 0:
+        if name.endswith(EXPANDED) and tensor.dim() == 2 and len(tensor) % groups == 0:
             tensors[name] = tensor.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0).flatten(0, 1)
 
 
@@ -257,7 +259,12 @@ def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor],
             raise ValueError("its config.json is not a JSON object")
         architecture, tensors = architecture_from(config, block_size), {}
         for path in files:
+            if not path.is_file():
+                raise ValueError(f"{path.name} is not a file")
             with open(path, "rb") as file:
+                if int.from_bytes(file.read(8), "little") > MAX_HEADER:
+                    raise ValueError(f"{path.name} is damaged, or lists far more tensors than a model has")
+                file.seek(0)
                 digest.update(hashlib.file_digest(file, "sha256").digest())
             check_sum(path, config)
             tensors |= safetensors.torch.load_file(path)
@@ -266,8 +273,11 @@ def read_folder(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor],
         if architecture["tie_embeddings"]:
             tensors.pop("lm_head.weight", None)
         model = meta_model(architecture, tensors)
+        expected = to_qwen3(model)
+        # First what is not expanded: keys and values then become no larger than the queries that the file holds.
+        check_tensors(*({n: t for n, t in some.items() if not n.endswith(EXPANDED)} for some in (tensors, expected)))
         repeat_key_value_heads(tensors, config)
-        check_tensors(tensors, to_qwen3(model))
+        check_tensors(tensors, expected)
     except (ValueError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0][:300].rstrip(".")
         raise UserError(

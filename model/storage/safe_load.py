@@ -77,6 +77,8 @@ def load(path: Path) -> dict:
     """Read what `save` wrote, onto the CPU. Raises ValueError with a reason for any other file; OSError or MemoryError
     where it is not the file that is wrong."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")  # but a folder, or a pipe, which would never end
         with open(path, "rb") as file:
             before = fingerprint(file.fileno())[:2]  # without the time at which another file takes its name
             check_digest(file)

@@ -14,12 +14,14 @@ import torch
 from faults import Faults, end_of, left_over, start
 from models import SMALL, random_model
 from runs import same
+from stored_runs import LINUX, peak_growth
 
 import train
 from config import CHAR
 from dataset import open_tokens
 from model.generation.sampling import generate, read
 from model.gpt import GPT
+from model.layers import mlp_size
 from model.storage.huggingface import read_folder
 from model.storage.model_file import load_model, save_model
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
@@ -409,6 +411,29 @@ def test_no_flipped_bit_of_an_export_is_used(exported, tmp_path, name):
         except UserError:
             refused += 1
     assert refused > (290 if name == "model.safetensors" else 100)
+
+
+@LINUX
+def test_folders_that_ask_for_much_memory_or_never_end_are_refused(tmp_path):
+    """Half a MB that would become 34 GB: one key-value head, to be copied for 32,768 heads."""
+    wide = {"hidden_size": 65_536, "num_attention_heads": 32_768, "num_key_value_heads": 1, "head_dim": 2}
+    config = {**QWEN3, **wide, "model_type": "qwen3", "num_hidden_layers": 1, "rms_norm_eps": 1e-6, "vocab_size": 2}
+    config |= {"intermediate_size": mlp_size(65_536), "hidden_act": "silu", "rope_theta": 1e4}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    attention = "model.layers.0.self_attn."
+    tensors = {f"{attention}{name}_proj.weight": torch.zeros(2, 65_536, dtype=torch.float16) for name in "kv"}
+
+    def refused_with(reason):
+        with pytest.raises(UserError, match=f"Training cannot start from .*{reason}"):
+            read_folder(tmp_path, 24)
+
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    assert peak_growth(lambda: refused_with("embed_tokens.weight is missing")) < 64
+    safetensors.save_file({f"a name {i}": torch.zeros(0) for i in range(100_000)}, tmp_path / "model.safetensors")
+    assert peak_growth(lambda: refused_with("lists far more tensors")) < 64
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    refused_with("model.safetensors is not a file")
 
 
 # --- one file for llama.cpp -------------------------------------------------------------------------------------------

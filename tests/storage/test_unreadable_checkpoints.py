@@ -64,3 +64,10 @@ def test_a_broken_disk_counts_as_damage(interrupted_run, finished_run, monkeypat
     fail_for(monkeypatch, "step_00000010.pt", OSError(errno.EIO, "Input/output error"))
     path, _, problems = newest_checkpoint(finished_run.settings.checkpoint_dir)
     assert path.name == "step_00000005.pt" and "Input/output error" in problems[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a pipe")
+def test_a_pipe_among_the_checkpoints_does_not_hang(interrupted_run):
+    os.mkfifo(interrupted_run.checkpoint_dir / "step_00000009.pt")
+    path, _, problems = newest_checkpoint(interrupted_run.checkpoint_dir)
+    assert path.name == "step_00000005.pt" and "step_00000009.pt cannot be used: it is not a file" in problems[0]
