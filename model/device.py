@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,22 +81,6 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A numpy array as a tensor on the device. The copy to a GPU runs in the background."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes of memory that are free on the device, or on a CPU for this process; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError, ValueError, StopIteration):  # not Linux
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
-        with suppress(OSError, ValueError):  # no container, or one without a limit
-            limit, used = (
-                int(Path("/sys/fs/cgroup", name).read_text("utf-8")) for name in ("memory.max", "memory.current")
-            )
-            free = min(free, limit - used)
-        return free
-    return None
 
 
 def keep_memory() -> None:

@@ -47,7 +47,7 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     return parse_before_torch(parser, settings, with_values(sys.argv[1:] if argv is None else argv, parser))
 
 
-def with_values(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+def with_values(argv: Sequence[str], parser: ScriptParser) -> list[str]:
     """The command line, in which a text that begins with a dash and is no flag belongs to the flag before it: argparse
     understands --prompt=-x, but not --prompt -x."""
     joined: list[str] = []

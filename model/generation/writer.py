@@ -47,10 +47,12 @@ class Writer:
         """Continue the prompt. Raises UserError if memory does not hold so many samples."""
         store = self.cache.store
         each = store.numel() * store.element_size() + 40 * self.model.vocab_size + PER_SAMPLE
-        if (free := free_memory(self.model.device)) is not None and settings.samples * each > free:
+        on_gpu = self.model.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self.model.device)[0] if on_gpu else free_memory()
+        if settings.samples * each > free:
             raise UserError(
                 f"{settings.samples:,} samples need {settings.samples * each / 1e9:,.1f} GB of memory, and "
-                f"{free / 1e9:,.1f} GB are free. Give --samples {max(1, free // each // 2):,} or fewer."
+                f"{free / 1e9:,.1f} GB are free. Give --samples {max(1, int(free / each / 2)):,} or fewer."
             )
         one_token = self.one_token if settings.samples == 1 else None
         return generate(self.model, self.ids, self.logits[-1], self.cache, settings, one_token)

@@ -3,7 +3,7 @@
 from config import CHAR, Model, Sampling, Settings, Training
 from model.training import distributed
 from model.training.schedule import learning_rate_at
-from plumbing.command_line import check_limits, check_sampling, flag_name
+from plumbing.command_line import check_limits
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import field_names, values_of
 from plumbing.text import printable, shown_path
