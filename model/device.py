@@ -107,13 +107,21 @@ def free_memory() -> float:
     for folder, limit, used in (("", "memory.max", "memory.current"), ("memory/", *CGROUP_V1)):
         try:
             texts = [system_file(f"/sys/fs/cgroup/{folder}{name}") for name in (limit, used, "memory.stat")]
-            cache = int(
-                re.search(r"^(?:total_)?inactive_file (\d+)", texts[2], re.MULTILINE)[1]
-            )  # given back on demand
+            # Given back on demand:
+            cache = int(re.search(r"^(?:total_)?inactive_file (\d+)", texts[2], re.MULTILINE)[1])
             available = min(available, int(texts[0]) - int(texts[1]) + cache)
         except (OSError, ValueError, TypeError):  # no such cgroup, or "max"
             pass
     return max(0, available)
+
+
+def require_memory(needed: float, what: str) -> None:
+    """Raise UserError if `what`, such as "To read 5 tokens", needs more bytes than are free."""
+    if needed > (free := free_memory()):
+        raise UserError(
+            f"{what} needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free. Use a shorter "
+            "text or a smaller model."
+        )
 
 
 def system_file(path: str) -> str:

@@ -29,7 +29,10 @@ class ScriptParser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         open_streams()  # --help is readable in any console
         self.given = sys.argv[1:] if args is None else args
-        return super().parse_args(args, namespace)
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            setattr(parsed, name, [own_home(one) for one in value] if isinstance(value, list) else own_home(value))
+        return parsed
 
     def flags(self) -> list[str]:
         """All flags, those of subcommands included."""
@@ -45,6 +48,11 @@ class ScriptParser(argparse.ArgumentParser):
         if unknown := [word for word in words if not any(flag.startswith(word) for flag in flags)]:
             message = f"there is no flag {unknown[0]}{meant(unknown[0], flags)}"
         self.exit(2, f"error: {message.removeprefix('argument ')}. See --help.\n")
+
+
+def own_home(value):
+    """A path that begins with ~, which a shell leaves in --checkpoint-dir=~/runs, in the user's home."""
+    return value.expanduser() if isinstance(value, Path) and value.parts[:1] == ("~",) else value
 
 
 def flag_name(field: str) -> str:
@@ -84,9 +92,6 @@ def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[st
     """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments). Raises
     UsageError for a value beyond its limits."""
     args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        if isinstance(value, Path) and value.parts[:1] == ("~",):  # a shell leaves it in --checkpoint-dir=~/runs
-            setattr(args, name, value.expanduser())
     given = {name: getattr(args, name) for name in field_names(Settings) if hasattr(args, name)}
     settings = replace(settings, **given)
     check_limits(settings, given)

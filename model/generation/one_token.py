@@ -35,8 +35,10 @@ class OneToken:
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps
-        # Linux backs memory that numpy allocates with large pages, which are read faster.
-        cache.store = torch.from_numpy(cache.store.numpy().copy())
+        # Linux backs memory that numpy allocates with large pages, which are read faster; and none that is not written.
+        store = np.empty(cache.store.shape, np.float32)
+        store[..., : cache.length, :] = cache.store[..., : cache.length, :].numpy()
+        cache.store = torch.from_numpy(store)
         self.lay_out_weights(model)
         self.make_buffers(model)
 

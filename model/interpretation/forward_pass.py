@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.device import require_memory
 from model.gpt import GPT
 from model.layers import Attention
 
@@ -29,9 +30,13 @@ class ForwardPass:
 
 @torch.inference_mode()
 def trace_forward(model: GPT, ids: list[int]) -> ForwardPass:
-    """Run a model in eval mode over T tokens and keep every intermediate result."""
+    """Run a model in eval mode over T tokens and keep every intermediate result. Raises UserError for a model or text
+    too large for that."""
+    T, C, L, H = len(ids), *(model.architecture[name] for name in ("n_embd", "n_layer", "n_head"))
+    numbers = (L * (H + 2) + 2) * T * C + L * H * T * T + T * model.vocab_size
+    what = f"To follow {T:,} tokens through {L:,} layers with {H:,} heads"
+    require_memory(2 * 4 * numbers, what)  # twice, because the parts are stacked
     x = model.embedding(torch.tensor(ids, device=model.device))  # (T, C)
-    T = len(ids)
     cos, sin = model.cos[:T], model.sin[:T]
     components, outputs, residual, attention = ["embedding"], [x], [x], []
     for layer, block in enumerate(model.blocks):

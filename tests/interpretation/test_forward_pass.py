@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model import device
 from model.generation.one_token import OneToken
 from model.generation.sampling import read
 from model.gpt import GPT
@@ -13,6 +14,7 @@ from model.interpretation.ablation import ablated, switch_off
 from model.interpretation.forward_pass import attribution, logit_lens, trace_forward
 from model.interpretation.heads import attention_pattern, entropy
 from model.layers import rotate
+from plumbing.errors import UserError
 
 V, BLOCK, LAYERS, HEADS, C = 31, 20, 3, 4, 24
 D = C // HEADS
@@ -87,6 +89,16 @@ def test_every_number_is_that_of_plain_pytorch(tied):
             F.rms_norm(streams[layer], (C,), model.norm.weight, model.norm.eps), model.head.weight
         ).detach())  # fmt: skip
     close(logit_lens(model, forward.residual[-1]), logits)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_computed(monkeypatch):
+    """A model file of 400 KB can ask for 1,000 layers."""
+    model = GPT(5, block_size=64, n_layer=3, n_head=2, n_embd=4).eval()
+    numbers = (3 * 4 + 2) * 10 * 4 + 3 * 2 * 10 * 10 + 10 * 5  # of 10 tokens; each has 4 bytes, and a copy
+    monkeypatch.setattr(device, "free_memory", lambda: 8 * numbers)
+    assert len(trace_forward(model, [1] * 10).residual) == 4
+    with pytest.raises(UserError, match="To follow 11 tokens through 3 layers with 2 heads needs about"):
+        trace_forward(model, [1] * 11)
 
 
 @torch.no_grad()
