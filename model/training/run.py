@@ -320,7 +320,7 @@ def check_weights_fit(settings: Settings, vocab_size: int, device: torch.device)
     memory that is left. Nothing is allocated for this. An architecture that is none is left to build_model()."""
     try:
         with torch.device("meta"):
-            parameters = sum(w.numel() for w in GPT(vocab_size, **values_of(settings, Model)).parameters())
+            parameters = sum(w.numel() for w in GPT(vocab_size=vocab_size, **values_of(settings, Model)).parameters())
     except (ValueError, RuntimeError):
         return
     if (needed := parameters * (16 if device.type == "cpu" else 4)) > (free := free_memory()):
