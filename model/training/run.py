@@ -191,15 +191,15 @@ def open_run(
     while the block runs. For the arguments see model/training/command_line.py; with `plan`, the folder is not looked
     at. Raises UserError for whatever the person at the keyboard can put right."""
     check_settings(settings)
-    if distributed.is_first() and not plan:
-        inputs = settings.train_file, settings.val_file, settings.tokenizer_file
-        refuse_same({"--model-file": settings.model_file}, *inputs)
-        check_is_model(settings.model_file)
     if plan and settings.shard_model:
         raise UsageError(
             "--plan cannot be combined with --shard-model. Plan without it: each process then holds its shard of the "
             "weights, gradients and optimizer state that are planned."
         )
+    if distributed.is_first() and not plan:
+        inputs = settings.train_file, settings.val_file, settings.tokenizer_file
+        refuse_same({"--model-file": settings.model_file}, *inputs)
+        check_is_model(settings.model_file)
     folder = real_path(settings.checkpoint_dir)  # --fresh moves this, and neither "." nor a link
     settings = replace(settings, checkpoint_dir=folder)
     fresh = fresh and not distributed.any_process(distributed.restart_count() > 0)  # machines may count differently

@@ -43,7 +43,7 @@ def test_the_text_alone_goes_to_stdout_and_exactly_to_the_file(write, tmp_path, 
 def test_the_files_get_the_whole_text_though_the_reader_of_stdout_has_gone(write, trained, tmp_path, script, kind):
     """As in `python generate.py --output-file out.py | head -1`."""
     text, trace = tmp_path / "out.py", tmp_path / "trace.jsonl"
-    flags = ["--prompt", "def ", "--tokens", 60, "--output-file", text, "--trace", trace]
+    flags = ["--prompt", "def", "--tokens", 60, "--output-file", text, "--trace", trace]
     whole = write(*flags, kind=kind)[0]
     steps = trace.read_bytes()
     text.unlink(), trace.unlink()

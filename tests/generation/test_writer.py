@@ -7,7 +7,7 @@ import torch
 from models import SMALL, random_model
 
 from config import CHAR
-from model.generation import writer
+from model.generation import one_token
 from model.generation.sampling import generate, read
 from model.generation.writer import Writer, sample_text
 from model.tokenization.tokenizer import BareIds
@@ -66,7 +66,7 @@ def test_a_sharded_model_writes_without_the_fast_step(monkeypatch):
     model = random_model(SMALL)
     expected = text_of(model)
     model.set_requires_gradient_sync = None  # as torch's fully_shard() adds it
-    monkeypatch.setattr(writer, "OneToken", None)
+    monkeypatch.setattr(one_token, "OneToken", None)
     assert text_of(model) == expected
 
 

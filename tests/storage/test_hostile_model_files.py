@@ -236,7 +236,6 @@ def changes_of_content() -> dict:
     summaries = [
         *({name: value} for name in ("steps", "tokens_seen", "val_loss") for value in ("7", [7], 10**400)),
         {"val_bits_per_byte": "1.5"},
-        {"val_bits_per_byte": None},
         {"init_from": 5},
         *({"data": {name: []}} for name in ("source", "documents", "utf8_bytes")),
     ]
