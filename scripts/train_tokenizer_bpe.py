@@ -87,13 +87,13 @@ def main() -> None:
     seconds = time.perf_counter() - start
 
     tokenizer = reloaded(library)
-    check_round_trip(tokenizer, [UNSEEN])
     merges = json.loads(tokenizer.json_text)["model"]["merges"]
     with corpus:
         tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
         if settings.debug:
             show_merges(tokenizer, merges)
             show_tokens(tokenizer, settings.corpus)
+    check_round_trip(tokenizer, [UNSEEN])
     save_tokenizer(library, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     if tokenizer.vocab_size < settings.vocab_size:

@@ -90,11 +90,11 @@ def main() -> None:
     library = make_character_tokenizer(counts)
 
     tokenizer = reloaded(library)
-    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # a text that is not in the corpus
     with corpus:  # compared before the tokenizer is replaced
         tokens, utf8_bytes = check_round_trip(tokenizer, islice(read_documents(settings.corpus), 200))
         if settings.debug:
             show_ids(tokenizer, settings.corpus)
+    check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # a text that is not in the corpus
     save_tokenizer(library, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
