@@ -131,7 +131,7 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return scores.float().softmax(dim=-1).type_as(query)
 
 
-# Seven places compute this block. Whoever changes the architecture changes all seven. The test under each place
+# Eight places compute this block. Whoever changes the architecture changes all eight. The test under each place
 # compares it with the layers below, and these with Hugging Face's Qwen3.
 #
 #   The model itself: model/layers.py, model/gpt.py
@@ -146,6 +146,8 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 #       tests/generation/one_token_gpu.py::test_logits_and_cache_are_the_models
 #   Interpretation, module by module: model/interpretation/forward_pass.py
 #       tests/interpretation/test_forward_pass.py::test_every_number_is_that_of_plain_pytorch
+#   One token in plain Python, to be read: scripts/gpt_in_plain_python.py
+#       tests/scripts/test_gpt_in_plain_python.py::test_probabilities_are_the_models
 #   One token as an ONNX graph: model/storage/onnx_file.py
 #       tests/scripts/test_export_onnx.py::test_greedy_text_and_logits_are_the_models
 #

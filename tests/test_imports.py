@@ -22,7 +22,7 @@ MAY_IMPORT = {  # besides itself
     "model/storage": {*BELOW_MODEL, "model", "model/tokenization"},
     "model/training": {*BELOW_MODEL, "model", "model/tokenization", "model/storage"},
     "model/generation": {*BELOW_MODEL, "model", "model/tokenization"},
-    "model/interpretation": {*BELOW_MODEL, "model", "model/tokenization"},
+    "model/interpretation": {*BELOW_MODEL, "model", "model/tokenization", "model/storage", "model/training"},
 }
 MAY_IMPORT["model/monitoring"] = {*BELOW_MODEL, *(room for room in MAY_IMPORT if room.startswith("model"))}
 EVERYTHING_BELOW_SCRIPTS = set(MAY_IMPORT)
@@ -32,6 +32,7 @@ SCRIPT_IMPORTS_SCRIPT = {
     "generatev2.py": {"generate.py"},
     "scripts/prepare_dataset_bpe.py": {"scripts/prepare_dataset.py"},
     "scripts/benchmark.py": {"scripts/benchmarks"},
+    "scripts/inspect_step.py": {"train.py"},  # train_step itself
 }
 
 

@@ -52,7 +52,7 @@ class Run:
     batches: Batches
     device: torch.device
     dtype: torch.dtype  # of matrix products
-    stop: StopFlag
+    stop: StopFlag | None  # None: of a run that is only looked at
     init_from: Path | None = None
     step: int = 0  # steps taken so far
     resumed_at: int | None = None  # the step of the checkpoint that the run resumed from; None: a new run
