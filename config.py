@@ -98,6 +98,7 @@ class Settings(Generation, Training, Model, Data, Files):  # a dataclass lists t
     """All of them, each under its own name: settings.n_layer, settings.tokens."""
 
     debug: bool = True  # show the work as it is done; --quiet turns it off
+    explain_step: bool = False  # training: below each printed step its gradients, updates and hardest tokens
 
 
 CHAR = Settings()

@@ -18,7 +18,7 @@ TYPES = {
     float: "val_fraction tokenizer_megabytes rotary_base dropout minutes learning_rate muon_rate decay_fraction "
     "weight_decay momentum beta1 beta2 grad_clip temperature top_p min_p repetition_penalty",
     str: "device dtype compile",
-    bool: "tie_embeddings shard_model deterministic debug",
+    bool: "tie_embeddings shard_model deterministic debug explain_step",
 }
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names.split()}
 KINDS = {Path: "a path", int: "a whole number", float: "a number", str: "a text in quotes", bool: "True or False"}

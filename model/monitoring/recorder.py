@@ -81,7 +81,7 @@ class Recorder:
         """Keep the weights as they are before the training step that ends at `step`."""
         if self.due(step):
             start = time.perf_counter()
-            self.weights_before = {name: [w.detach().clone() for w in ws] for name, ws in self.layers.items()}
+            self.weights_before = copies_of(self.layers)
             self.seconds += time.perf_counter() - start
 
     def after(self, step: int, norm: Tensor | None = None) -> dict | None:
@@ -92,7 +92,8 @@ class Recorder:
         if self.log.about is None:
             self.log.about = self.about
             self.log.write(step=step, about=self.about)
-        moved = {} if self.weights_before is None else self.update_sizes(norm)
+        before = self.weights_before
+        moved = {} if before is None else update_sizes(self.layers, before, norm.item(), self.grad_clip)
         self.weights_before = None
         record = self.predictions() | moved | {"sample": self.sample()}
         self.log.write(step=step, record=record)
@@ -130,17 +131,22 @@ class Recorder:
             "entropy_bits": [[round(h, 4) for h in entropy(layer).mean(0).tolist()] for layer in weights],
         }
 
-    def update_sizes(self, norm: Tensor) -> dict:
-        """How the last step moved each layer: the norm of its gradient before clipping, and the norm of the update
-        divided by that of the weights."""
-        clipped = min(1.0, self.grad_clip / (norm.item() + 1e-6)) if self.grad_clip > 0 else 1.0
-        sizes = {"gradient_norm": {}, "update_to_weight": {}}
-        for name, weights in self.layers.items():
-            before = self.weights_before[name]
-            update = norm_of([w.detach() - b for w, b in zip(weights, before, strict=True)])
-            sizes["gradient_norm"][name] = norm_of([w.grad for w in weights]) / clipped
-            sizes["update_to_weight"][name] = update / max(norm_of(before), 1e-30)
-        return sizes
+
+def update_sizes(layers: dict, before: dict, norm: float, grad_clip: float) -> dict:
+    """How a step moved each layer: the norm of its gradient before clipping, and the norm of the update divided by that
+    of the weights. `layers` as parameters_by_layer() gives them, `before` are copies from before the step, `norm` is
+    that of the whole gradient."""
+    clipped = min(1.0, grad_clip / (norm + 1e-6)) if grad_clip > 0 else 1.0
+    sizes = {"gradient_norm": {}, "update_to_weight": {}}
+    for name, weights in layers.items():
+        update = norm_of([w.detach() - b for w, b in zip(weights, before[name], strict=True)])
+        sizes["gradient_norm"][name] = norm_of([w.grad for w in weights]) / clipped
+        sizes["update_to_weight"][name] = update / max(norm_of(before[name]), 1e-30)
+    return sizes
+
+
+def copies_of(layers: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    return {name: [weight.detach().clone() for weight in weights] for name, weights in layers.items()}
 
 
 def norm_of(tensors: list[Tensor]) -> float:

@@ -20,6 +20,7 @@ from model.device import wait_for
 from model.generation.writer import sample_text
 from model.monitoring import baselines
 from model.monitoring.diagnostics import Diagnostics
+from model.monitoring.explain_step import StepExplainer
 from model.monitoring.log import Log
 from model.monitoring.recorder import Recorder
 from model.monitoring.summary import print_device, print_summary
@@ -45,6 +46,7 @@ class Reporter(AbstractContextManager):
         self.losses = []  # of the training steps that are not in the log yet, each 0-dim on the device
         self.steps, self.seconds = 0, 0.0  # training steps since the last line, and what those before the pause took
         self.titled = False  # whether the titles of the columns have been printed
+        self.explainer = StepExplainer(run) if self.verbose and run.settings.explain_step else None
         self.sampled = (-1, "")  # the step of the newest sample, and its text
         hidden = self.verbose or not distributed.is_first()
         self.progress = tqdm(total=run.max_steps, initial=run.step, unit=" steps", disable=hidden, delay=2)
@@ -101,6 +103,8 @@ class Reporter(AbstractContextManager):
         if self.running_since is None:
             self.running_since = time.perf_counter()
         self.recorder.before(run.step + 1)
+        if self.explainer and self.printed(run.step + 1):
+            self.explainer.before()
 
     def after_step(self, loss: Tensor, norm: Tensor, fraction: float) -> None:
         """A line every settings.log_every steps, and the recorder's record. Raises FloatingPointError if the loss or
@@ -109,7 +113,7 @@ class Reporter(AbstractContextManager):
         self.losses.append(loss.detach().clone())  # a CUDA graph writes each loss into the same tensor
         self.steps += 1
         self.progress.update()
-        if run.step % run.settings.log_every == 0 or run.step in (1, 2, 4, 8) or run.step == run.max_steps:
+        if self.printed(run.step):
             self.training(norm, fraction)
         if self.checkpoint_due() and self.losses:  # a run that resumes here does not know them
             self.log.write(step=run.step, losses=self.new_losses())
@@ -118,6 +122,10 @@ class Reporter(AbstractContextManager):
             self.seconds += time.perf_counter() - self.running_since
             self.running_since = None
             self.record(norm)
+
+    def printed(self, step: int) -> bool:
+        """Whether this step has a line."""
+        return step % self.run.settings.log_every == 0 or step in (1, 2, 4, 8) or step == self.run.max_steps
 
     def training(self, norm: Tensor, fraction: float) -> None:
         """The figures of a training step; `fraction` is that of the peak learning rates. The log gets the losses of the
@@ -145,6 +153,8 @@ class Reporter(AbstractContextManager):
             name = f"step {run.step:>{len(str(run.max_steps))}}/{run.max_steps}"
             figures = f"{loss:.4f}", f"{bits:.2f}", f"{per_byte:.2f}", f"{fraction:.0%}", f"{norm:.2f}", f"{speed:,.0f}"
             print(step_line(run, name, *figures, duration(left)))
+            if self.explainer:
+                print(*self.explainer.after(loss, norm), sep="\n")
 
     def new_losses(self) -> list[float | None]:
         """The losses of the steps that are not in the log yet."""

@@ -20,7 +20,7 @@ def training_flags(settings: Settings, description: str, argv: Sequence[str] | N
     parser.add_argument("--tokenizer", choices=["file", "none"], default="file", help=text)
     parser.add_argument("--vocab-size", dest="ids", type=int, metavar="N", help="with --tokenizer none: number of ids")
     parser.add_argument("--plan", action="store_true", help="estimate the memory and time of the run, and stop there")
-    add_flags(parser, settings, FILES, Model, Training, Sampling, "debug")
+    add_flags(parser, settings, FILES, Model, Training, Sampling, "debug explain_step")
     settings, args = parse_before_torch(parser, settings, argv)
     if (args.tokenizer == "none") != (args.ids is not None):
         parser.error("--tokenizer none and --vocab-size N go together: bare ids do not say how many there are")

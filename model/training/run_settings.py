@@ -32,6 +32,8 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.shard_model and processes == 1:
         raise UsageError("--shard-model needs several processes: torchrun --standalone --nproc_per_node=2 train.py ...")
+    if settings.explain_step and processes > 1:
+        raise UsageError("--explain-step looks at the whole batch, and here each process has some of it. Leave it out.")
     if settings.shard_model and settings.compile == "on":
         raise UsageError("--shard-model cannot be combined with --compile on.")
 

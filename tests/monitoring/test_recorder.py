@@ -51,8 +51,8 @@ def test_without_evaluations_nothing_is_recorded(char, monkeypatch):
     def fail(*_):
         raise AssertionError("this costs time")
 
-    for name in ("predictions", "update_sizes"):
-        monkeypatch.setattr(Recorder, name, fail)
+    monkeypatch.setattr(Recorder, "predictions", fail)
+    monkeypatch.setattr(recorder, "update_sizes", fail)
     monkeypatch.setattr(baselines, "compute_baselines", fail)
     monkeypatch.setattr(recorder, "held_out_blocks", fail)
     train.main(replace(char, eval_every=0, sample_tokens=0), fresh=False)
@@ -148,7 +148,7 @@ def test_gradients_and_updates_by_layer(parts):
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     made.before(1)
     _, norm = train.train_step(run, model.loss, run.optimizer.step, idx, idx.roll(1, 1), torch.tensor(1.0))
-    sizes = made.update_sizes(norm)
+    sizes = recorder.update_sizes(made.layers, made.weights_before, norm.item(), 0.5)
     assert norm > 0.5  # it was clipped, and the record undoes that
     total = math.sqrt(sum(value**2 for value in sizes["gradient_norm"].values()))
     assert total == pytest.approx(norm.item(), rel=1e-4)
