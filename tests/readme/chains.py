@@ -28,7 +28,7 @@ PAGES = {
 # chain names. Each chain has a test file, test_readme_CHAIN.py.
 CHAINS = {
     "quickstart": ["README.md#TinyLittleGPT"],
-    "pages": ["README.md", "docs/installing.md", "docs/reliability.md"],
+    "pages": ["README.md", "docs/installing.md", "docs/reliability.md", "docs/exercises.md"],
     "data": ["docs/data.md", "docs/tokenizers.md"],
     "training": ["docs/training.md", "docs/scaling.md", "docs/performance.md"],
     "generating": ["docs/generating.md", "docs/exporting.md"],
