@@ -1,7 +1,7 @@
 """Pages for a browser: each is one file that contains its data and its program, and loads nothing else.
 
-A page is made from an HTML template in scripts/pages, where %%name is replaced: %%style and %%program by page.css and
-page.js, which all pages share, the rest by what fill_page() is given.
+A page is made from an HTML template in scripts/pages, where %%name is replaced: %%page_css by page.css and so on, for all
+files there, the rest by what fill_page() is given.
 """
 
 import base64
@@ -27,9 +27,9 @@ class PageTemplate(string.Template):
 def fill_page(template: str, facts: list[str], data, **parts: str) -> str:
     """The text of a page. `facts` are lines of text below its title, `data` is what its program reads, and `parts`
     must be HTML already."""
-    return PageTemplate((PAGES / template).read_text("utf-8")).substitute(
-        style=(PAGES / "page.css").read_text("utf-8"),
-        program=(PAGES / "page.js").read_text("utf-8"),
+    shared = {path.name.replace(".", "_"): path.read_text("utf-8") for path in PAGES.iterdir()}
+    return PageTemplate(shared[template.replace(".", "_")]).substitute(
+        shared,
         facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts),
         data=json_in_html(data),
         **parts,

@@ -13,7 +13,6 @@ import torch
 from model import metrics
 from model.gpt import GPT
 from model.interpretation.forward_pass import ForwardPass, attribution, logit_lens
-from model.interpretation.heads import attention_pattern
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer
 from plumbing.page import packed
@@ -36,7 +35,6 @@ def inspect_page_data(model: GPT, tokenizer: Tokenizer, forward: ForwardPass, id
     arrays |= attribution_data(model, forward, arrays["lens_ids"][-1], ids)
     arrays |= {
         "attention": (attention * 65535).round().astype(np.uint16),  # (L, H, T (T + 1) / 2)
-        "patterns": attention_pattern(forward.attention).float().cpu().numpy(),  # (L, H, 3)
         "logits": kept.numpy(),  # (T', V)
         "surprise": metrics.bits(-log_p).numpy(),  # (T - 1) in bits
     }

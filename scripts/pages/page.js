@@ -1,5 +1,4 @@
 // Shared by all pages: unpack the data, build elements, move through them by keyboard.
-const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
 const arrays = {Float32Array, Uint16Array, Uint32Array};
