@@ -150,6 +150,8 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 #       tests/scripts/test_gpt_in_plain_python.py::test_probabilities_are_the_models
 #   One token as an ONNX graph: model/storage/onnx_file.py
 #       tests/scripts/test_export_onnx.py::test_greedy_text_and_logits_are_the_models
+#   One token in a browser, in JavaScript: scripts/pages/gpt.js
+#       tests/scripts/test_export_html.py::test_logits_are_the_models
 #
 # The weights have their names and shapes in three more: GPT.hidden_matrices() for the optimizer, Qwen3's names in
 # model/storage/huggingface.py, and the limits in model/storage/checks.py.

@@ -1,12 +1,13 @@
 """Pages for a browser: each is one file that contains its data and its program, and loads nothing else.
 
-A page is made from an HTML template in scripts/pages, where %%name is replaced: %%page_css by page.css and so on, for all
-files there, the rest by what fill_page() is given.
+A page is made from an HTML template in scripts/pages, where %%name is replaced: %%page_css by page.css and so on for
+all files there, any other name by what fill_page() is given.
 """
 
 import base64
 import html
 import json
+import math
 import string
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from config import ROOT
 from plumbing.files import whole_file
-from plumbing.text import shown_path
+from plumbing.text import print_next, shown_path
 
 PAGES = ROOT / "scripts" / "pages"
 ARRAYS = {"float32": "Float32Array", "uint16": "Uint16Array", "uint32": "Uint32Array"}  # numpy's name -> JavaScript's
@@ -41,12 +42,21 @@ def write_page(path: Path, page: str, contents: str) -> None:
     with whole_file(path) as file:
         size = file.write(page.encode(errors="backslashreplace"))  # a file name can contain bytes that are not text
     print(f"{shown_path(path)}: {contents}, {size / 1e6:.2f} MB")
-    print(f"Next: open {shown_path(path)} in a browser; it needs no network.")
+    print_next(f"open {shown_path(path)} in a browser; it needs no network.")
 
 
 def json_in_html(value) -> str:
     """JSON for a <script> element. "<" becomes \\u003c, so no text in it can end the element."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+
+
+def without_infinities(value):
+    """The same value with None for infinite numbers and NaN, which JSON cannot express."""
+    if isinstance(value, dict):
+        return {key: without_infinities(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_infinities(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def packed(array: np.ndarray) -> dict:

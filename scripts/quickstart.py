@@ -4,8 +4,9 @@
     python scripts/quickstart.py --minutes 15
 
 Reads   Python's own source files
-Writes  data/ (parquet, corpus, tokenizers, token files), checkpoints/, gpt_model.pt
-Next    generate.py and generatev2.py; then the README, to do each step again with your own files
+Writes  data/ (parquet, corpus, tokenizers, token files), checkpoints/, gpt_model.pt, and data/my_gpt.html, a page that
+        is the BPE model
+Next    open that page; generate.py and generatev2.py; then the README, to do each step again with your own files
 
 It runs the same scripts that you would run and prints each command first, so its output doubles as a tutorial. Stop it
 whenever you like: the same command resumes where it stopped.
@@ -55,6 +56,7 @@ BPE_IDS = (BPE.train_file, sidecar(BPE.train_file), BPE.val_file, sidecar(BPE.va
 CORPUS = "--corpus data/corpus_sample.txt"
 TRAIN_CHARACTERS = "scripts/train_tokenizer_character_level.py"
 IDS = f"{CORPUS} --val-fraction 0.06"
+PAGE = "data/my_gpt.html"
 STAGES = [
     Stage(
         "1. Gather source files",
@@ -121,6 +123,11 @@ STAGES = [
         "7. Generate text with the BPE model",
         "Fewer tokens, more text.",
         'generatev2.py --prompt "def" --tokens 150 --quiet',
+    ),
+    Stage(
+        "7. Put the model into one HTML file",
+        "To play with it in a browser, to look inside while it writes, and to send to a friend.",
+        f'scripts/export_html.py --prompt "def" --output {PAGE}',
     ),
 ]  # fmt: skip
 
@@ -215,6 +222,7 @@ def main() -> int:
         last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
         bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
         print(f"{name:10} {bits}, after {last['step']:,} steps")
+    print(f"Open {PAGE} in a browser: it is the BPE model, writing and showing how, and it needs no network.")
     print("Both models are ready. Try each:")
     for script in ("generate.py", "generatev2.py"):
         print(f'  python {script} --prompt "def hello_world():" --tokens 64 --readable')

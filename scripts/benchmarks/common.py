@@ -77,6 +77,8 @@ def run_silently(command: list, folder: Path | None = None, **variables: str) ->
 
 def print_table(rows: list[dict]) -> None:
     """Print rows of the same keys as a Markdown table."""
+    if not rows:
+        return
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     cells.insert(1, ["-" * width for width in widths])

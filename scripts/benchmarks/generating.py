@@ -26,6 +26,7 @@ from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
 from plumbing.settings import values_of
 from scripts.benchmarks.common import medians, memory_bandwidth, run_silently, seconds_of
 from scripts.benchmarks.models import MODELS, is_tied
+from scripts.benchmarks.page import measure_pages
 
 
 def measure_generating(args) -> list[dict]:
@@ -35,13 +36,15 @@ def measure_generating(args) -> list[dict]:
     Random weights, in fp32 and on a GPU also in bfloat16. The prompt is half a context, and tokens are generated until
     the block is full. llama2.c, which runs on CPUs, and the shape that it is compared at start with one token. Rates
     are of the tokens after the prompt. nanoGPT reads the whole context again for each token, so it is timed at lengths
-    spread evenly over the second half; on a GPU in bfloat16, as in its sample.py.
+    spread evenly over the second half; on a GPU in bfloat16, as in its sample.py. The last rows are those of page.py.
     """
     torch.manual_seed(0)
     precisions = [torch.float32] if pick_device("auto").type == "cpu" else [torch.float32, torch.bfloat16]
     with tempfile.TemporaryDirectory() as folder:
         print_first_token(Path(folder), args.rounds)
-        return [generating_row(name, dtype, args, Path(folder)) for name in args.shapes for dtype in precisions]
+        shapes = [name for name in args.shapes if name != "page"]
+        rows = [generating_row(name, dtype, args, Path(folder)) for name in shapes for dtype in precisions]
+        return rows + (measure_pages(args.rounds, Path(folder)) if "page" in args.shapes else [])
 
 
 def generating_row(name: str, dtype: torch.dtype, args, folder: Path) -> dict:

@@ -10,7 +10,7 @@ MODELS = {
 }
 BATCH_SIZES = {"0.8M": 32, "10.7M": 64, "30M": 16, "124M": 2}  # sequences per step on a CPU; 64 is nanoGPT's own
 GPU_BATCH_SIZES = {"0.8M": 64, "10.7M": 64, "30M": 128, "124M": 32}
-GENERATED = ["0.8M", "10.7M", "124M", "15M"]
+GENERATED = ["0.8M", "10.7M", "124M", "15M", "page"]  # page: in a browser, see page.py
 SCALING_STEPS = {"0.8M": 60, "10.7M": 6, "30M": 6, "124M": 6}  # steps per run
 
 

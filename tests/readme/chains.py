@@ -31,7 +31,7 @@ CHAINS = {
     "pages": ["README.md", "docs/installing.md", "docs/reliability.md", "docs/exercises.md"],
     "data": ["docs/data.md", "docs/tokenizers.md"],
     "training": ["docs/training.md", "docs/scaling.md", "docs/performance.md"],
-    "generating": ["docs/generating.md", "docs/exporting.md"],
+    "generating": ["docs/generating.md", "docs/exporting.md", "docs/html.md"],
     "inside": ["docs/looking-inside.md"],
 }
 NO_COMMANDS = ["docs/README.md", "docs/experiments.md", "docs/how-a-gpt-works.md"]

@@ -15,6 +15,7 @@ from conftest import make_pipeline
 
 import train
 from config import CHAR
+from model.monitoring import run_log
 from model.monitoring.log import Log
 from plumbing.errors import UsageError, UserError
 from scripts import plot_training
@@ -51,16 +52,16 @@ def log_of(folder):
 
 
 def test_a_run_is_what_its_log_says(runs, monkeypatch):
-    run = plot_training.read_run(runs[0])
+    run = run_log.read_run(runs[0])
     entries = log_of(runs[0])
     assert [e["step"] for e in run["lines"]] == [e["step"] for e in entries if "loss" in e]
     assert [e["val_loss"] for e in run["evaluations"]] == [e["val_loss"] for e in entries if "val_loss" in e]
     assert [e["step"] for e in run["records"]] == [0, 1, 2, 4, 5, 8, 10, 15, 16, 20]
     assert run["about"]["ladder"]["bigram"] > 0
-    assert plot_training.read_run(runs[0] / "log.jsonl") == run
+    assert run_log.read_run(runs[0] / "log.jsonl") == run
     monkeypatch.chdir(runs[0])
     for path in (".", "log.jsonl"):
-        assert plot_training.read_run(Path(path)) == run
+        assert run_log.read_run(Path(path)) == run
 
 
 def test_while_a_training_writes(runs, tmp_path):
@@ -69,16 +70,16 @@ def test_while_a_training_writes(runs, tmp_path):
     (tmp_path / "log.jsonl").write_bytes(
         whole + b'{"step": 22, "loss": 1.0}\n{"step": 22, "loss": 2.0}\n{"step": 24, "lo'
     )
-    lines = plot_training.read_run(tmp_path)["lines"]
+    lines = run_log.read_run(tmp_path)["lines"]
     assert [(e["step"], e["loss"]) for e in lines[-2:]] == [(20, lines[-2]["loss"]), (22, 2.0)]
 
 
 def test_logs_that_cannot_be_read(tmp_path, runs, plot):
     with pytest.raises(UserError, match="no log"):
-        plot_training.read_run(tmp_path)
+        run_log.read_run(tmp_path)
     Log(tmp_path / "new", None)
     with pytest.raises(UserError, match="no figures yet"):
-        plot_training.read_run(tmp_path / "new")
+        run_log.read_run(tmp_path / "new")
     with pytest.raises(UsageError, match="write a page into"):
         plot(runs[0], "--html", "log.jsonl")
 
@@ -87,16 +88,16 @@ def test_the_curve_is_the_mean_over_steps_within_five_percent():
     rng = np.random.default_rng(0)
     losses = {step: 2 + 3 / step + 0.2 * rng.standard_normal() for step in range(1, 301)}
     losses[100] = None
-    curve = dict(plot_training.smoothed(losses))
+    curve = dict(run_log.smoothed(losses))
     assert sorted(curve) == [step for step in losses if step != 100]
     for step, mean in curve.items():
         near = [x for s, x in losses.items() if abs(s - step) <= step // 20 and x is not None]
         assert mean == pytest.approx(sum(near) / len(near), abs=1e-5)
     assert [curve[step] for step in range(1, 20)] == pytest.approx([losses[step] for step in range(1, 20)], abs=1e-5)
-    long = plot_training.smoothed(dict.fromkeys(range(1, 100001), 5.0))
+    long = run_log.smoothed(dict.fromkeys(range(1, 100001), 5.0))
     assert len(long) <= 800 and long[0] == (1, 5.0) and long[-1] == (100_000, 5.0)
-    assert plot_training.smoothed({50: 2.0, 100: 1.0}) == [(50, 2.0), (100, 1.0)]  # an older log: its lines alone
-    assert plot_training.smoothed({}) == plot_training.smoothed({1: math.inf}) == []
+    assert run_log.smoothed({50: 2.0, 100: 1.0}) == [(50, 2.0), (100, 1.0)]  # an older log: its lines alone
+    assert run_log.smoothed({}) == run_log.smoothed({1: math.inf}) == []
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_the_loss_chart_is_read_by_pointer_and_by_keyboard(page, runs):
     assert float(page.inner_text("#loss-chart .readout").split()[-1]) == pytest.approx(first["val_loss"], abs=0.006)
     svg.focus()
     page.keyboard.press("End")
-    step, last = plot_training.read_run(runs[0])["training"][-1]
+    step, last = run_log.read_run(runs[0])["training"][-1]
     assert step == 20
     said = re.search(
         r"step 20: char, training ([\d.]+), char, validation ([\d.]+)", page.inner_text("#loss-chart .readout")

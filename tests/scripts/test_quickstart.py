@@ -21,7 +21,7 @@ def commands(monkeypatch, capsys):
         found = []
         monkeypatch.setattr(sys, "argv", ["quickstart.py", *flags])
         monkeypatch.setattr(quickstart, "up_to_date", lambda stage: False)
-        monkeypatch.setattr(quickstart, "run_command", lambda command: found.append(command) or 7 * (len(found) == 13))
+        monkeypatch.setattr(quickstart, "run_command", lambda command: found.append(command) or 7 * (len(found) == 14))
         assert quickstart.main() == 7  # the last one fails, so that no log is read
         return found, capsys.readouterr().out
 
@@ -44,7 +44,7 @@ def test_every_step_says_why_it_exists(commands):
     found, out = commands()
     blocks = re.findall(r"^=== (\d)\. .*\n(.*\.)\n\$ python (.*)$", out, re.MULTILINE)
     assert [command for _, _, command in blocks] == found
-    assert len({why for _, why, _ in blocks}) == len(blocks) == 13
+    assert len({why for _, why, _ in blocks}) == len(blocks) == 14
 
 
 def test_a_script_that_the_quickstart_runs_leaves_next_to_it(run, project, monkeypatch):

@@ -144,7 +144,7 @@ def test_the_colours_of_the_page_can_be_read_and_ordered():
     page's own, which every eye and a grey print can see."""
     shared, own = (
         re.findall(r":root \{.*?\}", (PAGES / name).read_text("utf-8"), re.DOTALL)
-        for name in ("page.css", "surprise_map.html")
+        for name in ("page.css", "levels.css")
     )
     assert len(own) == 2
     directions = []

@@ -1,0 +1,563 @@
+// The page of a model. The model itself is in the worker: ask(name, given) gives its answer.
+const RECORD = 10;  // candidates on display
+const LONGEST = 4000;  // tokens; then it pauses
+let model, tokenizer, worker;  // what the file says about the model
+let view = "write";
+
+// === the worker ======================================================================================================
+
+const waiting = new Map();  // id -> {resolve, reject, progress}
+let requests = 0;
+
+function ask(name, given, progress = () => {}) {
+  return new Promise((resolve, reject) => {
+    waiting.set(++requests, {resolve, reject, progress});
+    worker.postMessage({id: requests, name, given});
+  });
+}
+
+function receive({data}) {
+  const request = waiting.get(data.id);
+  if ("progress" in data) return request.progress(data.progress);
+  waiting.delete(data.id);
+  if ("error" in data) request.reject(new Error(data.error));
+  else request.resolve(data.result);
+}
+
+function fail(message) {
+  byId("alert").textContent = message;
+  byId("alert").hidden = false;
+}
+
+// === tokens as text ==================================================================================================
+
+const VISIBLE = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"};
+const known = new Map();
+
+// As model/tokenization/display.py shows a token: visible white space, and hex for bytes that are no whole characters.
+function textOf(id) {
+  if (!known.has(id)) known.set(id, readable(tokenizer.tokenBytes(id)));
+  return known.get(id);
+}
+
+function readable(bytes) {
+  try {
+    const text = new TextDecoder("utf-8", {fatal: true, ignoreBOM: true}).decode(bytes);
+    return Array.from(text, (c) => VISIBLE[c] ?? (/[\p{C}\p{Z}]/u.test(c) ? escaped(c) : c)).join("");
+  } catch {
+    return Array.from(bytes, (byte) => `<${byte.toString(16).padStart(2, "0")}>`).join("");
+  }
+}
+
+function escaped(c) {
+  const code = c.codePointAt(0), hex = code.toString(16);
+  return code < 0x100 ? "\\x" + hex.padStart(2, "0") : code < 0x10000 ? "\\u" + hex.padStart(4, "0") : "\\U" + hex.padStart(8, "0");
+}
+
+function level(bits) {  // as surprise_level() in model/tokenization/display.py
+  return [1, 2, 4, 8, 12].filter((border) => bits >= border).length;
+}
+
+// The text that each token adds, one after the other. A character whose bytes are in several tokens comes with the last.
+class TextStream {
+  decoder = new TextDecoder("utf-8", {ignoreBOM: true});
+  take = (id) => this.decoder.decode(tokenizer.tokenBytes(id), {stream: true});
+}
+
+// === write ===========================================================================================================
+
+let promptIds = [], steps = [], upcoming = null;  // the steps taken, and the one that would come next
+let shown = 0;  // the step on display; steps.length is the one that would come next
+let playing = false, stream, spans = [], seed = "0", ended = false;
+
+const written = () => [...promptIds, ...steps.map(({token}) => token)];
+const sampling = () => Object.fromEntries(Object.keys(model.sampling).map((name) => [name, Number(byId(name).value)]));
+const endsText = (id) => tokenizer.kind !== "none" && id === tokenizer.end_of_text_id;
+
+// Compute the step that would come next, with the settings of now. False if something newer came in between.
+async function prepare() {
+  upcoming = null;
+  const step = await ask("step", {ids: written(), prompt: promptIds.length, seed, sampling: sampling(), show: RECORD});
+  if (!step) return false;
+  upcoming = step;
+  return true;
+}
+
+function append(step) {
+  steps.push(step);
+  ended = endsText(step.token);
+  const span = add(byId("paper"), "span", ended ? "end of the document" : stream.take(step.token),
+    {class: ended ? "end" : "l" + level(-Math.log2(step.p))});
+  spans.push(span);
+}
+
+function cut(count) {  // keep so many steps
+  for (const span of spans.splice(count)) span.remove();
+  steps.length = count;
+  ended = false;
+  stream = new TextStream();
+  for (const {token} of steps) stream.take(token);
+}
+
+async function startOver() {
+  playing = false;
+  const text = byId("prompt").value;
+  let ids, note = "";
+  try {
+    ids = await ask("encode", {text});
+  } catch (error) {
+    byId("prompt-note").textContent = error.message;
+    return;
+  }
+  const {block_size} = model.architecture;
+  if (ids.length > block_size) note = `The prompt has ${ids.length.toLocaleString("en")} tokens. The model sees ${block_size}: the last ${block_size} count.`;
+  if (ids.includes(tokenizer.unknown_id)) note += " Some of its characters were never seen in training.";
+  if (tokenizer.kind === "bpe" && text.endsWith(" ")) note += " It ends with a space, which a BPE token usually includes: better leave it out.";
+  byId("prompt-note").textContent = note.trim();
+  promptIds = ids.slice(-block_size);
+  if (!promptIds.length) promptIds = [tokenizer.end_of_text_id];
+  const paper = byId("paper");
+  paper.replaceChildren();
+  add(paper, "span", text, {class: "given"});
+  spans = [];
+  cut(0);
+  await preview();
+}
+
+async function preview() {  // the next step, while it does not write
+  shown = steps.length;
+  if (await prepare()) showStep();
+}
+
+async function play() {
+  if (playing || ended) return pause();
+  playing = true;
+  showStep();
+  const start = performance.now(), before = steps.length;
+  let frame = start;
+  while (playing && !ended && steps.length < LONGEST) {
+    if (!upcoming && !await prepare()) continue;
+    append(upcoming);
+    shown = steps.length - 1;
+    const rate = Number(byId("speed").value);
+    if (rate || performance.now() - frame > 12) {
+      showStep();
+      frame = performance.now();
+      if (rate) await new Promise((resolve) => setTimeout(resolve, Math.max(0, start + 1000 / rate * (steps.length - before) - frame)));
+    }
+    const seconds = (performance.now() - start) / 1000, count = steps.length - before;
+    byId("pace").textContent = seconds > 0.5 ? `${Math.round(count / seconds)} tokens per second` : "";
+    if (playing && !ended) await prepare();
+  }
+  playing = false;
+  showStep();
+}
+
+function pause() {
+  playing = false;
+  showStep();
+}
+
+async function one() {
+  playing = false;
+  if (ended || (!upcoming && !await prepare())) return;
+  append(upcoming);
+  await preview();
+}
+
+async function back(count) {
+  playing = false;
+  cut(Math.max(0, count));
+  await preview();
+}
+
+async function branch(id) {  // go on with another candidate of the step on display
+  playing = false;
+  const step = shown === steps.length ? upcoming : steps[shown], at = step.ids.indexOf(id);
+  cut(shown);
+  append({...step, token: id, rank: at + 1, p: step.modelP[at], chosenByHand: true});
+  await preview();
+}
+
+// --- drawing a step --------------------------------------------------------------------------------------------------
+
+function showStep() {
+  const step = shown === steps.length ? upcoming : steps[shown], taken = shown < steps.length;
+  byId("play").textContent = playing ? "❚❚ Pause" : "▶ Write";
+  byId("play").disabled = byId("one").disabled = ended && !playing;
+  byId("restart").disabled = false;
+  byId("back").disabled = !steps.length;
+  const moment = byId("moment");
+  moment.disabled = !steps.length;
+  moment.max = steps.length;
+  moment.value = shown;
+  byId("moment-shown").textContent = taken ? `${shown + 1} of ${steps.length}` : steps.length ? `next after ${steps.length}` : "";
+  byId("paper").querySelector(".here")?.classList.remove("here");
+  if (taken) spans[shown].classList.add("here");
+  if (playing) byId("paper").scrollTop = byId("paper").scrollHeight;
+  byId("step-title").textContent = taken ? `Token ${shown + 1}` : "What comes next?";
+  if (step) drawStep(step, taken);
+  if (!playing && view === "look") look();
+}
+
+function drawStep(step, taken) {
+  const words = byId("step-words"), bits = -Math.log2(step.p), left = step.kept[2];
+  words.replaceChildren();
+  add(words, "span", taken ? "It chose " : "It would choose ");
+  add(words, "code", textOf(step.token), {class: "chip"});
+  add(words, "span", `, rank ${step.rank.toLocaleString("en")}, a surprise of ${bits.toFixed(2)} bits. ${left.toLocaleString("en")} of `
+    + `${step.vocab_size.toLocaleString("en")} tokens could be drawn; the model's own entropy is ${step.entropy.toFixed(2)} bits.`);
+  const line = byId("line");
+  line.replaceChildren();
+  let before = 0;
+  step.ids.forEach((id, i) => {
+    const width = step.ends[i] - before;
+    before = step.ends[i];
+    if (width < 0.004) return;
+    add(line, "b", width > 0.06 ? textOf(id) : "", {style: `flex: 0 0 ${100 * width}%`, class: id === step.token ? "chosen" : ""});
+  });
+  if (before < 0.996) add(line, "b", before < 0.9 ? "others" : "", {style: "flex: 1", class: "others"});
+  add(line, "i", "", {style: `left: ${100 * step.randomNumber}%`});
+  byId("line-words").textContent = step.chosenByHand ? "You chose this one yourself."
+    : `Laid end to end, the probabilities make a line from 0 to 1. The random number ${step.randomNumber.toFixed(4)} falls on ${textOf(step.token)}.`;
+  const list = byId("candidates"), longest = Math.max(step.sampledP[0], ...step.modelP);
+  list.replaceChildren();
+  const heading = add(list, "li", "", {class: "candidate heading", "aria-hidden": "true"});
+  for (const [text, style] of [["token", ""], ["", ""], ["drawn", "number"], ["model", "number"]]) add(heading, "span", text, {class: style});
+  step.ids.forEach((id, i) => {
+    if (i >= RECORD && id !== step.token) return;
+    const chosen = id === step.token, out = i >= left;
+    const button = add(add(list, "li"), "button", "", {class: `candidate${chosen ? " chosen" : ""}${out ? " out" : ""}`, "data-id": id,
+      "aria-label": `${textOf(id)}, drawn with ${percent(step.sampledP[i])}, model ${percent(step.modelP[i])}${chosen ? ", chosen" : ""}`});
+    add(button, "code", textOf(id));
+    const bars = add(button, "span", "", {class: "bars"});
+    add(bars, "i", "", {style: `width: ${100 * step.sampledP[i] / longest}%`});
+    add(bars, "u", "", {style: `width: ${100 * step.modelP[i] / longest}%`});
+    add(button, "span", percent(step.sampledP[i]), {class: "number"});
+    add(button, "span", percent(step.modelP[i]), {class: "number"});
+  });
+}
+
+function setUpWriting() {
+  for (const [name, value] of Object.entries(model.sampling)) {
+    const input = byId(name), output = byId(name + "-shown");
+    if (name === "top_k") input.max = Math.min(200, model.architecture.vocab_size);
+    input.value = value;
+    const tell = () => { output.textContent = name === "top_k" ? (Number(input.value) || "all") : Number(input.value).toFixed(2); };
+    tell();
+    input.addEventListener("input", () => {
+      tell();
+      settingsChanged();
+    });
+  }
+  byId("seed").value = seed = String(model.seed);
+  byId("seed").addEventListener("input", ({target}) => {
+    const valid = /^-?\d{1,20}$/.test(target.value);
+    target.setAttribute("aria-invalid", !valid);
+    if (!valid) return;
+    seed = target.value;
+    settingsChanged();
+  });
+  byId("prompt").value = model.prompt;
+  byId("prompt").addEventListener("input", startOver);
+  byId("play").addEventListener("click", play);
+  byId("one").addEventListener("click", one);
+  byId("back").addEventListener("click", () => back(steps.length - 1));
+  byId("restart").addEventListener("click", startOver);
+  byId("moment").addEventListener("input", ({target}) => {
+    playing = false;
+    shown = Math.min(Number(target.value), steps.length);
+    if (shown === steps.length && !upcoming) preview();
+    else showStep();
+  });
+  byId("coloured").addEventListener("change", ({target}) => byId("paper").classList.toggle("coloured", target.checked));
+  byId("paper").addEventListener("click", ({target}) => {
+    const at = spans.indexOf(target);
+    if (at < 0) return;
+    playing = false;
+    shown = at;
+    showStep();
+  });
+  byId("candidates").addEventListener("click", ({target}) => {
+    const button = target.closest("button");
+    if (button) branch(Number(button.dataset.id)).then(() => byId("candidates").querySelector("button")?.focus());
+  });
+}
+
+function settingsChanged() {  // while it writes, the next step has them anyway
+  if (!playing) preview();
+}
+
+// === read ============================================================================================================
+
+let readIds = [], readRows = [], readSpans = [], parts = [];  // of each token: its row of scores, its element, its text
+
+// The text of each token of a text: together they are the text.
+function partsOf(text, ids) {
+  if (tokenizer.kind === "char") return Array.from(text);
+  if (tokenizer.kind === "none") return text.match(/\s*\S+(\s+$)?/g) ?? [];
+  const texts = new TextStream(), found = ids.map(texts.take);
+  if (found.length) found[found.length - 1] += texts.decoder.decode();
+  return found;
+}
+
+async function read() {
+  const text = byId("given").value, box = byId("coloured-text");
+  // At once: what stays stays coloured, and the rest is plain until the model has read it.
+  let same = 0, at = 0;
+  while (same < parts.length && text.startsWith(parts[same], at)) at += parts[same++].length;
+  const show = (kept, rest) => {
+    readSpans.length = kept;
+    while (box.childNodes.length > kept) box.lastChild.remove();
+    // A line end at the very end of the text needs something behind it to be a line.
+    box.append(rest.endsWith("\n") || !rest ? rest + "\u200b" : rest);
+  };
+  show(Math.min(same, readSpans.length), text.slice(parts.slice(0, Math.min(same, readSpans.length)).join("").length));
+  let whole = true;
+  const progress = (sent) => {
+    if (sent.ids) {
+      const before = parts;
+      [readIds, parts] = [sent.ids, partsOf(text, sent.ids)];
+      let kept = 0;
+      while (kept < readSpans.length && kept < parts.length && parts[kept] === before[kept]) kept++;
+      readRows.length = Math.min(readRows.length, kept);
+      show(kept, parts.slice(kept).join(""));
+      return;
+    }
+    readRows = readRows.slice(0, sent.first).concat(sent.rows);
+    const fragment = document.createDocumentFragment(), first = readSpans.length;
+    let end = first;
+    for (; end < readRows.length && end < readIds.length; end++) readSpans.push(add(fragment, "span", parts[end]));
+    for (let i = Math.min(sent.first, first); i < end; i++) {
+      readSpans[i].className = "l" + level(readRows[i].bits);
+      readSpans[i].title = `${textOf(readIds[i])}: ${readRows[i].bits.toFixed(2)} bits`;
+    }
+    const rest = parts.slice(end).join("");
+    while (box.childNodes.length > first) box.lastChild.remove();
+    box.append(fragment, rest.endsWith("\n") || !rest ? rest + "\u200b" : rest);
+    tellReading(text);
+    atCursor();
+  };
+  try {
+    await ask("score", {text, show: RECORD}, progress);
+  } catch (error) {
+    byId("read-words").textContent = error.message;
+  }
+}
+
+function tellReading(text) {
+  const done = Math.min(readRows.length, readIds.length), bytes = new TextEncoder().encode(parts.slice(0, done).join("")).length;
+  let bits = 0;
+  for (let i = 0; i < done; i++) bits += readRows[i].bits;
+  const count = `${readIds.length.toLocaleString("en")} token${readIds.length === 1 ? "" : "s"}`;
+  const perByte = tokenizer.kind === "none" ? `${(bits / Math.max(1, done)).toFixed(3)} bits per token` : `${(bits / Math.max(1, bytes)).toFixed(3)} bits per byte`;
+  byId("read-words").textContent = !readIds.length ? "The model has read nothing yet."
+    : done < readIds.length ? `${count}, ${done.toLocaleString("en")} of them read, ${perByte} so far`
+    : `${count}, ${bytes.toLocaleString("en")} bytes, ${bits.toFixed(1)} bits: ${perByte}`;
+}
+
+function atCursor() {  // the token before which the cursor is
+  const given = byId("given"), cursor = given.selectionStart;
+  let at = 0, i = 0;
+  while (i < parts.length && at + parts[i].length <= cursor) at += parts[i++].length;
+  const row = readRows[i], list = byId("expected");
+  byId("coloured-text").querySelector(".here")?.classList.remove("here");
+  list.replaceChildren();
+  byId("cursor-words").replaceChildren();
+  if (!row) return;
+  if (i < readIds.length) {
+    readSpans[i]?.classList.add("here");
+    add(byId("cursor-words"), "span", "The next token is ");
+    add(byId("cursor-words"), "code", textOf(readIds[i]), {class: "chip"});
+    add(byId("cursor-words"), "span", `, rank ${row.rank.toLocaleString("en")}, a surprise of ${row.bits.toFixed(2)} bits. The model expected:`);
+  } else add(byId("cursor-words"), "span", "At the end of the text, the model expects:");
+  row.ids.forEach((id, k) => {
+    const item = add(list, "li", "", {class: `candidate${id === readIds[i] ? " chosen" : ""}`});
+    add(item, "code", textOf(id));
+    add(add(item, "span", "", {class: "bars"}), "i", "", {style: `width: ${100 * row.p[k] / row.p[0]}%`});
+    add(item, "span");
+    add(item, "span", percent(row.p[k]), {class: "number"});
+  });
+}
+
+function setUpReading() {
+  const ranges = ["below 1", "1 to 2", "2 to 4", "4 to 8", "8 to 12", "12 and more"];
+  ranges.forEach((range, i) => add(add(byId("legend"), "li"), "span", range, {class: "l" + i}));
+  byId("given").addEventListener("input", read);
+  for (const name of ["keyup", "click", "select"]) byId("given").addEventListener(name, atCursor);
+  byId("read-example").addEventListener("click", () => {
+    const texts = new TextStream(), text = byId("prompt").value + steps.filter(({token}) => !endsText(token)).map(({token}) => texts.take(token)).join("");
+    byId("given").value = text.slice(0, 20000);
+    read();
+  });
+}
+
+// === look ============================================================================================================
+
+let looked = {key: ""}, lookAt = 0, moveTo = () => {};  // the tokens on display and what is known of them
+
+function lookIds() {  // the tokens that the model sees, at the end of the text
+  const {block_size} = model.architecture;
+  if (byId("source").value === "read") return [tokenizer.end_of_text_id, ...readIds].slice(-block_size);
+  return written().slice(windowStart(promptIds.length, promptIds.length + steps.length, block_size));
+}
+
+async function look() {
+  const ids = lookIds(), key = ids.join();
+  byId("look-one").hidden = byId("source").value === "read";
+  byId("look-one").disabled = ended;
+  if (key === looked.key) return;
+  const now = looked = {key, ids, attention: null, lens: []};
+  byId("look-state").textContent = "reading…";
+  const {n_layer: L, n_head: H} = model.architecture, T = ids.length;
+  lookAt = T - 1;
+  await ask("trace", {ids, show: 5}, (sent) => {
+    if (now !== looked) return;
+    if (sent.attention) {
+      now.attention = sent.attention.flat();
+      [row, column] = [T - 1, T - 1];
+      showPass({T, L, H, ids, textOf, choose: chooseToken,
+        weight: (h, i, j) => j > i ? 0 : now.attention[h][i * (i + 1) / 2 + j],
+        lens: (l, i) => now.lens[i] && {...now.lens[i][l], nextP: 2 ** -now.lens[i][l].bits}});
+      drawTokens();
+      makeLens();
+      chooseToken(lookAt);
+    } else {
+      sent.rows.forEach((found, k) => { now.lens[sent.first + k] = found; });
+      fillLens(sent.first, sent.first + sent.rows.length);
+      if (now.lens[lookAt]) markLens(lookAt);
+    }
+  });
+  if (now === looked) byId("look-state").textContent = "";
+}
+
+function drawTokens() {
+  const box = byId("tokens"), {ids} = looked;
+  box.replaceChildren();
+  const elements = ids.map((id, i) => add(box, "span", textOf(id),
+    {class: "token" + (i % 2 ? " odd" : ""), role: "option", "aria-label": `${i + 1}: ${textOf(id)}`}));
+  moveTo = walk(elements, chooseToken);
+}
+
+async function chooseToken(i) {
+  const {ids, attention} = looked, now = looked, T = ids.length;
+  if (!attention) return;
+  lookAt = row = column = i;
+  byId("tokens").childNodes.forEach((token, k) => token.setAttribute("aria-selected", k === i));
+  moveTo(i);
+  showRow();
+  markLens(i);
+  const found = await ask("attribute", {position: i, actual: ids[i + 1], show: 5});
+  if (now !== looked || lookAt !== i) return;
+  const select = byId("towards"), chosen = byId("chosen");
+  select.replaceChildren();
+  found.ids.forEach((id, k) => add(select, "option", `${textOf(id)} (${k < 5 ? percent(found.p[k]) : "actual next token"})`, {value: k}));
+  select.onchange = () => showComponents(found.components, Number(select.value));
+  select.onchange();
+  chosen.replaceChildren();
+  add(chosen, "span", `Token ${i + 1} of ${T}, `);
+  add(chosen, "code", textOf(ids[i]));
+  add(chosen, "span", ". After it the model expects ");
+  add(chosen, "code", textOf(found.ids[0]));
+  add(chosen, "span", ` with ${percent(found.p[0])}${i + 1 < T ? "; the actual next token is " : "."}`);
+  if (i + 1 < T) add(chosen, "code", textOf(ids[i + 1]));
+}
+
+// === know ============================================================================================================
+
+function know() {
+  const {architecture: a, parameters, training, data = {}} = model, number = (value) => value.toLocaleString("en");
+  const total = Object.values(parameters).reduce((sum, count) => sum + count, 0);
+  const kinds = {char: "single characters", bpe: "byte pairs (BPE)", none: "bare ids, whose text is unknown"};
+  add(byId("about"), "p", `A transformer that predicts the next token: ${a.n_layer} layers of ${a.n_head} heads, ${a.n_embd} channels, `
+    + `${number(total)} parameters. It reads ${kinds[tokenizer.kind]}, of which it knows ${number(a.vocab_size)}, and sees the last ${a.block_size} of them.`);
+  const fill = (id, rows) => rows.forEach(([name, text]) => {
+    const tr = add(byId(id).querySelector("tbody"), "tr");
+    add(tr, "th", name, {scope: "row"});
+    add(tr, "td", text);
+  });
+  for (const [name, count] of Object.entries(parameters)) {
+    const tr = add(byId("parameters").querySelector("tbody"), "tr");
+    add(tr, "th", name, {scope: "row"});
+    add(tr, "td", number(count), {class: "number"});
+    add(add(tr, "td"), "span", "", {class: "bar", style: `width: ${24 * count / total}rem`});
+  }
+  const facts = training.data ?? {};
+  fill("training", [
+    ["steps", number(training.steps)],
+    ["tokens seen", training.tokens_seen && number(training.tokens_seen)],
+    ["validation loss", training.val_loss && `${training.val_loss.toFixed(4)} nats per token`],
+    ["bits per byte", training.val_bits_per_byte && training.val_bits_per_byte.toFixed(3)],
+    ["data", facts.source && `${facts.source}${facts.documents ? `, ${number(facts.documents)} documents` : ""}`
+      + (facts.utf8_bytes ? `, ${number(facts.utf8_bytes)} bytes` : "")],
+    ["initial weights", training.init_from || undefined],
+  ].filter(([, text]) => text));
+  const precisions = {float32: "float32, as they were trained", float16: "float16: rounded to about three digits",
+    int8: "int8: each one of 255 values of its row"};
+  fill("file", [["weights", precisions[model.precision]], ["size of the weights", `${(model.bytes / 1e6).toFixed(2)} MB`],
+    ["made from", model.name], ["SHA-256", byId("data").dataset.sha256]]);
+  drawCurve();
+}
+
+function drawCurve() {
+  const box = byId("curve");
+  box.replaceChildren();
+  if (!model.curve) return;
+  chart(box, {title: "Loss in nats per token, by step", logY: true, series: [
+    {name: "training", colour: "var(--line0)", points: model.curve.training},
+    {name: "validation", colour: "var(--line1)", dots: true, points: model.curve.validation}]});
+}
+
+// === tabs and the start ==============================================================================================
+
+function openTab(name) {
+  view = name;
+  for (const tab of byId("tabs").children) {
+    const own = tab.id === "tab-" + name;
+    tab.setAttribute("aria-selected", own);
+    tab.tabIndex = own ? 0 : -1;
+    byId(tab.getAttribute("aria-controls")).hidden = !own;
+  }
+  if (!tokenizer) return;
+  if (name === "look") look();
+  if (name === "know") drawCurve();  // it takes the width that it has
+}
+
+function setUpTabs() {
+  const tabs = Array.from(byId("tabs").children), names = tabs.map((tab) => tab.id.slice(4));
+  walk(tabs, (i) => openTab(names[i]));
+  openTab("write");
+  byId("source").addEventListener("change", look);
+  byId("look-one").addEventListener("click", one);
+}
+
+async function start() {
+  setUpTabs();
+  const text = byId("data")?.textContent, base64 = byId("weights")?.textContent;
+  try {
+    if (!text || !base64) throw new Error("it ends too early");
+    const code = [byId("gpt").textContent, byId("worker").textContent];
+    worker = new Worker(URL.createObjectURL(new Blob(code, {type: "text/javascript"})));
+    worker.onmessage = receive;
+    const opened = ask("open", {text, base64, expected: byId("data").dataset.sha256});
+    opened.catch(() => {});
+    model = JSON.parse(text);
+    tokenizer = new Tokenizer(model.kind, model.tokenizer, model.architecture.vocab_size);
+    await opened;
+  } catch (error) {
+    return fail(`This page is damaged and cannot be used: ${error.message}. Get a fresh copy of it.`);
+  }
+  document.title = `My GPT: ${model.name}`;
+  addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    fail(event.reason.message);
+  });
+  setUpWriting();
+  setUpReading();
+  know();
+  tellReading("");
+  await startOver();
+  document.documentElement.dataset.ready = Math.round(performance.now());  // milliseconds to the first token
+}
+
+addEventListener("DOMContentLoaded", start);
