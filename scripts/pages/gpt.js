@@ -22,10 +22,12 @@ function decodeBase64(text) {
 
 // The value of each of the 65,536 half-precision numbers: sign, 5 bits of exponent, 10 of fraction (IEEE 754).
 function halves() {
-  return Float32Array.from({length: 65536}, (_, bits) => {
+  const values = new Float32Array(65536);
+  for (let bits = 0; bits < 65536; bits++) {
     const exponent = bits >> 10 & 31, fraction = bits & 1023;
-    return (bits >> 15 ? -1 : 1) * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
-  });
+    values[bits] = (bits >> 15 ? -1 : 1) * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
+  }
+  return values;
 }
 
 // The weights of a file by name, in fp32: {"head.weight": Float32Array, ...}. `tensors` is a list of {name, dtype, shape,
@@ -35,11 +37,13 @@ function loadWeights(tensors, bytes) {
   for (const {name, dtype, shape, offset} of tensors) {
     const [rows, columns] = [shape[0], shape[1] ?? 1], count = rows * columns, at = bytes.byteOffset + offset;
     if (dtype === "float32") weights[name] = new Float32Array(bytes.buffer, at, count);
-    else if (dtype === "float16") weights[name] = Float32Array.from(new Uint16Array(bytes.buffer, at, count), (bits) => half[bits]);
-    else {
+    else if (dtype === "float16") {
+      const bits = new Uint16Array(bytes.buffer, at, count), weight = weights[name] = new Float32Array(count);
+      for (let i = 0; i < count; i++) weight[i] = half[bits[i]];
+    } else {
       const scales = new Float32Array(bytes.buffer, at, rows), values = new Int8Array(bytes.buffer, at + 4 * rows, count);
-      weights[name] = new Float32Array(count);
-      for (let i = 0; i < count; i++) weights[name][i] = values[i] * scales[Math.floor(i / columns)];
+      const weight = weights[name] = new Float32Array(count);
+      for (let r = 0, i = 0; r < rows; r++) for (let c = 0; c < columns; c++, i++) weight[i] = values[i] * scales[r];
     }
   }
   weights["head.weight"] ??= weights["embedding.weight"];  // tied
@@ -56,19 +60,19 @@ class Linear {
     this.y = new Float32Array(weight.length / inputs);
   }
 
-  // Four rows at a time: each x is read once for all four, and no sum waits for another.
+  // Four rows and two columns at a time: each x is read once for four rows, and no sum waits for another. The number of
+  // inputs is even, because rotary positions need pairs.
   forward(x) {
     const {weight: w, inputs, y} = this, n = y.length;
     let o = 0;
     for (; o + 4 <= n; o += 4) {
-      const r0 = o * inputs, r1 = r0 + inputs, r2 = r1 + inputs, r3 = r2 + inputs;
-      let a = 0, b = 0, c = 0, d = 0;
-      for (let i = 0; i < inputs; i++) {
-        const value = x[i];
-        a += w[r0 + i] * value;
-        b += w[r1 + i] * value;
-        c += w[r2 + i] * value;
-        d += w[r3 + i] * value;
+      let r0 = o * inputs, r1 = r0 + inputs, r2 = r1 + inputs, r3 = r2 + inputs, a = 0, b = 0, c = 0, d = 0;
+      for (let i = 0; i < inputs; i += 2) {
+        const u = x[i], v = x[i + 1];
+        a += w[r0++] * u + w[r0++] * v;
+        b += w[r1++] * u + w[r1++] * v;
+        c += w[r2++] * u + w[r2++] * v;
+        d += w[r3++] * u + w[r3++] * v;
       }
       y[o] = a;
       y[o + 1] = b;
@@ -352,7 +356,10 @@ class Tokenizer {
   tokenBytes(token) {
     if (this.kind === "none") return new TextEncoder().encode(`${token} `);
     const string = this.strings[token];
-    return this.kind === "char" ? new TextEncoder().encode(string) : Uint8Array.from(string, (letter) => LETTER_TO_BYTE.get(letter));
+    if (this.kind === "char") return new TextEncoder().encode(string);
+    const bytes = new Uint8Array(string.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = LETTER_TO_BYTE.get(string[i]);
+    return bytes;
   }
 }
 

@@ -1,6 +1,7 @@
 // The page of a model. The model itself is in the worker: ask(name, given) gives its answer.
 const RECORD = 10;  // candidates on display
 const LONGEST = 4000;  // tokens; then it pauses
+const SPANS = 400;  // elements that are made in one go
 let model, tokenizer, worker;  // what the file says about the model
 let view = "write";
 
@@ -291,6 +292,7 @@ function settingsChanged() {  // while it writes, the next step has them anyway
 // === read ============================================================================================================
 
 let readIds = [], readRows = [], readSpans = [], parts = [];  // of each token: its row of scores, its element, its text
+let cursorRow;  // the row on display
 
 // The text of each token of a text: together they are the text.
 function partsOf(text, ids) {
@@ -301,51 +303,65 @@ function partsOf(text, ids) {
   return found;
 }
 
+// The coloured text is a span for each token, as many as there are yet, and the rest as plain text. A line end at the very
+// end needs something behind it to be a line.
+function keepSpans(count, rest) {
+  const box = byId("coloured-text");
+  readSpans.length = count;
+  while (box.childNodes.length > count) box.lastChild.remove();
+  box.append(rest.endsWith("\n") || !rest ? rest + "\u200b" : rest);
+}
+
+function addSpans() {  // some at a time, so that typing need not wait for a long text
+  const first = readSpans.length, end = Math.min(parts.length, first + SPANS), fragment = document.createDocumentFragment();
+  if (first === end) return;
+  for (let i = first; i < end; i++) {
+    readSpans.push(add(fragment, "span", parts[i]));
+    colourSpan(i);
+  }
+  const rest = byId("coloured-text").lastChild;
+  rest.before(fragment);
+  rest.data = rest.data.slice(parts.slice(first, end).join("").length);
+  requestAnimationFrame(addSpans);
+}
+
+function colourSpan(i) {  // a class alone, which leaves the lines where they are
+  const row = readRows[i];
+  if (!row || !readSpans[i]) return;
+  readSpans[i].className = "l" + level(row.bits);
+  readSpans[i].title = `${textOf(readIds[i])}: ${row.bits.toFixed(2)} bits`;
+}
+
 async function read() {
-  const text = byId("given").value, box = byId("coloured-text");
+  const text = byId("given").value;
   // At once: what stays stays coloured, and the rest is plain until the model has read it.
   let same = 0, at = 0;
-  while (same < parts.length && text.startsWith(parts[same], at)) at += parts[same++].length;
-  const show = (kept, rest) => {
-    readSpans.length = kept;
-    while (box.childNodes.length > kept) box.lastChild.remove();
-    // A line end at the very end of the text needs something behind it to be a line.
-    box.append(rest.endsWith("\n") || !rest ? rest + "\u200b" : rest);
-  };
-  show(Math.min(same, readSpans.length), text.slice(parts.slice(0, Math.min(same, readSpans.length)).join("").length));
-  let whole = true;
-  const progress = (sent) => {
-    if (sent.ids) {
-      const before = parts;
-      [readIds, parts] = [sent.ids, partsOf(text, sent.ids)];
-      let kept = 0;
-      while (kept < readSpans.length && kept < parts.length && parts[kept] === before[kept]) kept++;
-      readRows.length = Math.min(readRows.length, kept);
-      show(kept, parts.slice(kept).join(""));
-      return;
-    }
-    readRows = readRows.slice(0, sent.first).concat(sent.rows);
-    const fragment = document.createDocumentFragment(), first = readSpans.length;
-    let end = first;
-    for (; end < readRows.length && end < readIds.length; end++) readSpans.push(add(fragment, "span", parts[end]));
-    for (let i = Math.min(sent.first, first); i < end; i++) {
-      readSpans[i].className = "l" + level(readRows[i].bits);
-      readSpans[i].title = `${textOf(readIds[i])}: ${readRows[i].bits.toFixed(2)} bits`;
-    }
-    const rest = parts.slice(end).join("");
-    while (box.childNodes.length > first) box.lastChild.remove();
-    box.append(fragment, rest.endsWith("\n") || !rest ? rest + "\u200b" : rest);
-    tellReading(text);
-    atCursor();
-  };
+  while (same < readSpans.length && text.startsWith(parts[same], at)) at += parts[same++].length;
+  keepSpans(same, text.slice(at));
+  parts.length = Math.min(parts.length, same);
   try {
-    await ask("score", {text, show: RECORD}, progress);
+    await ask("score", {text, show: RECORD}, (sent) => {
+      if (sent.ids) {
+        const before = parts;
+        [readIds, parts] = [sent.ids, partsOf(text, sent.ids)];
+        let kept = 0;
+        while (kept < readSpans.length && parts[kept] === before[kept]) kept++;
+        readRows.length = Math.min(readRows.length, kept);
+        keepSpans(kept, parts.slice(kept).join(""));
+        addSpans();
+        return;
+      }
+      readRows = readRows.slice(0, sent.first).concat(sent.rows);
+      for (let i = sent.first; i < readIds.length && i < readRows.length; i++) colourSpan(i);
+      tellReading();
+      if (cursorRow === undefined || !readRows.includes(cursorRow)) atCursor();
+    });
   } catch (error) {
     byId("read-words").textContent = error.message;
   }
 }
 
-function tellReading(text) {
+function tellReading() {
   const done = Math.min(readRows.length, readIds.length), bytes = new TextEncoder().encode(parts.slice(0, done).join("")).length;
   let bits = 0;
   for (let i = 0; i < done; i++) bits += readRows[i].bits;
@@ -360,7 +376,7 @@ function atCursor() {  // the token before which the cursor is
   const given = byId("given"), cursor = given.selectionStart;
   let at = 0, i = 0;
   while (i < parts.length && at + parts[i].length <= cursor) at += parts[i++].length;
-  const row = readRows[i], list = byId("expected");
+  const row = cursorRow = readRows[i], list = byId("expected");
   byId("coloured-text").querySelector(".here")?.classList.remove("here");
   list.replaceChildren();
   byId("cursor-words").replaceChildren();
@@ -387,7 +403,7 @@ function setUpReading() {
   for (const name of ["keyup", "click", "select"]) byId("given").addEventListener(name, atCursor);
   byId("read-example").addEventListener("click", () => {
     const texts = new TextStream(), text = byId("prompt").value + steps.filter(({token}) => !endsText(token)).map(({token}) => texts.take(token)).join("");
-    byId("given").value = text.slice(0, 20000);
+    byId("given").value = text.slice(0, byId("given").maxLength);
     read();
   });
 }
@@ -555,7 +571,7 @@ async function start() {
   setUpWriting();
   setUpReading();
   know();
-  tellReading("");
+  tellReading();
   await startOver();
   document.documentElement.dataset.ready = Math.round(performance.now());  // milliseconds to the first token
 }

@@ -112,13 +112,14 @@ const requests = {
       mine.sent = rows.length;
     };
     send({ids});
-    let start, time = performance.now();
+    let start, time = performance.now(), wait = SLICE;  // drawing takes time as well: the longer the text, the more seldom
     const take = () => {
       for (; done <= ids.length && done - start < cache.length; done++) {
         rows.push(score(model.logitLens(cache, done - start), ids[done], show));
       }
-      if (performance.now() - time > 2 * SLICE) {
+      if (performance.now() - time > wait) {
         flush();
+        wait = Math.min(2 * wait, 20 * SLICE);
         time = performance.now();
       }
     };

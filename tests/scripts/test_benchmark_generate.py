@@ -1,15 +1,17 @@
 """The benchmark of generating: that its figures are those of what it says, at a shape that takes milliseconds."""
 
 import argparse
+import re
 import stat
 import struct
 import sys
 
 import pytest
 import torch
+from browser import BROWSER
 
 from model.gpt import GPT
-from scripts.benchmarks import generating
+from scripts.benchmarks import generating, page
 
 TINY = {"vocab_size": 65, "block_size": 12, "n_layer": 1, "n_head": 1, "n_embd": 8}
 
@@ -73,3 +75,18 @@ def test_the_random_model_of_llama2c_has_the_size_of_its_format(tmp_path):
     assert len(data) == 28 + 4 * numbers
     weights = torch.frombuffer(bytearray(data[28:]), dtype=torch.float32)
     assert weights[65 * 8 : 65 * 8 + 8].tolist() == [1.0] * 8  # the first norm
+
+
+def test_the_rows_of_pages(monkeypatch, tmp_path, capsys):
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    pytest.importorskip("playwright")
+    monkeypatch.setattr(page, "PAGES", {"tiny": TINY})
+    monkeypatch.setattr(page, "TOKENS", 5)
+    rows = page.measure_pages(1, tmp_path)
+    assert [row["shape"] for row in rows] == ["page, tiny, float16", "page, tiny, int8"]
+    assert all(number(row["ours, tokens/s"]) > number(row["with candidates"]) / 3 > 0 for row in rows)
+    assert re.match(r"page, tiny, float16: 0\.\d\d MB, \d+ ms to the first token\n", capsys.readouterr().out)
+    monkeypatch.setattr(page.shutil, "which", lambda name: None)
+    assert page.measure_pages(1, tmp_path) == []
+    assert "not measured" in capsys.readouterr().out
