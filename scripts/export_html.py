@@ -12,16 +12,17 @@ at any token, and say what the model is. With --precision float32 and the same s
 float16 takes half the space and int8 a quarter; the page computes in fp32 with the rounded weights.
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also with python -I
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
 import plumbing.start
 
 import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from config import BPE, CHAR, Sampling
 from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_same
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     description = without_infinities(description)
     facts = [f"A GPT with {count:,} parameters for {KINDS[tokenizer.kind]}, {show_training(training)}."]
     letters = base64.b64encode(weights).decode()
-    digest = hashlib.sha256((json_in_html(description) + letters).encode()).hexdigest()
+    text = (json_in_html(description) + letters).encode(errors="backslashreplace")  # as write_page() writes it
+    digest = hashlib.sha256(text).hexdigest()
     page = fill_page("my_gpt.html", facts, description, weights=letters, sha256=digest)
     write_page(args.output, page, f"a model of {count:,} parameters in {args.precision}")
 

@@ -26,7 +26,7 @@ from model.monitoring.run_log import VALIDATION, read_run
 from plumbing.command_line import ScriptParser, add_flags, parse
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.page import fill_page, without_infinities, write_page
-from plumbing.text import plural, printable, quoted_path, shown_path
+from plumbing.text import plural, quoted_path, shown_path
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -549,6 +549,11 @@ def test_it_is_one_file_without_addresses_and_nothing_in_it_becomes_markup(opene
     assert page.locator("main b:not(#line b), main img, #coloured-text b").count() == 0
 
 
+def test_a_prompt_that_is_no_text_does_not_damage_the_page(opened):
+    page, _ = opened("bpe", "--prompt", "a\udc80")
+    assert page.evaluate("promptIds") == TOKENIZERS["bpe"].encode("a\ufffd").tolist()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_sticks_out(opened, dark, width):
