@@ -428,15 +428,19 @@ function draw(p, randomNumber) {
   return {index: ends.findIndex((end) => randomNumber < end), ends};
 }
 
-// Choose the next token from logits (V) with a number in [0, 1). The arrays of the step hold the candidates, the
-// likeliest first: as many as could be drawn, or `record` of them.
-function choose(logits, randomNumber, sampling, seen, record = 0) {
-  const penalised = penalise(logits, seen, sampling.repetition_penalty);
+// The tokens that can be drawn, and at least `record` of them, the likeliest first. `seen` has the tokens of the text.
+function findCandidates(logits, sampling, seen, record = 0) {
+  const penalised = penalise(logits, seen, sampling.repetition_penalty), own = distribution(logits);
   const n = sampling.top_k ? Math.min(Math.max(sampling.top_k, record), logits.length) : logits.length;
-  const ids = mostLikely(penalised, n), tempered = applyTemperature(Float64Array.from(ids, (id) => penalised[id]), sampling.temperature);
-  const {p: sampledP, kept} = samplingProbabilities(tempered, sampling), {index, ends} = draw(sampledP, randomNumber);
-  const own = distribution(logits), modelP = Float64Array.from(ids, (id) => own.p[id]);
-  return {token: ids[index], rank: index + 1, p: modelP[index], entropy: own.entropy, randomNumber, ids, modelP, sampledP, ends, kept};
+  const ids = mostLikely(penalised, n), pick = (array) => Float64Array.from(ids, (id) => array[id]);
+  return {ids, penalised: pick(penalised), modelP: pick(own.p), entropy: own.entropy, vocab_size: logits.length};
+}
+
+// Choose the next token with a random number in [0, 1).
+function choose({ids, penalised, modelP, entropy, vocab_size}, randomNumber, sampling) {
+  const {p: sampledP, kept} = samplingProbabilities(applyTemperature(penalised, sampling.temperature), sampling);
+  const {index, ends} = draw(sampledP, randomNumber);
+  return {token: ids[index], rank: index + 1, p: modelP[index], entropy, randomNumber, ids, modelP, sampledP, ends, kept, vocab_size};
 }
 
 // The model's own distribution over all V tokens, and its entropy in bits.

@@ -85,6 +85,7 @@ async function prepare() {
 }
 
 function append(step) {
+  upcoming = null;  // it comes after other tokens now
   steps.push(step);
   ended = endsText(step.token);
   const span = add(byId("paper"), "span", ended ? "end of the document" : stream.take(step.token),
@@ -185,6 +186,7 @@ async function branch(id) {  // go on with another candidate of the step on disp
 function showStep() {
   const step = shown === steps.length ? upcoming : steps[shown], taken = shown < steps.length;
   byId("play").textContent = playing ? "❚❚ Pause" : "▶ Write";
+  byId("step-words").setAttribute("aria-live", playing ? "off" : "polite");  // nobody can listen so fast
   byId("play").disabled = byId("one").disabled = ended && !playing;
   byId("restart").disabled = false;
   byId("back").disabled = !steps.length;

@@ -91,8 +91,7 @@ const requests = {
     while (numbers.drawn.length <= ids.length - prompt) numbers.drawn.push(numbers.generator.next().value);
     const logits = model.logitLens(cache, cache.length - 1);
     if (logits.some(Number.isNaN)) throw new Error("The model's logits are not numbers: its weights are too large to compute with.");
-    const step = choose(logits, numbers.drawn[ids.length - prompt], sampling, new Set(ids), show);
-    step.vocab_size = logits.length;
+    const step = choose(findCandidates(logits, sampling, new Set(ids), show), numbers.drawn[ids.length - prompt], sampling);
     const count = Math.min(step.ids.length, Math.max(show, step.rank));
     for (const name of ["ids", "modelP", "sampledP", "ends"]) step[name] = step[name].slice(0, count);
     return step;
