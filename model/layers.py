@@ -131,7 +131,7 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return scores.float().softmax(dim=-1).type_as(query)
 
 
-# Eight places compute this block. Whoever changes the architecture changes all eight. The test under each place
+# Nine places compute this block. Whoever changes the architecture changes all nine. The test under each place
 # compares it with the layers below, and these with Hugging Face's Qwen3.
 #
 #   The model itself: model/layers.py, model/gpt.py
