@@ -114,7 +114,7 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch):
 def test_every_step_of_the_data_path_is_measured(tmp_path, capsys, monkeypatch):
     """On a megabyte, with the scripts themselves."""
     flags = ["--megabytes", "1", "--train-megabytes", "0.1", "--rounds", "1", "--scratch", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "data", str(ROOT / "plumbing"), *flags])
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "data", str(ROOT / "model"), *flags])
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     benchmark.main()
     table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
