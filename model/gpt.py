@@ -6,11 +6,10 @@ The architecture is the one that Hugging Face calls Qwen3 (without grouped queri
 tools without custom code. tests/model/test_model.py compares the two, number by number.
 """
 
-from collections.abc import Callable
-
 if __name__ == "__main__":
     raise SystemExit("This file is the model, and no script: python train.py trains a model.")
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch

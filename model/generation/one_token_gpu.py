@@ -210,6 +210,11 @@ class OneTokenOnGPU:
         self.partial, self.logs = numbers(B, chunks, C), numbers(B, chunks, H)
         self.given, self.result = self.host_input.numpy(), self.host_logits.numpy()
         self.graphs, self.host = {}, {}  # by the number of candidates; 0: all logits
+        if on_gpu:
+            # Compile here, where fast_one_token() notices what Triton lacks. With any tokens, at the position whose key
+            # and value the next tokens will overwrite.
+            self.given[0] = cache.length % self.block_size
+            self.step()
 
     def step(self) -> None:
         """From (position, tokens) to the logits."""
@@ -254,7 +259,7 @@ class OneTokenOnGPU:
         host_ids.copy_(ids, non_blocking=True)
 
     def run(self, work: Callable, n: int, tokens: tuple[int, ...]) -> None:
-        """Feed the tokens. On a GPU the first call of each kind runs the work once to compile it and records it."""
+        """Feed the tokens. On a GPU the first call of each kind runs the work as it is, then records it."""
         position = self.cache.length
         if position + 1 > self.block_size:
             raise ValueError(f"{position + 1} tokens do not fit a block of {self.block_size}.")

@@ -219,15 +219,14 @@ def generate(
         for (step,) in generate(model, ids, logits[-1], cache, settings): ...
 
     For a model in eval mode. Sample i is the text of the seed settings.seed + i, and all are fed to the model as one
-    batch. `one_token` is made for this cache.
+    batch. `one_token` is made for this cache; several samples get a cache and a fast step of their own.
     """
-    samples, show = settings.samples, settings.show
+    samples = settings.samples
     texts = [list(ids) for _ in range(samples)]
     numbers = [random_numbers(settings.seed + i) for i in range(samples)]
     seen = np.zeros((samples, model.vocab_size), bool)
     seen[:, ids] = True
-    first = logits.cpu().numpy()
-    found = [find_candidates(first, settings, s, show) for s in seen]
+    found = [find_candidates(logits.cpu().numpy(), settings, seen[0], settings.show)] * samples  # all begin alike
     if samples > 1:
         one, cache = cache, model.new_cache(samples)
         cache.store.copy_(one.store)

@@ -54,8 +54,7 @@ class Writer:
                 f"{settings.samples:,} samples need {settings.samples * each / 1e9:,.1f} GB of memory, and "
                 f"{free / 1e9:,.1f} GB are free. Give --samples {max(1, int(free / each / 2)):,} or fewer."
             )
-        one_token = self.one_token if settings.samples == 1 else None
-        return generate(self.model, self.ids, self.logits[-1], self.cache, settings, one_token)
+        return generate(self.model, self.ids, self.logits[-1], self.cache, settings, self.one_token)
 
 
 class TextStream:

@@ -100,10 +100,10 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
 def compile_step(model: GPT, optimizer: Optimizer) -> tuple[Callable, Callable]:
     """The loss and the update of train_step, compiled at their first calls. On a GPU, the part of a large head in the
     loss is left as it is, by hand (model/by_hand_gpu.py)."""
-    loss_of, update = torch.compile(model.loss, dynamic=False), torch.compile(optimizer.step, dynamic=False)
+    compile = partial(torch.compile, dynamic=False)
     if model.device.type == "cuda" and model.vocab_size >= LARGE_VOCABULARY:
-        loss_of = partial(model.loss, features=torch.compile(model.features, dynamic=False))
-    return loss_of, update
+        return partial(model.loss, features=compile(model.features)), compile(optimizer.step)
+    return compile(model.loss), compile(optimizer.step)
 
 
 def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callable, float]:
