@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from plumbing.errors import UserError
 from plumbing.files import CHUNK, allow_open_files, checksum, flush_to_disk, only_writer, whole_file
+from plumbing.inputs import state_of
 from plumbing.text import printable, shown_path
 
 FORMAT_VERSION = 2  # of sidecars; 1 had no checksum
@@ -37,14 +38,14 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenFile:
     """A token file that was checked and stays open, and the facts in its sidecar."""
 
     path: Path
     facts: dict
     file: BinaryIO
-    state: tuple[int, int] = (0, 0)  # of the open file before it was checked: see state_of()
+    state: tuple = ()  # of the open file before it was checked: see plumbing.inputs.state_of()
 
     @property
     def tokens(self) -> np.ndarray:
@@ -57,11 +58,12 @@ class TokenFile:
 
     def check_unchanged(self) -> None:
         """Raise UserError if the file's bytes are not those that were checked: it was changed in place."""
-        if state_of(self.file) == self.state:
+        if (state := state_of(self.file)) == self.state:
             return
         self.file.seek(0)
-        if state_of(self.file)[0] != 2 * len(self) or read_through(self.file)[0] != self.facts["sha256"]:
+        if state[0] != 2 * len(self) or read_through(self.file)[0] != self.facts["sha256"]:
             raise UserError(f"{shown_path(self.path)} was changed while it was in use. Do not write to it meanwhile.")
+        self.state = state  # only its date has changed
 
     @property
     def tokens_per_byte(self) -> float:
@@ -69,7 +71,7 @@ class TokenFile:
         return self.facts["tokens"] / (self.facts["utf8_bytes"] or math.nan)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenFolder(TokenFile):
     """The token files of a folder in the order of their names, used as if they were one file."""
 
@@ -163,12 +165,6 @@ def open_tokens(path: Path, checksums: bool = True, may_be_empty: bool = False) 
             file.close()
             raise UserError(f"{shown_path(path)} is damaged: its sidecar describes another file. {PREPARE} again.")
     return TokenFile(path, facts, file, state)
-
-
-def state_of(file: BinaryIO) -> tuple[int, int]:
-    """Size and time of modification of an open file, which change when its bytes do."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
 
 
 def read_sidecar(path: Path) -> dict:

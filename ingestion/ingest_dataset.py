@@ -86,7 +86,7 @@ def find_readable(given: list[Path], left_out: LeftOut) -> list[Path]:
     """The files to read, each once. Raises UserError if there are none."""
     found = list(find_files(given, why_not_readable, left_out))
     if not found:
-        reasons = "".join(f" Left out, {line}." for line in left_out.lines())
+        reasons = left_out.sentences()
         raise UserError(f"No file in {' or '.join(map(shown_path, given))} ends in {', '.join(READERS)}.{reasons}")
     return found
 

@@ -5,6 +5,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from plumbing.errors import UserError
 from plumbing.text import printable, shown_path
@@ -41,6 +42,11 @@ def fingerprint(file: Path | int) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def state_of(file: BinaryIO) -> tuple[int, int]:
+    """What changes when an open file is written to, and not when another one takes its name: size and time."""
+    return fingerprint(file.fileno())[:2]
+
+
 class LeftOut:
     """What a script leaves out, by reason."""
 
@@ -61,6 +67,10 @@ class LeftOut:
             more = ", ..." if len(names) > len(some) else ""
             texts.append(f"{reason}: {names.total():,} ({', '.join(some)}{more})")
         return texts
+
+    def sentences(self) -> str:
+        """The same for an error: " Left out, not Parquet: 3 (.md 2, .json)."."""
+        return "".join(f" Left out, {line}." for line in self.lines())
 
     def show(self) -> None:
         for line in self.lines():

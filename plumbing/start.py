@@ -1,13 +1,14 @@
 """The first import of every script: says in a sentence if this Python, its packages or config.py cannot be used.
 
-Python 3.8 must be able to read this file and the top of each script.
+Python 3.8 must be able to read this file, the two that are imported before it, and the top of each script.
 """
 
 import os
 import sys
 import traceback
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from plumbing.interrupts import ROOT
+
 PACKAGES = {"torch", "datasets", "huggingface_hub", "pyarrow", "tokenizers", "numpy", "tqdm"}
 
 

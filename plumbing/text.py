@@ -5,6 +5,7 @@ import os
 import shlex
 import string
 import unicodedata
+from itertools import accumulate
 from pathlib import Path
 
 
@@ -101,9 +102,7 @@ def shortened(text: str, cells: int) -> str:
     """A text in at most so many columns, with … where it was cut."""
     if cell_width(text) <= cells:
         return text
-    while text and cell_width(text) >= cells:
-        text = text[:-1]
-    return text + "…"
+    return text[: sum(end < cells for end in accumulate(map(cell_width, text)))] + "…"
 
 
 def fitted(text: str, cells: int) -> str:

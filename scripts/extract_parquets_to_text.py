@@ -81,7 +81,7 @@ def find_inputs(given: list[Path], settings: Settings, left_out: LeftOut) -> lis
     files = list(find_files(given or [default] * default.exists(), why_not_parquet, left_out))
     if not files:
         searched = " or ".join(map(shown_path, given or [settings.parquet_dir, stack]))
-        reasons = "".join(f" Left out, {line}." for line in left_out.lines())
+        reasons = left_out.sentences()
         raise UserError(
             f"No parquet file in {searched}.{reasons} Make some with ingestion/ingest_folder.py (your own files, or "
             "Python's standard library) or ingestion/ingest.py (the-stack), or name files and folders."

@@ -19,7 +19,6 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # also with python -I
 import plumbing.start
 
-from functools import partial
 from pathlib import Path
 
 from config import CHAR
@@ -54,13 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     from model.interpretation.training_step import trace_training_step
     from train import train_step
 
-    def step_of(run):
-        return partial(train_step, run, run.model.loss, run.optimizer.step)
-
     with memory_advice("The step needs as much as training does. Try --device cpu."):
-        run, about = open_before(args.checkpoint, args.step, settings, step_of)
+        run, about = open_before(args.checkpoint, args.step, settings, train_step)
         try:
-            data = step_data(trace_training_step(run, step_of(run)), args.weight)
+            data = step_data(trace_training_step(run, train_step), args.weight)
         except FloatingPointError as error:
             raise UserError(
                 f"Step {run.step + 1} has no finite loss: {error}. Open an earlier one with --step."

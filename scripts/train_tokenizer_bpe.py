@@ -34,7 +34,6 @@ from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
 from plumbing.text import print_next, shown_path
 
-SMALLEST = 257  # <|endoftext|> and the 256 bytes, without any merge
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back
 
 
@@ -94,7 +93,7 @@ def main() -> None:
             show_merges(tokenizer, merges)
             show_tokens(tokenizer, settings.corpus)
     check_round_trip(tokenizer, [UNSEEN])
-    save_tokenizer(library, settings.tokenizer_file)
+    save_tokenizer(tokenizer, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     if tokenizer.vocab_size < settings.vocab_size:
         print(f"The text had only {len(merges):,} merges to offer.")

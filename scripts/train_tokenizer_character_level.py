@@ -95,7 +95,7 @@ def main() -> None:
         if settings.debug:
             show_ids(tokenizer, settings.corpus)
     check_round_trip(tokenizer, ["".join(sorted(counts, reverse=True))])  # a text that is not in the corpus
-    save_tokenizer(library, settings.tokenizer_file)
+    save_tokenizer(tokenizer, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     print(f"{tokenizer.vocab_size:,} ids, two of them special, in {shown_path(settings.tokenizer_file)}")
     print_next(f"python scripts/prepare_dataset.py{file_flags(settings, CHAR, 'corpus tokenizer_file')}")

@@ -42,3 +42,12 @@ def open_page(chromium):
         page.close()
         assert errors == []
         assert [url for url in requests if not url.startswith("blob:")] == [address]
+
+
+def wait_until(page, condition: str, *, tries: int = 400) -> None:
+    """Until a JavaScript expression is true. (Playwright's own way needs eval, which the page forbids.)"""
+    for _ in range(tries):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {condition}")

@@ -24,7 +24,7 @@ from dataset import token_writer
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.safe_load import save
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
-from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
+from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, reloaded, save_tokenizer
 from plumbing.corpus import split_documents, write_documents
 
 DOCUMENT = '''"""Module {i}."""
@@ -74,7 +74,7 @@ def make_pipeline(folder, settings, kind):
     )
     write_documents(settings.corpus, DOCUMENTS)
     library = make_character_tokenizer("".join(DOCUMENTS)) if kind == "char" else train_bpe_tokenizer(DOCUMENTS, 300)
-    save_tokenizer(library, settings.tokenizer_file)
+    save_tokenizer(reloaded(library), settings.tokenizer_file)
     tokenizer = load_tokenizer(settings.tokenizer_file)
     facts = {
         "tokenizer_kind": kind,

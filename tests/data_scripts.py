@@ -52,7 +52,6 @@ SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("train*.py", "generate*.py", "ingestion/*.py", "scripts/*.py")
     for path in ROOT.glob(pattern)
-    if path.name != "_root.py"
 )
 
 

@@ -109,7 +109,7 @@ def names_in(source: str) -> set[str]:
 
 def broken(sources: dict[str, str]) -> list[str]:
     """Imports of our own modules and names that do not exist. Inside a function they would show only when it runs."""
-    ours, found = {name.partition("/")[0].removesuffix(".py") for name in sources} - {"_root"}, []
+    ours, found = {name.partition("/")[0].removesuffix(".py") for name in sources}, []
     for importer, source in sources.items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ours:
@@ -239,7 +239,6 @@ for script in sys.argv[1:]:
     except ImportError as error:
         answers[script] = repr(error)
     sys.path[:] = path
-    sys.modules.pop("_root", None)
 print(json.dumps(answers))
 """
 

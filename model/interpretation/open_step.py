@@ -80,10 +80,9 @@ def settings_of(saved: dict, given: Settings) -> Settings:
     return replace(base, **own | named, device=given.device)
 
 
-def open_before(path: Path, step: int | None, given: Settings, step_maker: Callable) -> tuple[Run, str]:
+def open_before(path: Path, step: int | None, given: Settings, train_step: Callable) -> tuple[Run, str]:
     """The run at `path` before the training step `step` (see read_before()), and where it came from, in words. Steps
-    between the checkpoint and that one are taken again with step_maker(run), which is train_step for this run: on a CPU
-    they are those of the run."""
+    between the checkpoint and that one are taken again: on a CPU they are those of the run."""
     file, saved = read_before(path, step)
     settings, tokenizer = settings_of(saved, given), saved["tokenizer"]
     kind, ids = ("char", tokenizer.vocab_size) if tokenizer.kind == "none" else (tokenizer.kind, None)
@@ -107,9 +106,9 @@ def open_before(path: Path, step: int | None, given: Settings, step_maker: Calla
         about += f", {step - 1 - run.step} steps taken again"
         if step > run.max_steps:
             raise UsageError(f"--step must be at most {run.max_steps}, the length of this run, and it is {step}.")
-        take = step_maker(run)
         while run.step < step - 1:
             fraction = learning_rate_at(run.step, run.max_steps, settings.warmup_steps, settings.decay_fraction)
-            take(*run.batches(run.step), torch.full((), fraction, device=device))
+            rate = torch.full((), fraction, device=device)
+            train_step(run, model.loss, optimizer.step, *run.batches(run.step), rate)
             run.step += 1
     return run, about

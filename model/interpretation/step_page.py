@@ -28,7 +28,7 @@ SINGULAR = 24  # singular values that are shown of a matrix, evenly spread
 def step_data(step: TrainingStep, chosen: str | None) -> dict:
     """Everything, ready for JSON but for arrays. `chosen` names a weight, such as "head.weight[275,8]"; by default a
     weight of AdamW and one of Muon are chosen."""
-    run, losses = step.run, ts.batch_losses(step)
+    run, (losses, best) = step.run, ts.batch_predictions(step)
     inputs, targets = held_out(step)
     after = ts.batch_losses(step, step.after), ts.other_losses(step, inputs, targets, step.after)
     other = ts.other_losses(step, inputs, targets)
@@ -56,7 +56,7 @@ def step_data(step: TrainingStep, chosen: str | None) -> dict:
             {"of": "the held-out paragraph", "before": other.mean().item(), "after": after[1].mean().item(),
              "changed": changed(step, inputs, targets, other, after[1])},
         ],
-        **batch_data(step, losses),
+        **batch_data(step, losses, best),
     }  # fmt: skip
 
 
@@ -67,13 +67,12 @@ def held_out(step: TrainingStep) -> tuple[Tensor, Tensor]:
     return window[:, :-1], window[:, 1:]
 
 
-def batch_data(step: TrainingStep, losses: Tensor) -> dict:
+def batch_data(step: TrainingStep, losses: Tensor, best: Tensor) -> dict:
     """The batch token by token: how bad each prediction was, what was predicted, and how hard it pushes: the norm of
     the gradient that it alone sends into the stream after the last layer, times N."""
     rows = max(1, MOST_TOKENS // step.inputs.size(1))
-    inputs, targets = step.inputs[:rows], step.targets[:rows]
+    inputs, targets, best = step.inputs[:rows], step.targets[:rows], best[:rows]
     push = step.streams[-1].float().norm(dim=-1).view(step.inputs.shape) * step.inputs.numel()
-    _, best = ts.losses_of(step.run.model, inputs, targets)
     shown = {*inputs.flatten().tolist(), *targets.flatten().tolist(), *best.flatten().tolist()}
     return {
         "texts": {token: token_text(step.run.tokenizer, token) for token in sorted(shown)},

@@ -63,16 +63,16 @@ class TrainingStep:
         return of[0][self.offset(name) :][: weight.numel()].view_as(weight)
 
 
-def trace_training_step(run: Run, step_of: Callable) -> TrainingStep:
-    """Take the run's next step and take it back. step_of(inputs, targets, fraction) is train_step for this run,
-    uncompiled."""
+def trace_training_step(run: Run, train_step: Callable) -> TrainingStep:
+    """Take the run's next step and take it back."""
     optimizer, settings = run.optimizer, run.settings
     scheduled = learning_rate_at(run.step, run.max_steps, settings.warmup_steps, settings.decay_fraction)
     fraction = scheduled if scheduled > 0 else RATE_AFTER_THE_END
     before, random_state = [tensor.clone() for tensor in optimizer.tensors()], generator_states(run)
     inputs, targets = run.batches(run.step)
     with watched(run.model) as seen:
-        loss, norm = step_of(inputs, targets, torch.full((), fraction, device=run.device))
+        rate = torch.full((), fraction, device=run.device)
+        loss, norm = train_step(run, run.model.loss, optimizer.step, inputs, targets, rate)
     after = [tensor.clone() for tensor in optimizer.tensors()]
     gradients = {name: p.grad.clone() for name, p in run.model.named_parameters()}
     values = {name: torch.cat(outputs).flatten(0, 1).detach() for name, outputs in seen["input"].items()}
@@ -119,8 +119,8 @@ def generator_states(run: Run) -> tuple[Tensor, Tensor | None]:
 
 
 def put_back(step: TrainingStep, tensors: list[Tensor] | None = None) -> None:
-    """Give the run the weights, optimizer's state and random numbers from before the step, or other `tensors`; the
-    gradient that the optimizer gets is that of the step, clipped."""
+    """Give the run the weights, optimizer's state and random numbers from before the step, or other `tensors`. The
+    gradients stay those of the step, clipped."""
     for tensor, was in zip(step.run.optimizer.tensors(), tensors or step.before, strict=True):
         tensor.copy_(was)
     of_cpu, of_gpu = step.random_state
@@ -146,13 +146,18 @@ def losses_of(model: GPT, inputs: Tensor, targets: Tensor, micro_batches: int = 
     return torch.cat(losses).view(inputs.shape), torch.cat(best).view(inputs.shape)
 
 
-def batch_losses(step: TrainingStep, tensors: list[Tensor] | None = None) -> Tensor:
-    """The loss of each token of the batch (B, T) with the weights before the step, or with others. Dropout drops what
-    it dropped in the step."""
+def batch_predictions(step: TrainingStep, tensors: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """losses_of() the batch with the weights before the step, or with others. Dropout drops what it dropped in the
+    step."""
     put_back(step, tensors)
-    losses, _ = losses_of(step.run.model, step.inputs, step.targets, step.run.settings.accumulate)
+    found = losses_of(step.run.model, step.inputs, step.targets, step.run.settings.accumulate)
     put_back(step)
-    return losses
+    return found
+
+
+def batch_losses(step: TrainingStep, tensors: list[Tensor] | None = None) -> Tensor:
+    """The loss of each token of the batch (B, T) alone."""
+    return batch_predictions(step, tensors)[0]
 
 
 # === one weight =======================================================================================================

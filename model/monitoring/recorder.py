@@ -39,15 +39,13 @@ class Recorder:
     """
 
     def __init__(self, run: Run, log: Log, baselines: dict[str, float], sample: Callable[[], str]):
-        self.model, self.log, self.sample = run.model, log, sample
-        self.grad_clip = run.settings.grad_clip
-        self.run = run
+        self.run, self.log, self.sample = run, log, sample
         self.last = 0  # the step at which the run ends, once that is known
         self.seconds, self.weights_before = 0.0, None
         if not self.wanted:
             return
         start = time.perf_counter()
-        self.tokenizer, self.layers = run.tokenizer, parameters_by_layer(run.model)
+        self.layers = parameters_by_layer(run.model)
         self.inputs, self.targets, starts = held_out_blocks(run.val_data, run.model.block_size)
         T = self.inputs.shape[1]
         kinds = [kinds_of(run.val_data, run.tokenizer, start, T) for start in starts]
@@ -93,7 +91,7 @@ class Recorder:
             self.log.about = self.about
             self.log.write(step=step, about=self.about)
         before = self.weights_before
-        moved = {} if before is None else update_sizes(self.layers, before, norm.item(), self.grad_clip)
+        moved = {} if before is None else update_sizes(self.layers, before, norm.item(), self.run.settings.grad_clip)
         self.weights_before = None
         record = self.predictions() | moved | {"sample": self.sample()}
         self.log.write(step=step, record=record)
@@ -104,7 +102,7 @@ class Recorder:
     @torch.inference_mode()
     def predictions(self) -> dict:
         """How the model does on the held-out blocks, from one forward pass that keeps the attention weights."""
-        model, weights, bits, hidden = self.model.eval(), [], [], {}
+        model, weights, bits, hidden = self.run.model.eval(), [], [], {}
         hooks = [
             block.mlp.down.register_forward_pre_hook(lambda _, h, name=f"layer {i}": hidden.update({name: h[0]}))
             for i, block in enumerate(model.blocks)
@@ -123,7 +121,7 @@ class Recorder:
         return {
             "surprise_bits": [round(float(b), 3) for b in bits[0]],
             "expected": [
-                [[token_text(self.tokenizer, token), round(p, 4)] for token, p in zip(ids, values, strict=True)]
+                [[token_text(self.run.tokenizer, token), round(p, 4)] for token, p in zip(ids, values, strict=True)]
                 for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
             ],
             "kind_bits": {name: round(float(bits[at].mean()), 4) for name, at in self.kinds.items() if at.any()},

@@ -140,7 +140,7 @@ def as_model(content: dict) -> dict:
         wanted = content["sources"]["tokenizer"]
         files = [path for path in (CHAR.tokenizer_file, BPE.tokenizer_file) if path.is_file()]
         known = BareIds(architecture["vocab_size"]), *map(load_tokenizer, files)
-        found = next((tokenizer for tokenizer in known if tokenizer.sha256 == wanted), None)
+        found = next((tokenizer for tokenizer in known if tokenizer.is_named(wanted)), None)
         if found is None:
             raise ValueError("it is a checkpoint without its tokenizer. The run writes its model when it resumes")
         stored = stored_tokenizer(found)

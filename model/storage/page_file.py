@@ -72,11 +72,3 @@ def to_bytes(weight: np.ndarray, dtype: str) -> bytes:
 def row_scales(weight: np.ndarray) -> np.ndarray:
     """The scale of each row of a matrix, (rows, 1), with which its largest weight becomes 127."""
     return np.maximum(np.abs(weight).max(axis=1, keepdims=True), 1e-30).astype(np.float32) / np.float32(LARGEST_INT8)
-
-
-def rounded(weight: np.ndarray, dtype: str) -> np.ndarray:
-    """The weight in fp32 as the page reads it."""
-    if dtype == "int8" and weight.ndim > 1:
-        scales = row_scales(weight)
-        return np.rint(weight / scales) * scales
-    return weight.astype(dtype if weight.ndim > 1 else "float32").astype(np.float32)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from plumbing.files import CHUNK, whole_file
-from plumbing.inputs import fingerprint
+from plumbing.inputs import state_of
 from plumbing.text import shown_path
 
 # The only names that a pickle may ask for.
@@ -80,11 +80,11 @@ def load(path: Path) -> dict:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")  # but a folder, or a pipe, which would never end
         with open(path, "rb") as file:
-            before = fingerprint(file.fileno())[:2]  # without the time at which another file takes its name
+            before = state_of(file)
             check_digest(file)
             with zipfile.ZipFile(file) as archive:
                 content = Archive(archive).content()
-            if fingerprint(file.fileno())[:2] != before:
+            if state_of(file) != before:
                 raise ValueError("it was changed while it was read")
             return content
     except Exception as error:  # a damaged or foreign file can raise anything

@@ -232,12 +232,10 @@ def reloaded(library: tokenizers.Tokenizer) -> Tokenizer:
     return Tokenizer(text, "the new tokenizer")
 
 
-def save_tokenizer(library: tokenizers.Tokenizer, path: Path) -> None:
-    """Write a tokenizer file. Raises UserError for a tokenizer that load_tokenizer() would refuse; an earlier file
-    stays."""
-    text = reloaded(library).json_text
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer file: of a new tokenizer, what reloaded() gives."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(tokenizer.json_text.encode())
 
 
 def make_character_tokenizer(characters: Iterable[str]) -> tokenizers.Tokenizer:

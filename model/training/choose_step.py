@@ -100,10 +100,10 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
 def compile_step(model: GPT, optimizer: Optimizer) -> tuple[Callable, Callable]:
     """The loss and the update of train_step, compiled at their first calls. On a GPU, the part of a large head in the
     loss is left as it is, by hand (model/by_hand_gpu.py)."""
-    compile = partial(torch.compile, dynamic=False)
+    compiled = partial(torch.compile, dynamic=False)
     if model.device.type == "cuda" and model.vocab_size >= LARGE_VOCABULARY:
-        return partial(model.loss, features=compile(model.features)), compile(optimizer.step)
-    return compile(model.loss), compile(optimizer.step)
+        return partial(model.loss, features=compiled(model.features)), compiled(optimizer.step)
+    return compiled(model.loss), compiled(optimizer.step)
 
 
 def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callable, float]:

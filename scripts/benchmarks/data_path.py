@@ -18,7 +18,13 @@ from model.tokenization.bpe_encoder import BPEEncoder
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.character_encoder import CharacterEncoder
 from model.tokenization.pre_tokens import join_documents
-from model.tokenization.tokenizer import load_tokenizer, make_bpe_tokenizer, make_character_tokenizer, save_tokenizer
+from model.tokenization.tokenizer import (
+    load_tokenizer,
+    make_bpe_tokenizer,
+    make_character_tokenizer,
+    reloaded,
+    save_tokenizer,
+)
 from plumbing.parallel import cores, in_input_order
 from scripts.benchmarks.common import medians, run_silently, seconds_of
 
@@ -70,8 +76,8 @@ class Inputs:
         few = documents[: max(1, len(documents) * 20 // round(max(self.megabytes, 20)))]
         self.texts, self.texts_megabytes = [text.decode() for text in few], sum(map(len, few)) / 1e6
         char = make_character_tokenizer("".join(text.decode() for text in dict.fromkeys(documents)))
-        save_tokenizer(char, folder / "char.json")
-        save_tokenizer(train_bpe_tokenizer(self.texts, 8192), folder / "bpe.json")
+        save_tokenizer(reloaded(char), folder / "char.json")
+        save_tokenizer(reloaded(train_bpe_tokenizer(self.texts, 8192)), folder / "bpe.json")
         self.char, self.bpe = load_tokenizer(folder / "char.json"), load_tokenizer(folder / "bpe.json")
 
 

@@ -13,7 +13,7 @@ import torch
 from config import ROOT
 from dataset import token_writer
 from model.device import pick_device, pick_dtype
-from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, save_tokenizer
+from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, reloaded, save_tokenizer
 from plumbing.command_line import flag_name
 from scripts.benchmarks.common import medians, run_silently
 from scripts.benchmarks.models import MODELS, SCALING_STEPS
@@ -59,7 +59,7 @@ def measure_scaling(args) -> list[dict]:
 def random_data(shape: dict, folder: Path) -> list:
     """Write token files of random ids. Returns the flags with which train.py trains a model of this shape on them."""
     tokenizer_file = folder / "tokenizer.json"
-    save_tokenizer(make_character_tokenizer(map(chr, range(32, 30 + shape["vocab_size"]))), tokenizer_file)
+    save_tokenizer(reloaded(make_character_tokenizer(map(chr, range(32, 30 + shape["vocab_size"])))), tokenizer_file)
     tokenizer, flags = load_tokenizer(tokenizer_file), ["--tokenizer-file", tokenizer_file]
     facts = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "end_of_text_id": 0}
     for name, tokens in (("train", 1_000_000), ("val", 100)):

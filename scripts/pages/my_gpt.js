@@ -484,7 +484,7 @@ async function chooseToken(i) {
 // === know ============================================================================================================
 
 function know() {
-  const {architecture: a, parameters, training, data = {}} = model, number = (value) => value.toLocaleString("en");
+  const {architecture: a, parameters, training} = model, number = (value) => value.toLocaleString("en");
   const total = Object.values(parameters).reduce((sum, count) => sum + count, 0);
   const kinds = {char: "single characters", bpe: "byte pairs (BPE)", none: "bare ids, whose text is unknown"};
   add(byId("about"), "p", `A transformer that predicts the next token: ${a.n_layer} layers of ${a.n_head} heads, ${a.n_embd} channels, `

@@ -51,9 +51,13 @@ function likeliest(p, n) {  // the ids of the n highest, from high to low; of eq
   return best;
 }
 
+function checkNumbers(logits) {
+  if (logits.some(Number.isNaN)) throw new Error("The model's logits are not numbers: its weights are too large to compute with.");
+}
+
 // The likeliest tokens of a distribution, and how the actual token fares: {ids, p, bits, rank}
 function score(logits, actual, record) {
-  if (logits.some(Number.isNaN)) throw new Error("The model's logits are not numbers: its weights are too large to compute with.");
+  checkNumbers(logits);
   const {p} = distribution(logits), ids = likeliest(p, record), row = {ids, p: ids.map((id) => p[id])};
   if (actual === undefined) return row;
   let rank = 1;
@@ -77,7 +81,6 @@ const requests = {
     model = new GPT(description.architecture, loadWeights(description.tensors, bytes));
     tokenizer = new Tokenizer(description.kind, description.tokenizer, description.architecture.vocab_size);
     caches = {write: model.newCache(), read: model.newCache(), look: model.newCache()};
-    return {checked: hash !== null};
   },
 
   encode: async ({text}) => tokenizer.encode(text),
@@ -90,7 +93,7 @@ const requests = {
     if (seed !== numbers.seed) numbers = {seed, generator: randomNumbers(seed), drawn: []};
     while (numbers.drawn.length <= ids.length - prompt) numbers.drawn.push(numbers.generator.next().value);
     const logits = model.logitLens(cache, cache.length - 1);
-    if (logits.some(Number.isNaN)) throw new Error("The model's logits are not numbers: its weights are too large to compute with.");
+    checkNumbers(logits);
     const step = choose(findCandidates(logits, sampling, new Set(ids), show), numbers.drawn[ids.length - prompt], sampling);
     const count = Math.min(step.ids.length, Math.max(show, step.rank));
     for (const name of ["ids", "modelP", "sampledP", "ends"]) step[name] = step[name].slice(0, count);
@@ -128,7 +131,6 @@ const requests = {
       take();
     }
     flush();
-    return {count: ids.length};
   },
 
   // The attention of all heads over some tokens (at most block_size), [layer][head]: for each row t its t + 1 weights,
@@ -156,7 +158,6 @@ const requests = {
         time = performance.now();
       }
     }
-    return {count: ids.length};
   },
 
   // What each component adds to the logits of the likeliest tokens and of `actual` after a token that was traced:

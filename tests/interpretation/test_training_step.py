@@ -28,10 +28,6 @@ VARIANTS = {
 }
 
 
-def step_of(run):
-    return partial(train_step, run, run.model.loss, run.optimizer.step)
-
-
 def close(a, b, atol=1e-5):
     a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (a, b))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=atol)
@@ -50,7 +46,7 @@ def step(char, request):
         optimizer.mean.copy_(torch.randn(optimizer.mean.shape, generator=generator) * 0.01)
         optimizer.square.copy_(torch.rand(optimizer.square.shape, generator=generator) * 1e-4)
         optimizer.steps.fill_(3)
-        yield ts.trace_training_step(run, step_of(run))
+        yield ts.trace_training_step(run, train_step)
 
 
 @pytest.fixture
@@ -184,7 +180,6 @@ def test_what_the_step_bought(step):
     """Losses after it, at its own and at other learning rates; and nothing of all that is left behind."""
     inputs, targets = step.targets[:1], step.inputs[:1]
     curve = ts.rate_curve(step, [0.0, 1.0, 3.0], inputs, targets)
-    ts.put_back(step, [step.before[0], *step.before[1:]])
     assert same(step.run.optimizer.tensors(), step.before)
     close(curve[0][0], step.loss)
     model = step.run.model
@@ -202,25 +197,25 @@ def test_what_the_step_bought(step):
 
 def test_it_is_the_very_step_of_the_run(finished_run, interrupted_run):
     """Step 10 from the checkpoint of step 5, with dropout: bit for bit the weights that the run ended with."""
-    run, about = open_before(interrupted_run.checkpoint_dir, 10, interrupted_run, step_of)
+    run, about = open_before(interrupted_run.checkpoint_dir, 10, interrupted_run, train_step)
     assert run.step == 9 and about.endswith("step_00000005.pt, 4 steps taken again")
-    step = ts.trace_training_step(run, step_of(run))
+    step = ts.trace_training_step(run, train_step)
     weights = {name: step.weight(name, step.after) for name, _ in run.model.named_parameters()}
     assert same(weights, {name: finished_run.last["model"][name] for name in weights})
     assert same(dict(zip(("mean", "square", "steps"), step.after[1:], strict=True)), finished_run.last["optimizer"])
     assert same(step.run.optimizer.tensors(), step.before)
     close(ts.batch_losses(step).mean(), step.loss)  # the same activations dropped
     for folder in (interrupted_run.checkpoint_dir, finished_run.settings.checkpoint_dir):  # the latter with 5 and 10
-        assert open_before(folder, None, interrupted_run, step_of)[0].step == 5
-    end, _ = open_before(checkpoint_path(folder, 10), None, interrupted_run, step_of)
-    assert ts.trace_training_step(end, step_of(end)).fraction == ts.RATE_AFTER_THE_END
+        assert open_before(folder, None, interrupted_run, train_step)[0].step == 5
+    end, _ = open_before(checkpoint_path(folder, 10), None, interrupted_run, train_step)
+    assert ts.trace_training_step(end, train_step).fraction == ts.RATE_AFTER_THE_END
 
 
 def test_a_model_gets_an_optimizer_without_memory(finished_run):
     settings = finished_run.settings
-    run, about = open_before(settings.model_file, None, settings, step_of)
+    run, about = open_before(settings.model_file, None, settings, train_step)
     assert about.endswith("a finished model: an optimizer without memory")
-    step = ts.trace_training_step(run, step_of(run))
+    step = ts.trace_training_step(run, train_step)
     assert step.before[1].count_nonzero() == 0 and step.fraction == ts.RATE_AFTER_THE_END
     assert same(step.weight("head.weight", step.before), finished_run.last["model"]["head.weight"])
 
@@ -234,29 +229,30 @@ def test_what_cannot_be_opened_is_refused_with_a_way_out(finished_run, interrupt
         (interrupted_run.checkpoint_dir, 11, "--step must be at most 10"),
     ):
         with pytest.raises((UserError, UsageError), match=expected):
-            open_before(path, step, settings, step_of)
+            open_before(path, step, settings, train_step)
     damaged = save_checkpoint(tmp_path / "damaged", 5, finished_run.first, keep=2)
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be used"):
-        open_before(tmp_path / "damaged", None, settings, step_of)
+        open_before(tmp_path / "damaged", None, settings, train_step)
 
 
 def test_an_old_checkpoint_finds_its_tokenizer_among_the_files(finished_run, tmp_path):
     old = {name: value for name, value in finished_run.first.items() if name != "tokenizer"}
     save_checkpoint(tmp_path / "old", 5, old, keep=2)
-    run, _ = open_before(tmp_path / "old", None, finished_run.settings, step_of)
+    run, _ = open_before(tmp_path / "old", None, finished_run.settings, train_step)
     assert run.tokenizer.kind == "char" and run.step == 5
     with pytest.raises(UserError, match="does not hold its tokenizer. Name it with --tokenizer-file"):
-        open_before(tmp_path / "old", None, replace(finished_run.settings, tokenizer_file=tmp_path / "none"), step_of)
+        lost = replace(finished_run.settings, tokenizer_file=tmp_path / "none")
+        open_before(tmp_path / "old", None, lost, train_step)
 
 
 def test_bare_ids_have_no_tokenizer_file(finished_run, tmp_path):
     """Their texts are their ids."""
     settings, ids = finished_run.settings, finished_run.last["model"]["embedding.weight"].shape[0]
-    run, _ = open_before(settings.model_file, None, settings, step_of)
+    run, _ = open_before(settings.model_file, None, settings, train_step)
     save_model(tmp_path / "bare.pt", run.model, BareIds(ids), {"steps": 3, "val_bits_per_byte": None})
     given = replace(settings, tokenizer_file=tmp_path / "none.json")
-    run, _ = open_before(tmp_path / "bare.pt", None, given, step_of)
+    run, _ = open_before(tmp_path / "bare.pt", None, given, train_step)
     assert run.tokenizer.kind == "none"
 
 
@@ -267,7 +263,7 @@ def test_a_run_in_bfloat16_can_be_opened(char):
         with torch.no_grad():
             for weight in run.model.parameters():
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
-        data = step_data(ts.trace_training_step(run, step_of(run)), None)
+        data = step_data(ts.trace_training_step(run, train_step), None)
     assert run.dtype == torch.bfloat16
     for weight in data["weights"]:
         assert weight["sum"] == pytest.approx(weight["update"]["gradient"], rel=0.03), weight["name"]

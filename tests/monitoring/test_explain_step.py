@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,10 +14,6 @@ from model.storage.checkpoint import newest_checkpoint
 from model.training import distributed
 from model.training.run_settings import check_settings
 from plumbing.errors import UsageError
-
-
-def step_of(run):
-    return partial(train.train_step, run, run.model.loss, run.optimizer.step)
 
 
 @pytest.fixture
@@ -65,8 +60,8 @@ def test_the_lines_are_the_steps_numbers(explained):
 def test_the_loss_after_a_step_is_that_of_the_opened_step(explained):
     """Step 6 by scripts/inspect_step.py, from the checkpoint of step 5."""
     settings, out = explained
-    run, _ = open_before(settings.checkpoint_dir, 6, settings, step_of)
-    step = ts.trace_training_step(run, step_of(run))
+    run, _ = open_before(settings.checkpoint_dir, 6, settings, train.train_step)
+    step = ts.trace_training_step(run, train.train_step)
     losses = ts.other_losses(step, step.inputs, step.targets, step.after)
     block = out[re.search(r"^step +6/10 ", out, re.MULTILINE).start() :]
     shown = re.search(r"this batch: loss (\S+), after the step (\S+)\.", block)

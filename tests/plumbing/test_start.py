@@ -24,7 +24,7 @@ def python(*arguments, **environment) -> subprocess.CompletedProcess:
 # === which Python =====================================================================================================
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "plumbing/start.py"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "plumbing/__init__.py", "plumbing/interrupts.py", "plumbing/start.py"])
 def test_an_old_python_can_read_what_tells_it_that_it_is_too_old(name):
     ast.parse(SOURCES[name], feature_version=(3, 8))
 

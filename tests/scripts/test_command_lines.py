@@ -40,7 +40,7 @@ def test_help_and_wrong_flags_answer_at_once():
 import contextlib, io, json, runpy, sys
 from pathlib import Path
 root, scripts = Path(sys.argv[1]), sys.argv[2:]
-ours = "_root config dataset ingestion model plumbing scripts".split()
+ours = "config dataset ingestion model plumbing scripts".split()
 outer, answers = list(sys.path[1:]), []
 for script in scripts:
     arguments = {

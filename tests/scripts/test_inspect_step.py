@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 
 import pytest
 from test_inspect_model import unpack
@@ -61,11 +60,8 @@ def data(inspect, kind, tmp_path):
 
 
 def step_now(settings):
-    def step_of(run):
-        return partial(train_step, run, run.model.loss, run.optimizer.step)
-
-    run, _ = open_before(settings.checkpoint_dir, None, settings, step_of)
-    return ts.trace_training_step(run, step_of(run))
+    run, _ = open_before(settings.checkpoint_dir, None, settings, train_step)
+    return ts.trace_training_step(run, train_step)
 
 
 def test_the_page_has_the_numbers_of_the_step(data, runs, kind):

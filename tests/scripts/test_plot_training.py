@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import wait_until
 from conftest import make_pipeline
 
 import train
@@ -277,7 +278,7 @@ def test_labels_can_be_read_at_any_width(plot, open_page, runs, tmp_path, width)
     page = open_page(tmp_path / "page.html", width=width)
     for new in (width, 700):
         page.set_viewport_size({"width": new, "height": 900})
-        page.wait_for_timeout(300)
+        wait_until(page, "[...document.querySelectorAll('svg')].every(s => s.viewBox.baseVal.width === s.clientWidth)")
         widths = page.eval_on_selector_all("svg", "all => all.map(one => one.viewBox.baseVal.width - one.clientWidth)")
         assert set(widths) == {0}
         heights = page.eval_on_selector_all("svg text", "all => all.map(one => one.getBoundingClientRect().height)")

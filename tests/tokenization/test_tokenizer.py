@@ -23,6 +23,7 @@ from model.tokenization.tokenizer import (
     check_round_trip,
     load_tokenizer,
     make_character_tokenizer,
+    reloaded,
     save_tokenizer,
 )
 from plumbing.corpus import END_OF_TEXT
@@ -36,14 +37,14 @@ SPECIAL_LOOKING = f"a{END_OF_TEXT}b\n{END_OF_TEXT}\n{UNKNOWN}<|{END_OF_TEXT}|>" 
 @pytest.fixture(scope="module")
 def char_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "char.json"
-    save_tokenizer(make_character_tokenizer(CODE), path)
+    save_tokenizer(reloaded(make_character_tokenizer(CODE)), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def bpe_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "bpe.json"
-    save_tokenizer(train_bpe_tokenizer(CODE.split("\n\n"), 600), path)
+    save_tokenizer(reloaded(train_bpe_tokenizer(CODE.split("\n\n"), 600)), path)
     return path
 
 
