@@ -82,6 +82,18 @@ def test_whole_file_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch)
     assert order[:3] == ["fsync", "replace", "fsync"]
 
 
+def test_the_system_starts_to_write_a_long_file_before_it_is_flushed(tmp_path, monkeypatch):
+    ranges = []
+    advise = lambda _, start, size, advice: ranges.append((start, start + size))  # noqa: E731
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr(files, "WRITTEN_EARLY", 1 << 21)
+    with whole_file(tmp_path / "x") as file:
+        for _ in range(7):
+            file.write(bytes(1 << 20))
+        assert ranges[-1][1] >= 4 << 20 and [0, *(end for _, end in ranges)][:-1] == [start for start, _ in ranges]
+
+
 LINUX = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks /proc which file was flushed")
 
 
