@@ -45,8 +45,7 @@ class BPEEncoder:
             new = np.flatnonzero(spans < 0)
             ids = self.ids
             if len(new):
-                with self.lock:
-                    spans[new], ids = self.learn([words[i] for i in new.tolist()])
+                spans[new], ids = self.learn([words[i] for i in new.tolist()])
             start, count = spans[index] >> 32, spans[index] & 0xFFFFFFFF
             ends = np.cumsum(count)
             # The index into ids of every token: within a word it rises by one.
@@ -58,25 +57,28 @@ class BPEEncoder:
         return np.array(list(map(self.known.get, words, repeat(-1))), np.int64)
 
     def learn(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Encode words with the library, under the lock. Returns (their spans, the array of ids that these index)."""
-        spans = self.known_spans(words)  # another thread may have learned some just now
-        new = np.flatnonzero(spans < 0).tolist()
+        """Encode words with the library. Returns (their spans, the array of ids that these index). Threads do so at the
+        same time, sometimes with the same word: waiting for each other would take longer."""
         max_length = MAX_LENGTH if len(self.known) < MAX_KNOWN else 0
-        kept = [i for i in new if len(words[i]) <= max_length]
-        others = [i for i in new if len(words[i]) > max_length]
+        kept = [i for i, word in enumerate(words) if len(word) <= max_length]
+        others = [i for i, word in enumerate(words) if len(word) > max_length]
+        spans = np.zeros(len(words), np.int64)
         ids, spans[kept] = self.encode_words([words[i] for i in kept])
-        self.ids = append(self.ids, self.used, ids)
-        self.used += len(ids)
-        self.known.update((words[i], int(spans[i])) for i in kept)
-        if not others:
-            return spans, self.ids
-        ids, spans[others] = self.encode_words([words[i] for i in others])
-        return spans, np.append(self.ids[: self.used], ids)
+        more, spans[others] = self.encode_words([words[i] for i in others])
+        with self.lock:
+            spans[kept] += self.used << 32
+            self.ids, self.used = append(self.ids, self.used, ids), self.used + len(ids)
+            self.known.update((words[i], int(spans[i])) for i in kept)  # last: others see no span without its ids
+            ids, used = self.ids, self.used
+        if others:
+            spans[others] += used << 32
+            ids = np.append(ids[:used], more)
+        return spans, ids
 
     def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(the ids of some words, their spans if these ids are put at self.used). The library is faster with one text
-        than with many words. So words that do not end in white space go to it many at a time, with a newline after
-        each, which is a word and a token by itself."""
+        """(the ids of some words, their spans in these ids). The library is faster with one text than with many words.
+        So words that do not end in white space go to it many at a time, with a newline after each, which is a word and
+        a token by itself."""
         plain = [i for i, word in enumerate(words) if word[-1] not in WHITE and word.isascii()]
         others = sorted(set(range(len(words))) - set(plain))
         texts = [words[i].decode() for i in others]
@@ -89,7 +91,7 @@ class BPEEncoder:
         ids = np.delete(ids, newlines + counts.sum())
         counts = np.append(counts, np.diff(newlines, prepend=-1) - 1)
         spans = np.zeros(len(words), np.int64)
-        spans[np.array([*others, *plain], np.int64)] = (np.cumsum(counts) - counts + self.used) << 32 | counts
+        spans[np.array([*others, *plain], np.int64)] = (np.cumsum(counts) - counts) << 32 | counts
         return ids, spans
 
 
