@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     stdlib = Path(sysconfig.get_path("stdlib"))
     data.add_argument("folders", nargs="*", type=Path, default=[stdlib], metavar="FOLDER", help="with Python files")
     data.add_argument("--megabytes", type=float, default=500, help="of Python, repeated if needed [%(default)s]")
-    data.add_argument("--train-megabytes", type=float, default=200, help="to train BPE on [%(default)s]")
+    data.add_argument("--train-megabytes", type=float, nargs="+", default=[45, 200], help="to train BPE on [45 200]")
     data.add_argument("--scratch", type=Path, help="folder for temporary files [the system's]")
 
     scale = subjects.add_parser("scale", parents=[common], help="tokens/s of several processes")

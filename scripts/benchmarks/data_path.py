@@ -186,7 +186,9 @@ def bpe_to_ids(inputs: Inputs) -> dict[str, float]:
 def prepare_script(script: str, tokenizer_file: str, inputs: Inputs) -> dict[str, float]:
     folder = inputs.folder
     flags = ["--corpus", folder / "c.txt", "--tokenizer-file", folder / tokenizer_file, "--quiet"]
-    return script_figures(script, *flags, "--train-file", folder / "t.bin", "--val-file", folder / "v.bin")
+    flags += ["--train-file", folder / "t.bin", "--val-file", folder / "v.bin"]
+    one_worker = script_figures(script, *flags, "--workers", 1)["ours"]
+    return script_figures(script, *flags) | {"one worker": one_worker}
 
 
 def train_bpe(texts: list[str], megabytes: float) -> dict[str, float]:
@@ -215,9 +217,11 @@ def measure_data(args) -> list[dict]:
         inputs = Inputs(documents, Path(folder))
         rounds = [{step: measure(inputs) for step, measure in STEPS.items()} for _ in range(args.rounds)]
     rows = [data_row(step, medians([figures[step] for figures in rounds])) for step in STEPS]
-    documents = documents[: max(1, round(len(documents) * min(1, args.train_megabytes / inputs.megabytes)))]
-    texts, megabytes = [document.decode() for document in documents], sum(map(len, documents)) / 1e6
-    return [*rows, data_row(f"train BPE, 8,192 ids, {megabytes:.0f} MB", train_bpe(texts, megabytes))]
+    for wanted in args.train_megabytes:
+        few = documents[: max(1, round(len(documents) * min(1, wanted / inputs.megabytes)))]
+        texts, megabytes = [document.decode() for document in few], sum(map(len, few)) / 1e6
+        rows.append(data_row(f"train BPE, 8,192 ids, {megabytes:.0f} MB", train_bpe(texts, megabytes)))
+    return rows
 
 
 def data_row(step: str, figures: dict[str, float]) -> dict:
