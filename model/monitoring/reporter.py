@@ -183,7 +183,9 @@ class Reporter(AbstractContextManager):
         if not math.isfinite(loss):
             raise FloatingPointError(f"the validation loss is {loss}")
         bits_per_byte = run.bits_per_byte(loss)
-        part = "" if tokens == len(run.val_data) - 1 else f" on {tokens:,} tokens"
+        whole = len(run.val_data) - 1
+        some = f" on {'all ' if tokens == whole else ''}{tokens:,} tokens"  # other ones are easier or harder
+        part = some if 0 < run.settings.eval_tokens < whole else ""
         print(
             f"validation at step {run.step}{part}: loss {loss:.4f} nats per token\n"
             f"  perplexity {metrics.perplexity(loss):.2f}, surprise {metrics.bits(loss):.3f} bits per token, "
