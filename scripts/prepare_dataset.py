@@ -228,7 +228,7 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     if unknown:
         some = ", ".join(f"{visible(c)} ({n:,} times)" for c, n in unknown.most_common(5))
         print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
-        if unknown.total() > size / 1000:
+        if unknown.total() > size / 100:
             print("Warning: so many that it was trained on other text. Step 4 trains one on this corpus.")
     check_written(settings, tokenizer, beginnings)
     print(f"Prepared {byte_size(size)} of text{byte_rate(size, seconds)}")

@@ -43,9 +43,7 @@ def test_files_and_folders_are_extracted_in_order(run, project):
     assert f"4 documents, {byte_size(Path('c.txt').stat().st_size)}, in c.txt" in result.out
 
 
-@pytest.mark.parametrize(
-    ("size", "following"), [(3_900_000, f"{TRAIN_CHAR} "), (4_100_000, f"{SAMPLE} --megabytes 4 ")]
-)
+@pytest.mark.parametrize(("size", "following"), [(3_900_000, TRAIN_CHAR), (4_100_000, f"{SAMPLE} --megabytes 4")])
 def test_of_a_large_corpus_a_sample_comes_next(run, project, size, following):
     write_parquet(project / "p.parquet", ["x" * size])
     assert f"\nNext: python {following} --corpus c.txt\n" in run(EXTRACT, "p.parquet", "--corpus", "c.txt").out

@@ -127,11 +127,11 @@ def test_unknown_characters_are_counted_and_named(run, project):
     assert (result.code, result.err) == (0, "")
     assert "27 characters are not in the tokenizer and became <|unk|>" in result.out
     assert "trained on other text" not in result.out
-    write_corpus(config.CHAR.corpus, ["Ωμέγα " * 50, *DOCUMENTS[1:]])
-    assert "Warning: so many that it was trained on other text." in run(PREPARE_CHAR, "--val-fraction", "0.3").out
     assert "among them Ω (18 times), \\x07 (9 times)" in result.out
     facts = [json.loads(Path(f"{path}.json").read_text()) for path in files_of(config.CHAR).values()]
     assert sum(fact["unknown_characters"] for fact in facts) == 27
+    write_corpus(config.CHAR.corpus, ["Ωμέγα " * 50, *DOCUMENTS[1:]])
+    assert "Warning: so many that it was trained on other text." in run(PREPARE_CHAR, "--val-fraction", "0.3").out
     ids = [token for path in files_of(config.CHAR).values() for token in np.fromfile(path, np.uint16).tolist()]
     assert ids.count(1) == 27
     splits = [[text for text in documents if plain_split(text, 0.3) == split] for split in ("train", "val")]
