@@ -38,16 +38,11 @@ from plumbing.command_line import ScriptParser, add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.files import flush_to_disk, make_folder, only_writer, rename
 from plumbing.inputs import LeftOut, parquet_files
-from plumbing.text import printable, shown_path
+from plumbing.text import byte_size, printable, shown_path
 
 STACK, STACK_PYTHON = "bigcode/the-stack", "data/python"
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps its Parquet copy of a dataset in another format
 BLOCK = 8_000_000  # bytes per request, and the most that an interruption costs
-
-
-def shown_size(size: int) -> str:
-    """A number of bytes as text: "61.25 GB", or "12.3 MB" below one GB."""
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 @dataclass
@@ -118,10 +113,10 @@ def check_space(cache: Path, missing: int) -> None:
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     if missing > free:
         raise UserError(
-            f"The download of {shown_size(missing)} does not fit on the disk of {shown_path(cache)}, which has "
-            f"{shown_size(free)} free. Take fewer with --files, or set HF_HUB_CACHE to a folder on another disk."
+            f"The download of {byte_size(missing)} does not fit on the disk of {shown_path(cache)}, which has "
+            f"{byte_size(free)} free. Take fewer with --files, or set HF_HUB_CACHE to a folder on another disk."
         )
-    print(f"Into {shown_path(cache)}, {shown_size(free)} free. Ctrl-C stops it; the same command resumes.")
+    print(f"Into {shown_path(cache)}, {byte_size(free)} free. Ctrl-C stops it; the same command resumes.")
 
 
 def fetch(file: CachedFile, progress: tqdm) -> None:
@@ -194,7 +189,7 @@ def check_parquet(file: CachedFile, debug: bool) -> str | None:
         return f"{damage} It was deleted. Run this command again."
     name = printable(file.path.name)
     if debug:
-        size = shown_size(file.path.stat().st_size)
+        size = byte_size(file.path.stat().st_size)
         tqdm.write(f"  {name}: {size}, {rows:,} rows of {printable(', '.join(columns))}")
     if "content" not in columns:
         tqdm.write(f"  {name} has no column content: name the one with the text to extraction, with --column")
@@ -214,9 +209,9 @@ def download(args: argparse.Namespace) -> None:
     size = sum(file.size for file in files)
     missing = sum(max(0, file.size - file.bytes_here()) for file in files)
     whole = sum(file.bytes_here() >= file.size for file in files)
-    print(f"{source}: {len(parquets)} Parquet files, {shown_size(sum(file.size for file in parquets))}")
-    here = f"{len(files)} files, {shown_size(size)}, of which {whole} are here already"
-    print(f"Wanted: {here}. To download: {shown_size(missing)}.")
+    print(f"{source}: {len(parquets)} Parquet files, {byte_size(sum(file.size for file in parquets))}")
+    here = f"{len(files)} files, {byte_size(size)}, of which {whole} are here already"
+    print(f"Wanted: {here}. To download: {byte_size(missing)}.")
     if missing:
         huggingface_hub.get_hf_file_metadata(files[0].url)  # the list is open to everybody, the files may not be
         check_space(cache, missing)
@@ -229,7 +224,7 @@ def download(args: argparse.Namespace) -> None:
                 link(file, args)
             problems += filter(None, [check_parquet(file, args.debug)])
     folder = snapshot / args.data_dir
-    print(f"{len(files)} files, {shown_size(size)}, in {shown_path(folder)}")
+    print(f"{len(files)} files, {byte_size(size)}, in {shown_path(folder)}")
     if problems:
         raise UserError("\n".join(problems))
     usual = (args.dataset, args.data_dir, args.revision) == (STACK, STACK_PYTHON, "main")

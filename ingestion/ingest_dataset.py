@@ -40,7 +40,7 @@ from plumbing.command_line import ScriptParser, add_flags, refuse_same
 from plumbing.corpus import NO_TEXT, split_at_marker
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, Unchanged, find_files
-from plumbing.text import printable, shown_path, visible
+from plumbing.text import byte_rate, byte_size, plural, printable, shown_path, visible
 
 USUAL_COLUMNS = ("content", "text")
 ROWS = 256  # of a Parquet file, read at once
@@ -265,8 +265,8 @@ def main() -> None:
     for reason, count in counts.items():
         if count and reason != "documents":
             print(f"  {reason}: {count:,}")
-    rate = size / 1e6 / (time.perf_counter() - start)
-    print(f"{written:,} documents, {size / 1e6:.1f} MB of text, in {shown_path(args.output)} ({rate:.0f} MB/s)")
+    text, rate = f"{byte_size(size)} of text", byte_rate(size, time.perf_counter() - start)
+    print(f"{plural(written, 'document')}, {text}, in {shown_path(args.output)}{rate}")
     show_extraction(args.output, CHAR.parquet_dir)
 
 

@@ -38,7 +38,7 @@ from config import CHAR
 from plumbing.command_line import ScriptParser, add_flags
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import LeftOut, find_files
-from plumbing.text import printable, shown_path
+from plumbing.text import byte_size, plural, printable, shown_path
 
 DECLARING = {".py", ".pyi", ".pyw", ".pyx", ".pxd", ".pxi"}  # Python and Cython
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
@@ -145,7 +145,7 @@ def main() -> None:
     left_out = LeftOut()
     files, size = write_parquet(args.output, gather(folders, skipped, args, left_out))
     left_out.show()
-    print(f"{files:,} files, {size / 1e6:.1f} MB of text, in {shown_path(args.output)}")
+    print(f"{plural(files, 'file')}, {byte_size(size)} of text, in {shown_path(args.output)}")
     show_extraction(args.output, CHAR.parquet_dir)
 
 

@@ -56,6 +56,18 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def byte_size(size: float) -> str:
+    """Bytes as people say them: 5.0 kB, 12.3 MB, 1.54 GB."""
+    if size < 999_950:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size < 999_950_000 else f"{size / 1e9:,.2f} GB"
+
+
+def byte_rate(size: float, seconds: float) -> str:
+    """ " (12.3 MB/s)"; nothing for less than 1 MB, where only starting takes time."""
+    return f" ({size / 1e6 / seconds:.1f} MB/s)" if size >= 1e6 else ""
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 8.2 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 59.95:

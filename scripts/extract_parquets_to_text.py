@@ -5,7 +5,7 @@
 
 Reads   the files and folders given, else data/parquet, else what ingestion/ingest.py downloaded to the hub's cache
 Writes  data/corpus.txt: UTF-8, the documents separated by a line <|endoftext|>
-Next    python scripts/sample_corpus_subset.py --megabytes 20
+Next    python scripts/sample_corpus_subset.py --megabytes 4, or step 4 if the corpus is no larger than that
 
 The text stays as it is, indentation and blank lines included; only line ends become LF. Row groups are read on all
 cores, about 1 MB at a time. If the run is stopped, the same command resumes it. Exit code 3 means that --skip-bad left
@@ -42,11 +42,12 @@ from plumbing.files import whole_file
 from plumbing.inputs import LeftOut, Unchanged, find_files, parquet_files, why_not_parquet
 from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
-from plumbing.text import plural, print_next, printable, quoted_path, shown_path, visible
+from plumbing.text import byte_rate, byte_size, plural, print_next, printable, quoted_path, shown_path, visible
 
 ROWS = 256  # read at once, at most,
 BATCH_BYTES = 1 << 20  # and about so much text: little enough to stay in the processor's caches until it is written
 ITEM_BYTES = 1 << 24  # 16 MB of text in the row groups that a thread reads, or one larger row group
+ENOUGH = 4  # megabytes for a first training; of a larger corpus, a sample comes next
 BATCHES_AT_ONCE = ITEM_BYTES // BATCH_BYTES  # read ahead of the writer: a thread waits only in larger row groups
 
 
@@ -276,18 +277,23 @@ def main() -> int:
             raise UserError(f"Nothing to write to {shown_path(corpus)}: no document was found in the input.")
         if args.shard:  # so that `cat` can join the shards
             file.write(SEPARATOR)
-        megabytes = file.tell() / 1e6
+        size = file.tell()
     seconds = time.perf_counter() - start
     documents = writer.counts.pop("documents")
     for reason, count in writer.counts.items():
         if count:
             print(f"  {reason}: {count:,}")
-    print(f"{documents:,} documents, {megabytes:.1f} MB, in {shown_path(corpus)} ({megabytes / seconds:.0f} MB/s)")
+    print(f"{plural(documents, 'document')}, {byte_size(size)}, in {shown_path(corpus)}{byte_rate(size, seconds)}")
     if args.shard:
         shards = shard_pattern(settings.corpus, args.shard[1])
         print(f"Next, when all shards are written: cat {shards} > {quoted_path(settings.corpus)}")
     else:
-        print_next(f"python scripts/sample_corpus_subset.py --megabytes 20{file_flags(settings, CHAR, 'corpus')}")
+        sample = (
+            f"sample_corpus_subset.py --megabytes {ENOUGH}"
+            if size > 1e6 * ENOUGH
+            else "train_tokenizer_character_level.py"
+        )
+        print_next(f"python scripts/{sample}{file_flags(settings, CHAR, 'corpus')}")
     return 3 if writer.bad else 0
 
 

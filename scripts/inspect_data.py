@@ -37,7 +37,7 @@ from plumbing.command_line import ScriptParser, file_flags
 from plumbing.corpus import NO_TEXT, SeenDocuments, document_hashes, read_document_bytes
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
-from plumbing.text import bar, shown_path, visible
+from plumbing.text import bar, plural, shown_path, visible
 
 SAMPLE_DOCUMENTS = 200  # encoded to estimate the bytes per token of a corpus
 SAMPLE_BYTES = 1 << 20  # longest document that is encoded for it
@@ -47,6 +47,9 @@ TOKENS_AT_ONCE = 1 << 22
 
 def show_sizes(sizes: np.ndarray, unit: str) -> None:
     """Print the distribution of document sizes: some percentiles, and a histogram over powers of two."""
+    if len(sizes) == 1:
+        print(f"It is one document, of {sizes[0]:,} {unit}")
+        return
     ordered = np.sort(sizes)
     names = {"smallest": 0, "10th percentile": 0.1, "median": 0.5, "90th percentile": 0.9, "largest": 1}
     percentiles = [f"{name} {ordered[round(q * (len(ordered) - 1))]:,}" for name, q in names.items()]
@@ -89,13 +92,15 @@ def read_corpus(path: Path) -> tuple[np.ndarray, Counter, list[tuple[int, int, b
 def inspect_corpus(path: Path, tokenizers: list[Path]) -> None:
     sizes, counts, longest = read_corpus(path)
     documents, total, lines, duplicates = len(sizes), int(sizes.sum()), counts["lines"], counts["duplicates"]
-    print(f"{shown_path(path)} is a corpus: {documents:,} documents, {total:,} bytes of text in {lines:,} lines")
+    texts = f"{plural(documents, 'document')}, {total:,} bytes of text in {plural(lines, 'line')}"
+    print(f"{shown_path(path)} is a corpus: {texts}")
     show_sizes(sizes, "bytes")
-    fraction = counts["bytes of duplicates"] / total
-    print(f"Exact duplicates: {duplicates:,} documents ({duplicates / documents:.1%}), {fraction:.1%} of the text")
+    fractions = f"({duplicates / documents:.1%}), {counts['bytes of duplicates'] / total:.1%} of the text"
+    print(f"Exact duplicates: {plural(duplicates, 'document')} {fractions}")
     print(f"White space: {counts['white'] / total:.1%} of the bytes; {total / lines:.1f} bytes per line")
     if counts["carriage returns"] or counts["zeros"]:
-        print(f"Unusual in code: {counts['carriage returns']:,} carriage returns, {counts['zeros']:,} NUL characters")
+        unusual = plural(counts["carriage returns"], "carriage return"), plural(counts["zeros"], "NUL character")
+        print(f"Unusual in code: {', '.join(unusual)}")
     print("The longest lines:")
     for length, document, start in longest:
         print(f"  {length:,} bytes in document {document + 1:,}: {visible(start.decode(errors='ignore'))}")
@@ -112,7 +117,8 @@ def show_bytes_per_token(corpus: Path, tokenizer_file: Path) -> None:
     tokens = sum(len(tokenizer.encode(document.decode())) for document in sample)
     if tokens:
         ratio = sum(map(len, sample)) / tokens
-        print(f"{shown_path(tokenizer_file)}: {ratio:.3f} bytes per token in the first {len(documents)} documents")
+        part = "" if len(documents) < SAMPLE_DOCUMENTS else f" in the first {len(documents)} documents"
+        print(f"{shown_path(tokenizer_file)}: {ratio:.3f} bytes per token{part}")
 
 
 # === a token file =====================================================================================================
@@ -164,12 +170,12 @@ def show_usage(counts: np.ndarray, tokenizer: Tokenizer | None) -> None:
     if tokenizer:
         print("The longest tokens in use:")
         for token in sorted(np.flatnonzero(counts).tolist(), key=lambda token: -len(tokenizer.token_bytes(token)))[:5]:
-            print(f"  {token_name(token):24} {counts[token]:>11,} times")
+            print(f"  {token_name(token):24} {plural(counts[token], 'time'):>17}")
 
 
 def show_borders(data: TokenFile, ends: np.ndarray, tokenizer: Tokenizer) -> None:
     print("Around the borders of documents:")
-    for border in ends[np.linspace(0, max(len(ends) - 2, 0), 3).astype(int)].tolist():
+    for border in ends[np.unique(np.linspace(0, max(len(ends) - 2, 0), 3).astype(int))].tolist():
         before = tokenizer.decode(data.tokens[max(border - 24, 0) : border])
         after = tokenizer.decode(data.tokens[border + 1 : border + 25])
         print(f"  ...{visible(before[-36:])} | {visible(after[:36])}...")
@@ -180,18 +186,18 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
     data = open_tokens(path)
     facts, ratio = data.facts, 1 / data.tokens_per_byte
     print(
-        f"{shown_path(path)} has {facts['tokens']:,} tokens of {facts['documents']:,} documents, "
+        f"{shown_path(path)} has {facts['tokens']:,} tokens of {plural(facts['documents'], 'document')}, "
         f"{facts['utf8_bytes']:,} bytes of text: {ratio:.3f} bytes per token. Its checksum is right."
     )
     tokenizer = find_tokenizer(data, tokenizers)
     counts, ends = read_counts(data)
     if len(ends) != facts["documents"] or not len(ends) or ends[-1] != len(data) - 1:
-        print(f"Warning: {len(ends):,} end-of-text ids for {facts['documents']:,} documents.")
+        print(f"Warning: {len(ends):,} end-of-text ids for {plural(facts['documents'], 'document')}.")
     begins = np.append(0, ends[:-1] + 1)
     show_sizes(ends - begins, "tokens")
     seen = SeenDocuments()
     duplicates = sum(int((~seen.new(document_hashes(some))).sum()) for some in documents_in(data, begins, ends))
-    print(f"Exact duplicates: {duplicates:,} documents ({duplicates / len(ends):.1%})")
+    print(f"Exact duplicates: {plural(duplicates, 'document')} ({duplicates / len(ends):.1%})")
     if facts.get("unknown_characters"):
         print(f"Characters that the tokenizer does not know: {facts['unknown_characters']:,}")
     show_usage(counts, tokenizer)

@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
             print_logit_lens(model, tokenizer, forward, ids)
             print_head(tokenizer, forward.attention.flatten(0, 1)[heads.index(args.head.upper())], ids, args.head)
             print_next_tokens(tokenizer, forward, settings.show)
+            if len(ids) == 1:
+                print("One token has no others to look at: give a --prompt of several.")
         if args.html:
             weights = sum(model.parameter_counts().values())
             facts = [

@@ -89,7 +89,7 @@ def main() -> None:
                 writer.extend(np.frombuffer(ids, "<u2"))
                 progress.update(len(ids))
             writer.count(*(data.facts.get(name, 0) for name in ("documents", "utf8_bytes", "unknown_characters")))
-    counts = f"{writer.documents:,} documents, {writer.tokens:,} tokens, {writer.utf8_bytes:,} bytes"
+    counts = f"{plural(writer.documents, 'document')}, {writer.tokens:,} tokens, {writer.utf8_bytes:,} bytes"
     print(f"{plural(len(files), 'file')}, {counts}, in {shown_path(args.output)}")
 
 

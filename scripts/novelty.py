@@ -32,7 +32,7 @@ from config import CHAR
 from plumbing.command_line import ScriptParser, add_flags, parse
 from plumbing.corpus import MARKER, SEPARATOR
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.text import printable, shown_path, visible
+from plumbing.text import byte_size, printable, shown_path, visible
 
 SEED = 16  # bytes that are looked up at once
 STRIDE = 8  # bytes between the seeds of the corpus; a match of SEED + STRIDE - 1 bytes contains a whole one
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     text = args.file.read_bytes()
     corpus = np.memmap(settings.corpus, dtype=np.uint8, mode="r")
     matches, covered = find_matches(text, corpus, args.shortest, args.most)
-    size = f"{len(corpus) / 1e6:,.1f} MB"
+    size = byte_size(len(corpus))
     print(f"{printable(args.file.name)}, {len(text):,} bytes, against {size} of {shown_path(settings.corpus)}")
     for start, source, length in matches:
         passage = visible(text[start : start + length].decode("utf-8", errors="replace"))

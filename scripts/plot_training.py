@@ -114,7 +114,8 @@ def write_tensorboard(run: dict, folder: Path) -> int:
 def describe_run(run: dict) -> str:
     steps = max(entry["step"] for entry in run["lines"] + run["evaluations"])
     per_byte = [e["val_bits_per_byte"] for e in run["evaluations"] if e["val_bits_per_byte"] is not None]
-    return f"{run['name']}: {steps:,} steps, best validation {metrics.show_bits_per_byte(min(per_byte, default=None))}."
+    best = metrics.show_bits_per_byte(min(per_byte, default=None))
+    return f"{run['name']}: {plural(steps, 'step')}, best validation {best}."
 
 
 if __name__ == "__main__":

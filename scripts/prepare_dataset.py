@@ -45,7 +45,7 @@ from plumbing.files import flush_to_disk
 from plumbing.inputs import Unchanged
 from plumbing.journal import Journal, identity
 from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
-from plumbing.text import print_next, quoted_path, shown_path, visible
+from plumbing.text import byte_rate, byte_size, plural, print_next, quoted_path, shown_path, visible
 
 CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little enough to hold several chunks in memory
 BLOCKS_AT_ONCE = 22  # computed ahead of the writer: more than a chunk has, so only a very long document waits
@@ -191,7 +191,7 @@ def check_written(settings: Settings, tokenizer: Tokenizer, beginnings: dict[str
             print(f"The beginning of {shown_path(path)}, read back and decoded, above its source:")
             print(f"  {visible(decoded)}\n  {visible(source)}")
         print(
-            f"{shown_path(path)}: {data.facts['documents']:,} documents, {len(data.tokens):,} tokens, "
+            f"{shown_path(path)}: {plural(data.facts['documents'], 'document')}, {len(data.tokens):,} tokens, "
             f"{data.facts['utf8_bytes']:,} bytes, {1 / data.tokens_per_byte:.3f} bytes per token"
         )
 
@@ -228,8 +228,10 @@ def main(default: Settings = CHAR, description: str | None = __doc__, kind: str 
     if unknown:
         some = ", ".join(f"{visible(c)} ({n:,} times)" for c, n in unknown.most_common(5))
         print(f"{unknown.total():,} characters are not in the tokenizer and became <|unk|>, among them {some}")
+        if unknown.total() > size / 100:
+            print("Warning: so many that it was trained on other text. Step 4 trains one on this corpus.")
     check_written(settings, tokenizer, beginnings)
-    print(f"{size / 1e6 / seconds:.1f} MB/s")
+    print(f"Prepared {byte_size(size)} of text{byte_rate(size, seconds)}")
     if args.shard:
         shards = shard_pattern(given.train_file, args.shard[1])
         print("Next, when all shards are written, for train and likewise for val:")

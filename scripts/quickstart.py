@@ -33,7 +33,7 @@ from dataset import sidecar
 from plumbing.command_line import ScriptParser
 from plumbing.errors import UserError, run_script
 from plumbing.files import whole_file
-from plumbing.text import IN_QUICKSTART, duration, shown_path
+from plumbing.text import IN_QUICKSTART, duration, plural, shown_path
 
 
 class Stage(NamedTuple):
@@ -221,7 +221,7 @@ def main() -> int:
         lines = (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()
         last = [entry for entry in map(json.loads, lines) if "val_loss" in entry][-1]
         bits = f"{last['val_bits_per_byte']:.3f} bits per byte of validation text"
-        print(f"{name:10} {bits}, after {last['step']:,} steps")
+        print(f"{name:10} {bits}, after {plural(last['step'], 'step')}")
     print(f"Open {PAGE} in a browser: it is the BPE model, writing and showing how, and it needs no network.")
     print("Both models are ready. Try each:")
     for script in ("generate.py", "generatev2.py"):

@@ -26,7 +26,7 @@ from config import CHAR, DATA, Settings
 from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, refuse_same
 from plumbing.corpus import sample_document_bytes, write_documents
 from plumbing.errors import UsageError, UserError, run_script
-from plumbing.text import print_next, shown_path, visible
+from plumbing.text import byte_rate, byte_size, plural, print_next, shown_path, visible
 
 
 def show_and_pass_on(documents: Iterator[bytes], settings: Settings) -> Iterator[bytes]:
@@ -39,7 +39,10 @@ def show_and_pass_on(documents: Iterator[bytes], settings: Settings) -> Iterator
         count += 1
         yield document
     if not count:
-        raise UserError(f"No document of {shown_path(settings.corpus)} fits into so small a sample. Ask for more.")
+        raise UserError(
+            f"No document of {shown_path(settings.corpus)} fits into so small a sample of whole documents. Ask for "
+            "more; or, if it is a single one, divide it by lines <|endoftext|>."
+        )
 
 
 def main() -> None:
@@ -60,9 +63,9 @@ def main() -> None:
     start = time.perf_counter()
     documents = sample_document_bytes(settings.corpus, settings.seed, **wanted)
     count, written = write_documents(args.output, show_and_pass_on(documents, settings))
-    whole = settings.corpus.stat().st_size / 1e6
-    rate = whole / (time.perf_counter() - start)
-    print(f"{count:,} documents, {written / 1e6:.1f} of {whole:.1f} MB, in {shown_path(args.output)} ({rate:.0f} MB/s)")
+    whole = settings.corpus.stat().st_size
+    sizes, rate = f"{byte_size(written)} of {byte_size(whole)}", byte_rate(whole, time.perf_counter() - start)
+    print(f"{plural(count, 'document')}, {sizes}, in {shown_path(args.output)}{rate}")
     flags = file_flags(replace(settings, corpus=args.output), CHAR, "corpus")
     print_next(f"python scripts/train_tokenizer_character_level.py{flags}")
 

@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import plumbing.start
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -32,8 +33,10 @@ from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, re
 from plumbing.corpus import read_document_bytes, read_documents, sample_documents
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
-from plumbing.text import print_next, shown_path
+from plumbing.text import byte_size, plural, print_next, shown_path
 
+# Of the corpus, so that an id occurs about 200 times; and the smallest vocabulary that is recommended.
+BYTES_PER_ID, SMALLEST = 700, 512
 UNSEEN = "naïve façade, 日本語, 🐍, \t\r\n and a NUL \0 too"  # every byte has an id, so any text must come back
 
 
@@ -71,6 +74,17 @@ def show_tokens(tokenizer: Tokenizer, corpus: Path) -> None:
         print(f"  {row}")
 
 
+def advise_size(vocab_size: int, settings: Settings, bytes_per_token: float) -> None:
+    """Warn of a vocabulary that is too large for the corpus, and name one that fits."""
+    size = settings.corpus.stat().st_size
+    fitting = max(SMALLEST, 1 << int(math.log2(max(size / BYTES_PER_ID, 1))))
+    if vocab_size > fitting:
+        print(
+            f"Warning: in {byte_size(size)} of text each id occurs {size / bytes_per_token / vocab_size:.0f} times on "
+            f"average, too rarely to learn much about it. Try --vocab-size {fitting}, or characters."
+        )
+
+
 def main() -> None:
     parser = ScriptParser(__doc__)
     add_flags(parser, BPE, "corpus tokenizer_file vocab_size tokenizer_megabytes seed debug")
@@ -96,8 +110,9 @@ def main() -> None:
     save_tokenizer(tokenizer, settings.tokenizer_file)
     print(f"Reloaded and checked: {utf8_bytes:,} bytes came back unchanged, {utf8_bytes / tokens:.3f} bytes per token")
     if tokenizer.vocab_size < settings.vocab_size:
-        print(f"The text had only {len(merges):,} merges to offer.")
+        print(f"The text had only {plural(len(merges), 'merge')} to offer.")
     print(f"{tokenizer.vocab_size:,} ids in {shown_path(settings.tokenizer_file)}, learned in {seconds:.1f} s")
+    advise_size(tokenizer.vocab_size, settings, utf8_bytes / tokens)
     print_next(f"python scripts/prepare_dataset_bpe.py{file_flags(settings, BPE, 'corpus tokenizer_file')}")
 
 

@@ -37,7 +37,7 @@ from plumbing.command_line import ScriptParser, add_flags, file_flags, parse, re
 from plumbing.corpus import read_documents
 from plumbing.errors import UserError, run_script
 from plumbing.inputs import Unchanged
-from plumbing.text import bar, print_next, shown_path, visible
+from plumbing.text import bar, plural, print_next, shown_path, visible
 
 
 def count_characters(corpus: Path) -> tuple[Counter[str], int]:
@@ -62,7 +62,8 @@ def show_alphabet(counts: Counter[str]) -> None:
     for character, count in ranked[:12]:
         print(f"  {visible(character):8} {count:>12,} {bar(count / total)} {count / total:6.1%}")
     rare = [character for character, count in ranked if count == 1]
-    print(f"  and so on; {len(rare):,} occur once, such as {visible(''.join(rare[:20]))}")
+    examples = f", such as {' '.join(map(visible, rare[:20]))}" if rare else ""
+    print(f"  {'and so on; ' if len(ranked) > 12 else ''}characters that occur once: {len(rare):,}{examples}")
 
 
 def show_ids(tokenizer: Tokenizer, corpus: Path) -> None:
@@ -84,7 +85,7 @@ def main() -> None:
     corpus = Unchanged(settings.corpus)
     with corpus:  # compared before the tokenizer is replaced
         counts, documents = count_characters(settings.corpus)
-    print(f"{documents:,} documents, {counts.total():,} characters, {len(counts):,} different ones")
+    print(f"{plural(documents, 'document')}, {counts.total():,} characters, {len(counts):,} different ones")
     if settings.debug:
         show_alphabet(counts)
     library = make_character_tokenizer(counts)

@@ -47,9 +47,9 @@ class Diagnostics:
             "--vocab-size).",
         )
 
-    def trained(self, loss: float) -> None:
-        """The loss of a training batch."""
-        self.losses.append(loss)
+    def trained(self, losses: list[float]) -> None:
+        """The losses of training batches, each of one step."""
+        self.losses += losses
 
     def evaluated(self, step: int, val_loss: float, tokens: int, vocab_size: int) -> list[str]:
         """The validation loss over so many tokens, in nats per token. It is compared with others over as many tokens,
@@ -61,6 +61,8 @@ class Diagnostics:
                 f"the untrained model's loss is {val_loss:.3f}, but uniform guessing among {vocab_size:,} tokens gives "
                 f"{expected:.3f}. Check how the weights are initialised (GPT.initialise).",
             )
+        if not self.losses and step:  # resumed here: what the steps before had is not known
+            return []
         train_loss = statistics.fmean(self.losses) if self.losses else val_loss  # untrained, both are the same
         self.losses = []
         best, then = self.best.get(tokens, (math.inf, math.nan))

@@ -115,7 +115,7 @@ class Reporter(AbstractContextManager):
         self.progress.update()
         if self.printed(run.step):
             self.training(norm, fraction)
-        if self.checkpoint_due() and self.losses:  # a run that resumes here does not know them
+        if (self.checkpoint_due() or self.evaluation_due()) and self.losses:  # for whoever resumes here or judges it
             self.log.write(step=run.step, losses=self.new_losses())
         if self.checkpoint_due() or self.evaluation_due() or self.recorder.due(run.step):
             wait_for(run.device)
@@ -143,7 +143,6 @@ class Reporter(AbstractContextManager):
             learning_rate=fraction * run.settings.learning_rate, gradient_norm=norm, tokens_per_second=speed,
             losses=self.new_losses(),
         )  # fmt: skip
-        self.diagnostics.trained(loss)
         if self.verbose:
             begun_at = run.resumed_at or 0
             left = time_left(run.step - begun_at, run.max_steps - begun_at, now - self.first_step)
@@ -160,6 +159,7 @@ class Reporter(AbstractContextManager):
         """The losses of the steps that are not in the log yet."""
         losses = distributed.mean_over_processes(torch.stack(self.losses)).tolist()
         self.losses = []
+        self.diagnostics.trained(losses)
         return [round(loss, 4) if math.isfinite(loss) else None for loss in losses]
 
     def checkpoint_due(self) -> bool:
@@ -183,7 +183,9 @@ class Reporter(AbstractContextManager):
         if not math.isfinite(loss):
             raise FloatingPointError(f"the validation loss is {loss}")
         bits_per_byte = run.bits_per_byte(loss)
-        part = "" if tokens == len(run.val_data) - 1 else f" on {tokens:,} tokens"
+        whole = len(run.val_data) - 1
+        some = f" on {'all ' if tokens == whole else ''}{tokens:,} tokens"  # other ones are easier or harder
+        part = some if 0 < run.settings.eval_tokens < whole else ""
         print(
             f"validation at step {run.step}{part}: loss {loss:.4f} nats per token\n"
             f"  perplexity {metrics.perplexity(loss):.2f}, surprise {metrics.bits(loss):.3f} bits per token, "

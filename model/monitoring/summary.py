@@ -52,6 +52,6 @@ def print_summary(run: Run) -> None:
         return
     expected = metrics.uniform_loss(model.vocab_size)
     print(
-        f"The untrained model gives all {model.vocab_size:,} tokens the same probability, so its loss must be "
-        f"ln({model.vocab_size}) = {expected:.4f}, a surprise of {metrics.bits(expected):.2f} bits per token."
+        f"The untrained model gives all {model.vocab_size:,} tokens nearly the same probability, so its loss must be "
+        f"near ln({model.vocab_size}) = {expected:.4f}, a surprise of {metrics.bits(expected):.2f} bits per token."
     )

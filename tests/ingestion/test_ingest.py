@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hub import BLOCK, CODEPARROT, CONVERTED, STACK, Answer, commit, parquet, sha256
 
+from plumbing.text import byte_size
+
 SCRIPT = Path(__file__).resolve().parents[2] / "ingestion" / "ingest.py"
 
 
@@ -72,7 +74,7 @@ def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, fi
         path = snapshot(tmp_path) / name
         assert path.read_bytes() == files[name]
         assert pq.read_table(path).column_names == ["content", "path"]
-        assert f"{path.name}: {len(files[name]) / 1e6:.1f} MB" in out
+        assert f"{path.name}: {byte_size(len(files[name]))}" in out
     assert sorted(path.name for path in blobs.iterdir()) == sorted(sha256(files[name]) for name in (first, second))
     assert (snapshot(tmp_path).parents[1] / "refs" / "main").read_text() == commit("main")
     assert f"in {(snapshot(tmp_path) / 'data/python').relative_to(tmp_path)}\n" in out
@@ -82,7 +84,7 @@ def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, fi
     hub.requests.clear()
     code, out, err = ingest(tmp_path, hub.url, "--files", "2", HF_TOKEN="hf_accepted")
     assert code == 0 and hub.requests == []
-    assert "of which 2 are here already. To download: 0.0 MB." in out
+    assert "of which 2 are here already. To download: 0.0 kB." in out
 
     # The token went to the hub, and not to the host that it redirects to.
     assert hub.tokens_seen == {("127.0.0.1", "hf_accepted")}

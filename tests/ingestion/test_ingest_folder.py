@@ -14,6 +14,8 @@ from data_scripts import (
     refused,
 )
 
+from plumbing.text import byte_size
+
 
 def make_sources(folder: Path) -> dict[str, str]:
     """A folder of all that a folder of sources can hold. Returns the files that should be taken, and their text."""
@@ -91,7 +93,8 @@ def test_sources_are_gathered_and_the_rest_is_counted(run, project):
     assert left_out_counts(result.out) == REASONS | BY_NAME
     assert "left out, not *.py: 1 (.txt)" in result.out
     assert f"left out, hidden: 1 ({Path('src') / '.git'})" in result.out
-    assert f"{len(taken)} files, 0.0 MB of text, in {Path('out') / 'f.parquet'}" in result.out
+    size = byte_size(sum(len(text.encode()) for text in taken.values()))
+    assert f"{len(taken)} files, {size} of text, in {Path('out') / 'f.parquet'}" in result.out
     # Whatever matches is either taken or counted.
     folders = "package package/inner .".split()
     assert len(taken) + sum(REASONS.values()) == sum(len(list((project / "src" / f).glob("*.py"))) for f in folders)

@@ -109,6 +109,7 @@ BASELINES = {"uniform": 7.3, "unigram": 4.9, "bigram": 3.5, "trigram": 2.8, "gzi
     [
         (2.91, "better than the bigram, 0.110 bits per byte from the trigram"),
         (7.5, "no better than guessing"),
+        (7.28, "no better than guessing"),  # by chance, as an untrained model
         (1.6, "better than xz by 0.400 bits per byte"),
         (2.5, "better than the trigram, 0.000 bits per byte from gzip"),
     ],

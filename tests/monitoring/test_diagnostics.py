@@ -1,6 +1,8 @@
 """Warnings: each planted fault raises its own within 100 steps, and a healthy run raises none."""
 
+import json
 import re
+import statistics
 from dataclasses import replace
 
 import conftest
@@ -78,14 +80,22 @@ def test_a_first_loss_that_is_not_that_of_guessing(char, capsys, plant):
     assert step == "0" and "Check how the weights are initialised" in text
 
 
-def test_overfitting(tmp_path, capsys, monkeypatch):
-    """A little noise, which nobody can predict, but which can be memorised."""
+@pytest.mark.parametrize("log_every", [5, 1000])
+def test_overfitting(tmp_path, capsys, monkeypatch, log_every):
+    """A little noise, which nobody can predict, but which can be memorised. The training losses are means of all steps
+    between two evaluations, whether or not any of them had a line."""
     rng = np.random.default_rng(0)
     noise = ["".join(map(chr, rng.integers(97, 123, 20))) for _ in range(30)]
     monkeypatch.setattr(conftest, "DOCUMENTS", noise)
     settings = conftest.make_pipeline(tmp_path, CHAR, "char")
-    ((step, text),) = warnings(settings, capsys, batch_size=32)
+    ((step, text),) = warnings(settings, capsys, batch_size=32, log_every=log_every)
     assert step in ("25", "50", "75", "100") and "overfitting" in text
+    log = list(map(json.loads, (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()))
+    untrained = next(entry["val_loss"] for entry in log if "val_loss" in entry)
+    losses = [loss for entry in log for loss in entry.get("losses", [])]
+    means = [f"{statistics.fmean(losses[at : at + 25]):.3f}" for at in range(0, 100, 25)]
+    before, now = re.search(r"training loss fell from ([\d.]+) to ([\d.]+):", text).groups()
+    assert now == means[int(step) // 25 - 1] and before in [f"{untrained:.3f}", *means[: int(step) // 25 - 1]]
 
 
 def test_a_text_that_is_short_for_its_model(tmp_path, capsys):
@@ -104,7 +114,7 @@ def test_overfitting_by_hand():
     check = Diagnostics()
 
     def evaluate(train_loss, val_loss, tokens=100):
-        check.trained(train_loss)
+        check.trained([train_loss + 0.1, train_loss - 0.1])
         return check.evaluated(500, val_loss, tokens, 50)
 
     assert evaluate(2.0, 2.1) == []
@@ -114,6 +124,14 @@ def test_overfitting_by_hand():
     (said,) = evaluate(1.2, 2.3)
     assert "from 2.100 to 2.300" in said and "from 2.000 to 1.200" in said
     assert evaluate(1.0, 2.6) == []  # once
+
+
+def test_an_evaluation_of_which_no_training_loss_is_known_is_not_judged():
+    """Where a run resumes at an evaluation that was missing."""
+    check = Diagnostics()
+    assert check.evaluated(500, 1.0, 100, 50) == []
+    check.trained([0.5])
+    assert check.evaluated(550, 2.0, 100, 50) == []
 
 
 def test_each_is_said_once_and_only_when_it_is_settled():

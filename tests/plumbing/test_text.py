@@ -12,9 +12,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbing.text import bar, duration, plural, printable, quoted_path, readable, shown_path, time_left, visible
+from plumbing.text import (
+    bar,
+    byte_rate,
+    byte_size,
+    duration,
+    plural,
+    printable,
+    quoted_path,
+    readable,
+    shown_path,
+    time_left,
+    visible,
+)
 
 in_any_time = settings(deadline=None)  # a busy machine is no failure
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(0, "0.0 kB"), (5_000, "5.0 kB"), (999_949, "999.9 kB"), (999_951, "1.0 MB"), (12_345_678, "12.3 MB"),
+     (999_949_999, "999.9 MB"), (999_950_001, "1.00 GB"), (61_250_000_000, "61.25 GB")],
+)  # fmt: skip
+def test_byte_size_by_hand(size, expected):
+    assert byte_size(size) == expected
+
+
+def test_a_rate_of_less_than_a_megabyte_says_nothing():
+    assert [byte_rate(size, 2.0) for size in (999_999, 3_000_000)] == ["", " (1.5 MB/s)"]
 
 
 def test_plural_by_hand():

@@ -131,7 +131,7 @@ def test_a_step_names_the_next_one_for_the_files_that_it_was_given(run, project)
     files = ["--train-file", "t.bin", "--val-file", "v.bin"]
     steps = [
         ([INGEST, "in", "--output", "p.parquet"], f"{EXTRACT} p.parquet"),
-        ([EXTRACT, "p.parquet", "--corpus", "c.txt"], f"{SAMPLE} --megabytes 20 --corpus c.txt"),
+        ([EXTRACT, "p.parquet", "--corpus", "c.txt"], f"{TRAIN_CHAR} --corpus c.txt"),
         (["ingestion/ingest_dataset.py", "c.txt", "--output", "d.parquet"], f"{EXTRACT} d.parquet"),
         ([TRAIN_CHAR, "--corpus", "c.txt", *char], f"{PREPARE_CHAR} --corpus c.txt --tokenizer-file 'c t.json'"),
         ([TRAIN_BPE, "--corpus", "c.txt", *bpe], f"{PREPARE_BPE} --corpus c.txt {' '.join(bpe)}"),
@@ -189,7 +189,7 @@ def test_the_steps_follow_each_other_on_their_defaults(run, project):
         (sources / f"{i:02d}.py").write_text(text, "utf-8")
     steps = [
         ([INGEST, sources], EXTRACT),
-        ([EXTRACT], SAMPLE),
+        ([EXTRACT], TRAIN_CHAR),  # so little text needs no sample
         ([SAMPLE, "--fraction", "0.5"], TRAIN_CHAR),
         ([TRAIN_CHAR], PREPARE_CHAR),
         ([PREPARE_CHAR], "train.py"),

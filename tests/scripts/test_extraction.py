@@ -13,6 +13,8 @@ import pytest
 from data_scripts import (
     EXTRACT,
     KINDS,
+    SAMPLE,
+    TRAIN_CHAR,
     VARIED,
     M,
     damaged,
@@ -26,6 +28,7 @@ from plumbing.corpus import (
     document_hashes,
     read_documents,
 )
+from plumbing.text import byte_size
 
 
 def test_files_and_folders_are_extracted_in_order(run, project):
@@ -37,7 +40,13 @@ def test_files_and_folders_are_extracted_in_order(run, project):
     assert (result.code, result.err) == (0, "")
     assert list(read_documents(Path("c.txt"))) == ["z1", "z2", "b", "a"]
     assert "of 3 parquet files" in result.out
-    assert "4 documents, 0.0 MB, in c.txt" in result.out
+    assert f"4 documents, {byte_size(Path('c.txt').stat().st_size)}, in c.txt" in result.out
+
+
+@pytest.mark.parametrize(("size", "following"), [(3_900_000, TRAIN_CHAR), (4_100_000, f"{SAMPLE} --megabytes 4")])
+def test_of_a_large_corpus_a_sample_comes_next(run, project, size, following):
+    write_parquet(project / "p.parquet", ["x" * size])
+    assert f"\nNext: python {following} --corpus c.txt\n" in run(EXTRACT, "p.parquet", "--corpus", "c.txt").out
 
 
 def test_what_goes_in_comes_out(run, project):

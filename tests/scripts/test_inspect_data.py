@@ -9,6 +9,7 @@ import numpy as np
 from data_scripts import (
     INSPECT,
     MERGE,
+    PREPARE_BPE,
     TRAIN_BPE,
     VARIED,
     files_of,
@@ -16,6 +17,7 @@ from data_scripts import (
     write_corpus,
 )
 
+import config
 import dataset
 from model.tokenization.tokenizer import load_tokenizer
 
@@ -28,10 +30,10 @@ def test_the_counts_of_a_corpus_are_right(run, project):
     assert (result.code, result.err) == (0, "")
     size = sum(len(d.encode()) for d in documents)
     assert f"c.txt is a corpus: {len(documents)} documents, {size:,} bytes of text" in result.out
-    assert "Exact duplicates: 1 documents (0.5%)" in result.out
+    assert "Exact duplicates: 1 document (0.5%)" in result.out
     white = sum(d.count(c) for d in documents for c in " \t\n\r\v\f")
     assert f"White space: {white / size:.1%} of the bytes" in result.out
-    assert "1 carriage returns, 1 NUL characters" in result.out
+    assert "1 carriage return, 1 NUL character\n" in result.out
     assert "  500 bytes in document 202: xxx" in result.out
     lengths = sorted(len(d.encode()) for d in documents)
     assert (
@@ -42,6 +44,16 @@ def test_the_counts_of_a_corpus_are_right(run, project):
     assert {int(a): int(n) for a, n in rows if n != "0"} == Counter(1 << (n.bit_length() - 1) for n in lengths)
     refused(run(INSPECT, "nothing.txt"), "There is no corpus nothing.txt")
     refused(run(INSPECT, write_corpus(project / "e.txt", [""])), "holds no document")
+
+
+def test_a_corpus_of_one_document(run, project, prepare):
+    write_corpus(project / "c.txt", ["one, two, three " * 40])
+    assert run(TRAIN_BPE, "--corpus", "c.txt", "--vocab-size", "300").code == 0
+    out = run(INSPECT, "c.txt").out
+    assert "It is one document, of 640 bytes\n" in out and "in the first" not in out
+    assert run(PREPARE_BPE, "--corpus", "c.txt").code == 0
+    out = run(INSPECT, config.BPE.train_file).out
+    assert "It is one document, of " in out and out.count(" | ...") == 1
 
 
 def test_the_counts_of_a_token_file_are_right(run, project, prepare):

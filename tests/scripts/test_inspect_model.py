@@ -150,7 +150,8 @@ def test_the_short_form(inspect, kind):
     shown = re.findall(r"^   id +(\d+) .* ([\d.]+)%$", out, re.MULTILINE)
     assert [int(token) for token, _ in shown] == p.indices.tolist()
     assert [float(share) for _, share in shown] == pytest.approx((100 * p.values).tolist(), abs=0.0051)
-    assert inspect(kind, "d", "--text")  # one token
+    assert "give a --prompt of several" not in out
+    assert "give a --prompt of several" in inspect(kind, "d", "--text")  # one token
 
 
 @pytest.mark.parametrize("width", [70, 80, 200])

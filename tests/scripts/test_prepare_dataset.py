@@ -118,6 +118,13 @@ def test_one_document_is_cut_in_two(run, project, prepare):
     assert np.fromfile(settings.val_file, np.uint16).tolist() == plain_ids(settings, [text[cut:]])
 
 
+def test_a_tokenizer_of_other_text(run, project):
+    write_corpus(config.CHAR.corpus)
+    run(TRAIN_CHAR)
+    write_corpus(config.CHAR.corpus, ["Ωμέγα " * 50, *DOCUMENTS[1:]])
+    assert "Warning: so many that it was trained on other text." in run(PREPARE_CHAR, "--val-fraction", "0.3").out
+
+
 def test_unknown_characters_are_counted_and_named(run, project):
     write_corpus(config.CHAR.corpus)
     run(TRAIN_CHAR)
@@ -126,6 +133,7 @@ def test_unknown_characters_are_counted_and_named(run, project):
     result = run(PREPARE_CHAR, "--val-fraction", "0.3")
     assert (result.code, result.err) == (0, "")
     assert "27 characters are not in the tokenizer and became <|unk|>" in result.out
+    assert "trained on other text" not in result.out
     assert "among them Ω (18 times), \\x07 (9 times)" in result.out
     facts = [json.loads(Path(f"{path}.json").read_text()) for path in files_of(config.CHAR).values()]
     assert sum(fact["unknown_characters"] for fact in facts) == 27

@@ -14,6 +14,7 @@ from plumbing import corpus as corpus_file
 from plumbing.corpus import (
     read_documents,
 )
+from plumbing.text import byte_size
 
 
 @pytest.mark.parametrize("wanted", [["--megabytes", "0.002"], ["--documents", "20"], ["--fraction", "0.25"]])
@@ -28,7 +29,8 @@ def test_a_sample_is_written_and_described(run, project, wanted):
         assert 1800 < sum(len(text.encode()) for text in taken) <= 2000
     else:
         assert len(taken) == {"--documents": 20, "--fraction": 15}[wanted[0]]
-    assert f"{len(taken)} documents, 0.0 of 0.0 MB, in s.txt" in result.out
+    sizes = [byte_size(path.stat().st_size) for path in (Path("s.txt"), corpus)]
+    assert f"{len(taken)} documents, {sizes[0]} of {sizes[1]}, in s.txt\n" in result.out
     assert result.out.count("takes a document of ") == 3
     assert result.out.endswith("Next: python scripts/train_tokenizer_character_level.py --corpus s.txt\n")
 
@@ -62,6 +64,8 @@ def test_a_sample_too_small_for_any_document(run, project, wanted):
     write_corpus(config.CHAR.corpus)
     result = run(SAMPLE, *wanted)
     refused(result, "fits into so small a sample")
+    write_corpus(config.CHAR.corpus, ["a text of one document"])
+    refused(run(SAMPLE, "--fraction", "0.1"), "if it is a single one, divide it by lines <|endoftext|>")
     write_corpus(config.CHAR.corpus, [""])
     refused(run(SAMPLE, *wanted), "holds no document")
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from data_scripts import (
@@ -98,11 +99,32 @@ def test_the_bpe_tokenizer_learns_from_documents_and_not_across_them(run, projec
     assert tokenizers.Tokenizer.from_file("t.json").get_vocab_size() == 257
 
 
+@pytest.mark.parametrize(("size", "fitting"), [(5_000, 512), (800_000, 1024)])
+def test_a_vocabulary_too_large_for_the_text(run, project, size, fitting):
+    words = np.random.default_rng(0).integers(97, 123, (400, 6), dtype=np.uint8)
+    text = "".join(f"{word.tobytes().decode()} " for word in np.resize(words, (size // 7, 6)))
+    write_corpus(project / "c.txt", [text])
+    flags = ["--corpus", "c.txt", "--tokenizer-file", "t.json", "--vocab-size"]
+    out = run(TRAIN_BPE, *flags, "1200").out
+    tokens = len(tokenizers.Tokenizer.from_file("t.json").encode(text).ids)
+    assert f"each id occurs {tokens / 1200:.0f} times on average" in out
+    assert f"Try --vocab-size {fitting}, or characters." in out
+    if fitting == 512:
+        assert "Warning" not in run(TRAIN_BPE, *flags, "512").out
+
+
+def test_characters_that_occur_once_are_told_apart(run, project):
+    for text, said in (("aab\tc", "characters that occur once: 3, such as b → c"), ("aa", "once: 0")):
+        write_corpus(project / "c.txt", [text])
+        assert f"{said}\n" in run(TRAIN_CHAR, "--corpus", "c.txt", "--tokenizer-file", "t.json").out
+
+
 def test_a_small_text_gives_a_smaller_vocabulary(run, project):
     write_corpus(project / "c.txt", ["ab ab ab abc"])
     result = run(TRAIN_BPE, "--corpus", "c.txt", "--tokenizer-file", "t.json")
     assert "The text had only 3 merges to offer." in result.out
     assert "260 ids in t.json" in result.out
+    assert "Warning" not in result.out  # a smaller vocabulary would not be recommended
     assert "  id   257: a + b = ab" in result.out and "  id   259: ·ab + c = ·abc" in result.out
 
 

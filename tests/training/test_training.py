@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -134,7 +135,7 @@ def test_evaluation_scores_every_token_but_the_first_once(char):
     assert model.training  # and training goes on as it was
 
 
-def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch):
+def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch, capsys):
     real, parts = train.evaluate, []
     monkeypatch.setattr(
         train,
@@ -143,6 +144,9 @@ def test_before_the_end_a_part_of_the_file_is_scored(char, monkeypatch):
     )
     train.main(replace(char, eval_tokens=50), fresh=False)
     assert parts == [50, 50, 0]
+    scored = re.findall(r"^validation at step \d+ on (.*) tokens: ", capsys.readouterr().out, re.MULTILINE)
+    assert scored[-1] == f"all {len(open_tokens(char.val_file)) - 1:,}"
+    assert len(scored) == 3 and not any("all" in part for part in scored[:2])
     train.main(replace(char, max_steps=20, eval_tokens=50), fresh=False)
     assert parts[3:] == [50, 0]
     # A run that ends where only a part was scored scores the rest.
