@@ -7,40 +7,39 @@
 //   C  channels of the residual stream    H  attention heads    L  layers    S  tokens attended to
 //   D  head size, C / H                   V  tokens in the vocabulary
 //
-// Everything here is about one token at a time, because with a cache that is all that writing needs: a vector goes in,
-// a vector comes out. Numbers are kept in fp32 and added up in double precision, as JavaScript does by itself.
+//   T  tokens computed at once: 1 while it writes, 4 while it reads, because four use each weight that is fetched
+//
+// Numbers are kept in fp32 and added up in double precision, as JavaScript does by itself.
 "use strict";
 
 // === weights =========================================================================================================
 
 // The bytes of base64: four letters for three bytes.
 function decodeBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);  // browsers since 2025
   const letters = atob(text), bytes = new Uint8Array(letters.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
   return bytes;
 }
 
-// The value of each of the 65,536 half-precision numbers: sign, 5 bits of exponent, 10 of fraction (IEEE 754).
-function halves() {
-  const values = new Float32Array(65536);
-  for (let bits = 0; bits < 65536; bits++) {
-    const exponent = bits >> 10 & 31, fraction = bits & 1023;
-    values[bits] = (bits >> 15 ? -1 : 1) * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
-  }
-  return values;
+// Half-precision numbers (sign, 5 bits of exponent, 10 of fraction) in fp32, which has 8 bits of exponent and 23 of
+// fraction. With the bits in their places, only the exponent is 112 too low.
+function halvesToFloats(halves) {
+  const bits = new Uint32Array(halves.length), floats = new Float32Array(bits.buffer);
+  for (let i = 0; i < bits.length; i++) bits[i] = (halves[i] & 0x8000) << 16 | (halves[i] & 0x7fff) << 13;
+  for (let i = 0; i < bits.length; i++) floats[i] *= 2 ** 112;
+  return floats;
 }
 
 // The weights of a file by name, in fp32: {"head.weight": Float32Array, ...}. `tensors` is a list of {name, dtype, shape,
 // offset}, with the offset in bytes. An int8 tensor has a scale for each row before its rows. Little-endian throughout.
 function loadWeights(tensors, bytes) {
-  const weights = {}, half = halves();
+  const weights = {};
   for (const {name, dtype, shape, offset} of tensors) {
     const [rows, columns] = [shape[0], shape[1] ?? 1], count = rows * columns, at = bytes.byteOffset + offset;
     if (dtype === "float32") weights[name] = new Float32Array(bytes.buffer, at, count);
-    else if (dtype === "float16") {
-      const bits = new Uint16Array(bytes.buffer, at, count), weight = weights[name] = new Float32Array(count);
-      for (let i = 0; i < count; i++) weight[i] = half[bits[i]];
-    } else {
+    else if (dtype === "float16") weights[name] = halvesToFloats(new Uint16Array(bytes.buffer, at, count));
+    else {
       const scales = new Float32Array(bytes.buffer, at, rows), values = new Int8Array(bytes.buffer, at + 4 * rows, count);
       const weight = weights[name] = new Float32Array(count);
       for (let r = 0, i = 0; r < rows; r++) for (let c = 0; c < columns; c++, i++) weight[i] = values[i] * scales[r];
@@ -52,24 +51,28 @@ function loadWeights(tensors, bytes) {
 
 // === layers, as model/layers.py ======================================================================================
 
-// y = W x: (inputs) -> (outputs). The next call overwrites y.
+// y = W x: (T, inputs) -> (T, outputs), where T is 1 or 4. The next call overwrites y.
 class Linear {
   constructor(weight, inputs) {
     this.weight = weight;  // (outputs, inputs), row after row
     this.inputs = inputs;
-    this.y = new Float32Array(weight.length / inputs);
+    this.outputs = weight.length / inputs;
+    [this.one, this.four] = [1, 4].map((T) => new Float32Array(T * this.outputs));
   }
 
-  // Four rows and two columns at a time: each x is read once for four rows, and no sum waits for another. The number of
-  // inputs is even, because rotary positions need pairs.
+  // Both ways compute several sums at a time, so that what is fetched serves several and no sum waits for another.
   forward(x) {
-    const {weight: w, inputs, y} = this, n = y.length;
-    let o = 0;
-    for (; o + 4 <= n; o += 4) {
-      let r0 = o * inputs, r1 = r0 + inputs, r2 = r1 + inputs, r3 = r2 + inputs, a = 0, b = 0, c = 0, d = 0;
+    return x.length === this.inputs ? this.forwardOne(x) : this.forwardFour(x);
+  }
+
+  forwardOne(x) {  // four rows and two columns; the number of inputs is even, because rotary positions need pairs
+    const {weight: w, inputs, one: y} = this;
+    let o = 0, at = 0;
+    for (; o + 4 <= y.length; o += 4) {
+      let r1 = at + inputs, r2 = r1 + inputs, r3 = r2 + inputs, a = 0, b = 0, c = 0, d = 0;
       for (let i = 0; i < inputs; i += 2) {
         const u = x[i], v = x[i + 1];
-        a += w[r0++] * u + w[r0++] * v;
+        a += w[at++] * u + w[at++] * v;
         b += w[r1++] * u + w[r1++] * v;
         c += w[r2++] * u + w[r2++] * v;
         d += w[r3++] * u + w[r3++] * v;
@@ -78,17 +81,45 @@ class Linear {
       y[o + 1] = b;
       y[o + 2] = c;
       y[o + 3] = d;
+      at = r3;
     }
-    for (; o < n; o++) {
+    for (; o < y.length; o++) {
       let sum = 0;
-      for (let i = 0; i < inputs; i++) sum += w[o * inputs + i] * x[i];
+      for (let i = 0; i < inputs; i++) sum += w[at++] * x[i];
       y[o] = sum;
+    }
+    return y;
+  }
+
+  forwardFour(x) {  // two rows for four tokens; only the head can have an odd number of rows, and it computes one token
+    const {weight: w, inputs, outputs, four: y} = this, x1 = inputs, x2 = x1 + inputs, x3 = x2 + inputs;
+    for (let o = 0, at = 0; o < outputs; o += 2, at += inputs) {
+      let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
+      for (let i = 0; i < inputs; i++, at++) {
+        const u = w[at], v = w[at + inputs], p = x[i], q = x[i + x1], r = x[i + x2], s = x[i + x3];
+        a += u * p;
+        b += u * q;
+        c += u * r;
+        d += u * s;
+        e += v * p;
+        f += v * q;
+        g += v * r;
+        h += v * s;
+      }
+      y[o] = a;
+      y[o + outputs] = b;
+      y[o + 2 * outputs] = c;
+      y[o + 3 * outputs] = d;
+      y[o + 1] = e;
+      y[o + outputs + 1] = f;
+      y[o + 2 * outputs + 1] = g;
+      y[o + 3 * outputs + 1] = h;
     }
     return y;
   }
 }
 
-// Scale a vector to a root mean square of 1, then each channel by its weight: (n) -> (n), into y
+// Scale each vector to a root mean square of 1, then each channel by its weight: (T, n) -> (T, n), into y
 class RMSNorm {
   constructor(weight, eps = 1e-6) {
     this.weight = weight;
@@ -96,8 +127,11 @@ class RMSNorm {
   }
 
   forward(x, y = new Float32Array(x.length)) {
-    const scale = this.scale(x);
-    for (let i = 0; i < x.length; i++) y[i] = x[i] * scale * this.weight[i];
+    const {weight} = this, n = weight.length;
+    for (let at = 0; at < x.length; at += n) {
+      const scale = this.scale(x.subarray(at, at + n));
+      for (let i = 0; i < n; i++) y[at + i] = x[at + i] * scale * weight[i];
+    }
     return y;
   }
 
@@ -149,8 +183,9 @@ class KeyValueCache {
     return this.ids.length;
   }
 
-  row(array, position) {
-    return array.subarray(position * this.width, (position + 1) * this.width);
+  // The rows of the tokens from a position on: (T, C)
+  rows(array, position, T = 1) {
+    return array.subarray(position * this.width, (position + T) * this.width);
   }
 }
 
@@ -159,16 +194,32 @@ function attentionWeights(q, keys, first, width, length, weights) {
   const D = q.length;
   let highest = -Infinity, sum = 0;
   for (let t = 0; t < length; t++) {
-    let score = 0;
-    for (let i = 0, at = t * width + first; i < D; i++, at++) score += q[i] * keys[at];
-    weights[t] = score / Math.sqrt(D);
+    let even = 0, odd = 0;  // no sum waits for the other; rotary positions need pairs, so D is even
+    for (let i = 0, at = t * width + first; i < D; i += 2, at += 2) {
+      even += q[i] * keys[at];
+      odd += q[i + 1] * keys[at + 1];
+    }
+    weights[t] = (even + odd) / Math.sqrt(D);
     highest = Math.max(highest, weights[t]);
   }
   for (let t = 0; t < length; t++) sum += weights[t] = Math.exp(weights[t] - highest);
   for (let t = 0; t < length; t++) weights[t] /= sum;
 }
 
-// Causal self-attention: the token gathers values from itself and the tokens before it. (C) -> (C)
+// The mean of the values, weighted, for the channels of one head: weights (S), values (S, C) from column `first` on, into y (D)
+function weightedMean(weights, values, first, width, y) {
+  for (let i = 0; i < y.length; i += 2) {
+    let even = 0, odd = 0;
+    for (let t = 0, at = first + i; t < weights.length; t++, at += width) {
+      even += weights[t] * values[at];
+      odd += weights[t] * values[at + 1];
+    }
+    y[i] = even;
+    y[i + 1] = odd;
+  }
+}
+
+// Causal self-attention: each token gathers values from itself and the tokens before it. (T, C) -> (T, C)
 class Attention {
   constructor(weights, name, {n_embd, n_head, block_size}) {
     this.n_head = n_head;
@@ -180,36 +231,40 @@ class Attention {
   }
 
   forward(x, table, cache, layer) {
-    const C = x.length, H = this.n_head, D = C / H, position = cache.length, S = position + 1;
-    const qkv = this.qkv.forward(x), keys = cache.keys[layer], values = cache.values[layer];
-    const y = cache.row(cache.attended[layer], position).fill(0);
-    cache.row(keys, position).set(qkv.subarray(C, 2 * C));
-    cache.row(values, position).set(qkv.subarray(2 * C));
+    const C = cache.width, T = x.length / C, start = cache.length, qkv = this.qkv.forward(x);
+    for (let t = 0; t < T; t++) this.gather(qkv.subarray(3 * C * t, 3 * C * (t + 1)), table, cache, layer, start + t);
+    return this.output.forward(cache.rows(cache.attended[layer], start, T));
+  }
+
+  // What the token at a position takes from the tokens so far. Its qkv has q, k and v (C each).
+  gather(qkv, table, cache, layer, position) {
+    const C = cache.width, H = this.n_head, D = C / H, S = position + 1, keys = cache.keys[layer], values = cache.values[layer];
+    cache.rows(keys, position).set(qkv.subarray(C, 2 * C));
+    cache.rows(values, position).set(qkv.subarray(2 * C));
     for (let h = 0; h < H; h++) {
-      const first = h * D, q = qkv.subarray(first, first + D);
-      const k = keys.subarray(position * C + first, position * C + first + D);
+      const first = h * D, q = qkv.subarray(first, first + D), own = position * C + first, k = keys.subarray(own, own + D);
       rotate(this.query_norm.forward(q, q), table, position);
       rotate(this.key_norm.forward(k, k), table, position);
       const at = (position * H + h) * this.block_size, p = cache.weights[layer].subarray(at, at + S);
       attentionWeights(q, keys, first, C, S, p);
-      for (let t = 0; t < S; t++) for (let i = first; i < first + D; i++) y[i] += p[t] * values[t * C + i];
+      weightedMean(p, values, first, C, cache.attended[layer].subarray(own, own + D));
     }
-    return this.output.forward(y);
   }
 }
 
-// The feed-forward layer, W_down (silu(W_gate x) * (W_up x)): (C) -> (C)
+// The feed-forward layer, W_down (silu(W_gate x) * (W_up x)): (T, C) -> (T, C)
 class SwiGLU {
   constructor(weights, name, {n_embd}) {
     this.gate_up = new Linear(weights[name + "gate_up.weight"], n_embd);
-    const hidden = this.gate_up.y.length / 2;
-    this.down = new Linear(weights[name + "down.weight"], hidden);
+    this.down = new Linear(weights[name + "down.weight"], this.gate_up.outputs / 2);
   }
 
   forward(x) {
-    const gate_up = this.gate_up.forward(x), hidden = gate_up.length / 2;
-    for (let i = 0; i < hidden; i++) gate_up[i] *= gate_up[hidden + i] / (1 + Math.exp(-gate_up[i]));
-    return this.down.forward(gate_up);
+    const gate_up = this.gate_up.forward(x), n = this.down.inputs, hidden = new Float32Array(gate_up.length / 2);
+    for (let at = 0; at < hidden.length; at += n) {
+      for (let i = at; i < at + n; i++) hidden[i] = gate_up[at + i] / (1 + Math.exp(-gate_up[at + i])) * gate_up[at + i + n];
+    }
+    return this.down.forward(hidden);
   }
 }
 
@@ -223,11 +278,11 @@ class Block {
     this.mlp = new SwiGLU(weights, name + "mlp.", architecture);
   }
 
-  // x is changed in place
+  // x (T, C) is changed in place
   forward(x, table, cache, layer) {
     addTo(x, this.attention.forward(this.attention_norm.forward(x), table, cache, layer));
     const fed = this.mlp.forward(this.mlp_norm.forward(x));
-    cache.row(cache.fed[layer], cache.length).set(fed);
+    cache.rows(cache.fed[layer], cache.length, x.length / cache.width).set(fed);
     addTo(x, fed);
   }
 }
@@ -253,31 +308,33 @@ class GPT {
     return new KeyValueCache(this.architecture);
   }
 
-  // Add a token to the cache. Its logits are logitLens() of the last layer, which not everybody wants.
-  features(token, cache) {
-    const C = cache.width, x = this.embedding.slice(token * C, (token + 1) * C);
-    cache.row(cache.residual[0], cache.length).set(x);
+  // Add one token or four to the cache. Their logits are logitLens() of the last layer, which not everybody wants.
+  features(tokens, cache) {
+    const {width: C, length: start} = cache, T = tokens.length, x = new Float32Array(T * C);
+    tokens.forEach((token, t) => x.set(cache.rows(this.embedding, token), t * C));
+    cache.rows(cache.residual[0], start, T).set(x);
     this.blocks.forEach((block, layer) => {
       block.forward(x, this.table, cache, layer);
-      cache.row(cache.residual[layer + 1], cache.length).set(x);
+      cache.rows(cache.residual[layer + 1], start, T).set(x);
     });
-    cache.ids.push(token);
+    cache.ids.push(...tokens);
   }
 
   // The logits (V) after the token at a position of the cache, if the model ended after this layer. The next call
   // overwrites them.
   logitLens(cache, position, layer = this.blocks.length) {
-    return this.head.forward(this.norm.forward(cache.row(cache.residual[layer], position)));
+    return this.head.forward(this.norm.forward(cache.rows(cache.residual[layer], position)));
   }
 
-  // Make the cache hold exactly these tokens, and compute only those that it does not have. Yields after each token, so
-  // that the caller can do something in between.
+  // Make the cache hold exactly these tokens, and compute only those that it does not have. Yields again and again,
+  // so that the caller can do something in between.
   *read(ids, cache) {
     let same = 0;
     while (same < ids.length && ids[same] === cache.ids[same]) same++;
     cache.ids.length = same;
-    for (const token of ids.slice(same)) {
-      this.features(token, cache);
+    while (cache.length < ids.length) {
+      const T = ids.length - cache.length < 4 ? 1 : 4;
+      this.features(ids.slice(cache.length, cache.length + T), cache);
       yield;
     }
   }
@@ -373,18 +430,18 @@ function penalise(logits, seen, penalty) {
   return penalised;
 }
 
-// The ids of the n highest of V logits, from high to low; of equal logits, the lower id comes first. Numbers sort fastest,
-// so logit and id become one: the bits of a negated logit sort like the number once those of negative ones are flipped.
-function mostLikely(logits, n) {
-  const V = logits.length, negated = new Float32Array(V), bits = new Int32Array(negated.buffer), keys = new Float64Array(V);
-  for (let id = 0; id < V; id++) {
-    negated[id] = 0 - logits[id];  // never -0, whose bits are those of a negative number
-    keys[id] = (bits[id] < 0 ? -1 - (bits[id] & 0x7fffffff) : bits[id]) * V + id;
+// The ids of the n highest of V numbers, from high to low; of equal ones, the lower id comes first.
+function mostLikely(values, n) {
+  if (n > 200) return Uint32Array.from(values, (_, id) => id).sort((a, b) => values[b] - values[a] || a - b).slice(0, n);
+  const best = [];
+  for (let id = 0; id < values.length; id++) {
+    if (best.length === n && !(values[id] > values[best[n - 1]])) continue;
+    let at = best.length;
+    while (at > 0 && values[id] > values[best[at - 1]]) at--;
+    best.splice(at, 0, id);
+    if (best.length > n) best.pop();
   }
-  keys.sort();
-  const ids = new Uint32Array(n);
-  for (let i = 0; i < n; i++) ids[i] = keys[i] - V * Math.floor(keys[i] / V);
-  return ids;
+  return Uint32Array.from(best);
 }
 
 // Divide logits, sorted from high to low, by the temperature; 0 is greedy. The first is subtracted.
@@ -498,21 +555,21 @@ function windowStart(prompt, length, blockSize) {
 // What each component added to the residual stream at a position: [{name, output (C)}, ...]; the sum is the residual
 // after the last layer.
 function components(model, cache, position) {
-  const C = cache.width, found = [{name: "embedding", output: cache.row(cache.residual[0], position)}];
+  const C = cache.width, found = [{name: "embedding", output: cache.rows(cache.residual[0], position)}];
   model.blocks.forEach((block, layer) => {
-    const H = block.attention.n_head, D = C / H, y = cache.row(cache.attended[layer], position);
+    const H = block.attention.n_head, D = C / H, y = cache.rows(cache.attended[layer], position);
     for (let h = 0; h < H; h++) {
       const alone = new Float32Array(C);
       alone.set(y.subarray(h * D, (h + 1) * D), h * D);
       found.push({name: `L${layer}H${h}`, output: block.attention.output.forward(alone).slice()});
     }
-    found.push({name: `L${layer}MLP`, output: cache.row(cache.fed[layer], position)});
+    found.push({name: `L${layer}MLP`, output: cache.rows(cache.fed[layer], position)});
   });
   return found;
 }
 
 // What an output of a component adds to every logit (V). The final norm divides all of them by the same number.
 function attribution(model, cache, position, output) {
-  const scale = model.norm.scale(cache.row(cache.residual.at(-1), position));
+  const scale = model.norm.scale(cache.rows(cache.residual.at(-1), position));
   return model.head.forward(output.map((value, i) => value * scale * model.norm.weight[i]));
 }

@@ -1,12 +1,16 @@
 // The page of a model. The model itself is in the worker: ask(name, given) gives its answer.
 const RECORD = 10;  // candidates on display
 const LONGEST = 4000;  // tokens; then it pauses
-const SPANS = 400;  // elements that are made in one go
-let model, tokenizer, worker;  // what the file says about the model
+const FRAME = 33;  // milliseconds from drawing to drawing when it writes as fast as it can
+const PARTS = 300;  // parts of a text that are cut in one go
+let model, tokenizer;  // what the file says about the model
 let view = "write";
 
 // === the worker ======================================================================================================
 
+// It starts while the browser still reads the weights, which are the end of the page.
+const worker = new Worker(URL.createObjectURL(new Blob([byId("gpt").textContent, byId("worker").textContent], {type: "text/javascript"})));
+worker.onmessage = receive;
 const waiting = new Map();  // id -> {resolve, reject, progress}
 let requests = 0;
 
@@ -65,11 +69,75 @@ class TextStream {
   take = (id) => this.decoder.decode(tokenizer.tokenBytes(id), {stream: true});
 }
 
+// A text in parts, such as tokens: an element for each line, so that the browser lays out again only lines that change,
+// and in it an element for each part of that line.
+class TextInParts {
+  parts = [];
+  lines = [];  // {first, texts}: the first part in it, and what it has of that part and the following ones
+
+  constructor(box) {
+    this.box = box;
+  }
+
+  show(parts) {
+    this.parts = parts;
+    this.lines = [{first: 0, texts: []}];
+    parts.forEach((part, i) => part.split("\n").forEach((text, k) => {
+      if (k) this.lines.push({first: i, texts: []});
+      this.lines.at(-1).texts.push(text);
+    }));
+    update(this.box, "div", this.lines.map(({texts}) => JSON.stringify(texts)), (line, i) => {
+      const {texts} = this.lines[i];
+      update(line, "span", texts, (span, k) => {
+        span.textContent = texts[k];
+        span.className = "";
+      });
+    });
+  }
+
+  // Give the elements of the parts from `first` to `end` the classes that classOf(part) says.
+  mark(first, end, classOf) {
+    this.lines.forEach(({first: own, texts}, i) => {
+      if (own >= end || own + texts.length <= first) return;
+      const spans = this.box.children[i].children;
+      for (let part = Math.max(first, own); part < Math.min(end, own + texts.length); part++) {
+        const span = spans[part - own], name = classOf(part);
+        if (span.className !== name) span.className = name;
+      }
+    });
+  }
+
+  partOf(span) {  // the number of the part that an element shows
+    const line = Array.prototype.indexOf.call(this.box.children, span.parentNode);
+    return line < 0 ? -1 : this.lines[line].first + Array.prototype.indexOf.call(span.parentNode.children, span);
+  }
+}
+
+// How many of two lists are equal at the start, and how many of the others at the end
+function equalEnds(a, b) {
+  const n = Math.min(a.length, b.length);
+  let head = 0, tail = 0;
+  while (head < n && a[head] === b[head]) head++;
+  while (tail < n - head && a.at(-1 - tail) === b.at(-1 - tail)) tail++;
+  return [head, tail];
+}
+
+// Give a box one child for each key. Children at both ends whose keys are the same stay as they are; fill(child, i) is
+// called for the others.
+function update(box, tag, keys, fill) {
+  const old = box.keys ?? [], [head, tail] = equalEnds(old, keys);
+  for (let i = keys.length; i < old.length; i++) box.children[head].remove();
+  const after = box.children[head] ?? null;
+  for (let i = old.length; i < keys.length; i++) box.insertBefore(document.createElement(tag), after);
+  for (let i = head; i < keys.length - tail; i++) fill(box.children[i], i);
+  box.keys = keys;
+}
+
 // === write ===========================================================================================================
 
 let promptIds = [], steps = [], upcoming = null;  // the steps taken, and the one that would come next
 let shown = 0;  // the step on display; steps.length is the one that would come next
-let playing = false, stream, spans = [], seed = "0", ended = false;
+let playing = false, seed = "0", ended = false, paper;
 
 const written = () => [...promptIds, ...steps.map(({token}) => token)];
 const sampling = () => Object.fromEntries(Object.keys(model.sampling).map((name) => [name, Number(byId(name).value)]));
@@ -88,17 +156,21 @@ function append(step) {
   upcoming = null;  // it comes after other tokens now
   steps.push(step);
   ended = endsText(step.token);
-  const span = add(byId("paper"), "span", ended ? "end of the document" : stream.take(step.token),
-    {class: ended ? "end" : "l" + level(-Math.log2(step.p))});
-  spans.push(span);
 }
 
 function cut(count) {  // keep so many steps
-  for (const span of spans.splice(count)) span.remove();
   steps.length = count;
   ended = false;
-  stream = new TextStream();
-  for (const {token} of steps) stream.take(token);
+}
+
+function drawPaper() {
+  const texts = new TextStream();
+  paper.show([byId("prompt").value, ...steps.map(({token}) => endsText(token) ? "end of the document" : texts.take(token))]);
+  paper.mark(0, steps.length + 1, (part) => {
+    if (!part) return "given";
+    const {token, p} = steps[part - 1];
+    return (endsText(token) ? "end" : "l" + level(-Math.log2(p))) + (part - 1 === shown ? " here" : "");
+  });
 }
 
 async function startOver() {
@@ -118,10 +190,6 @@ async function startOver() {
   byId("prompt-note").textContent = note.trim();
   promptIds = ids.slice(-block_size);
   if (!promptIds.length) promptIds = [tokenizer.end_of_text_id];
-  const paper = byId("paper");
-  paper.replaceChildren();
-  add(paper, "span", text, {class: "given"});
-  spans = [];
   cut(0);
   await preview();
 }
@@ -142,7 +210,7 @@ async function play() {
     append(upcoming);
     shown = steps.length - 1;
     const rate = Number(byId("speed").value);
-    if (rate || performance.now() - frame > 12) {
+    if (rate || performance.now() - frame > FRAME) {
       showStep();
       frame = performance.now();
       if (rate) await new Promise((resolve) => setTimeout(resolve, Math.max(0, start + 1000 / rate * (steps.length - before) - frame)));
@@ -195,8 +263,7 @@ function showStep() {
   moment.max = steps.length;
   moment.value = shown;
   byId("moment-shown").textContent = taken ? `${shown + 1} of ${steps.length}` : steps.length ? `next after ${steps.length}` : "";
-  byId("paper").querySelector(".here")?.classList.remove("here");
-  if (taken) spans[shown].classList.add("here");
+  drawPaper();
   if (playing) byId("paper").scrollTop = byId("paper").scrollHeight;
   byId("step-title").textContent = taken ? `Token ${shown + 1}` : "What comes next?";
   if (step) drawStep(step, taken);
@@ -242,6 +309,7 @@ function drawStep(step, taken) {
 }
 
 function setUpWriting() {
+  paper = new TextInParts(byId("paper"));
   for (const [name, value] of Object.entries(model.sampling)) {
     const input = byId(name), output = byId(name + "-shown");
     if (name === "top_k") input.max = Math.min(200, model.architecture.vocab_size);
@@ -275,10 +343,10 @@ function setUpWriting() {
   });
   byId("coloured").addEventListener("change", ({target}) => byId("paper").classList.toggle("coloured", target.checked));
   byId("paper").addEventListener("click", ({target}) => {
-    const at = spans.indexOf(target);
-    if (at < 0) return;
+    const part = paper.partOf(target);
+    if (part < 1) return;
     playing = false;
-    shown = at;
+    shown = part - 1;
     showStep();
   });
   byId("candidates").addEventListener("click", ({target}) => {
@@ -293,8 +361,8 @@ function settingsChanged() {  // while it writes, the next step has them anyway
 
 // === read ============================================================================================================
 
-let readIds = [], readRows = [], readSpans = [], parts = [];  // of each token: its row of scores, its element, its text
-let cursorRow;  // the row on display
+let readIds = [], readRows = [], parts = [];  // of each token: its row of scores and its text
+let coloured, cursorRow, cursorAt;  // the text as it is drawn; the row on display, and its token
 
 // The text of each token of a text: together they are the text.
 function partsOf(text, ids) {
@@ -305,56 +373,38 @@ function partsOf(text, ids) {
   return found;
 }
 
-// The coloured text is a span for each token, as many as there are yet, and the rest as plain text. A line end at the very
-// end needs something behind it to be a line.
-function keepSpans(count, rest) {
-  const box = byId("coloured-text");
-  readSpans.length = count;
-  while (box.childNodes.length > count) box.lastChild.remove();
-  box.append(rest.endsWith("\n") || !rest ? rest + "\u200b" : rest);
+// Show these parts of the text. At both ends, what is the same stays, coloured as it is. Many new parts come some at a
+// time, so that typing need not wait for them.
+function showParts(next) {
+  const [head, tail] = equalEnds(coloured.parts, next), end = head + PARTS, rest = next.slice(end, next.length - tail).join("");
+  coloured.show(rest ? [...next.slice(0, end), rest, ...next.slice(next.length - tail)] : next);
+  if (rest) requestAnimationFrame(() => next === parts && showParts(next));
+  else colourParts(0, readRows.length);
 }
 
-function addSpans() {  // some at a time, so that typing need not wait for a long text
-  const first = readSpans.length, end = Math.min(parts.length, first + SPANS), fragment = document.createDocumentFragment();
-  if (first === end) return;
-  for (let i = first; i < end; i++) {
-    readSpans.push(add(fragment, "span", parts[i]));
-    colourSpan(i);
-  }
-  const rest = byId("coloured-text").lastChild;
-  rest.before(fragment);
-  rest.data = rest.data.slice(parts.slice(first, end).join("").length);
-  requestAnimationFrame(addSpans);
-}
-
-function colourSpan(i) {  // a class alone, which leaves the lines where they are
-  const row = readRows[i];
-  if (!row || !readSpans[i]) return;
-  readSpans[i].className = "l" + level(row.bits);
-  readSpans[i].title = `${textOf(readIds[i])}: ${row.bits.toFixed(2)} bits`;
+function colourParts(first, end) {
+  if (coloured.parts !== parts) return;  // not all of them are there
+  coloured.mark(first, Math.min(end, readIds.length), (i) => readRows[i] ? "l" + level(readRows[i].bits) + (i === cursorAt ? " here" : "") : "");
 }
 
 async function read() {
   const text = byId("given").value;
-  // At once: what stays stays coloured, and the rest is plain until the model has read it.
-  let same = 0, at = 0;
-  while (same < readSpans.length && text.startsWith(parts[same], at)) at += parts[same++].length;
-  keepSpans(same, text.slice(at));
-  parts.length = Math.min(parts.length, same);
+  const before = coloured.parts;
+  let head = 0, tail = 0, at = 0, end = text.length;
+  while (head < before.length && text.startsWith(before[head], at)) at += before[head++].length;
+  while (tail < before.length - head && end - before.at(-1 - tail).length >= at && text.endsWith(before.at(-1 - tail), end)) end -= before.at(-1 - tail++).length;
+  parts = [...before.slice(0, head), ...at < end ? [text.slice(at, end)] : [], ...before.slice(before.length - tail)];
+  coloured.show(parts);  // at once: what is new is plain until the model has read it
   try {
     await ask("score", {text, show: RECORD}, (sent) => {
       if (sent.ids) {
-        const before = parts;
+        readRows.length = Math.min(readRows.length, equalEnds(readIds, sent.ids)[0]);  // as the worker has it
         [readIds, parts] = [sent.ids, partsOf(text, sent.ids)];
-        let kept = 0;
-        while (kept < readSpans.length && parts[kept] === before[kept]) kept++;
-        readRows.length = Math.min(readRows.length, kept);
-        keepSpans(kept, parts.slice(kept).join(""));
-        addSpans();
+        showParts(parts);
         return;
       }
       readRows = readRows.slice(0, sent.first).concat(sent.rows);
-      for (let i = sent.first; i < readIds.length && i < readRows.length; i++) colourSpan(i);
+      colourParts(sent.first, readRows.length);
       tellReading();
       if (cursorRow === undefined || !readRows.includes(cursorRow)) atCursor();
     });
@@ -369,6 +419,7 @@ function tellReading() {
   for (let i = 0; i < done; i++) bits += readRows[i].bits;
   const count = `${readIds.length.toLocaleString("en")} token${readIds.length === 1 ? "" : "s"}`;
   const perByte = tokenizer.kind === "none" ? `${(bits / Math.max(1, done)).toFixed(3)} bits per token` : `${(bits / Math.max(1, bytes)).toFixed(3)} bits per byte`;
+  byId("read-words").setAttribute("aria-live", done < readIds.length ? "off" : "polite");
   byId("read-words").textContent = !readIds.length ? "The model has read nothing yet."
     : done < readIds.length ? `${count}, ${done.toLocaleString("en")} of them read, ${perByte} so far`
     : `${count}, ${bytes.toLocaleString("en")} bytes, ${bits.toFixed(1)} bits: ${perByte}`;
@@ -378,13 +429,13 @@ function atCursor() {  // the token before which the cursor is
   const given = byId("given"), cursor = given.selectionStart;
   let at = 0, i = 0;
   while (i < parts.length && at + parts[i].length <= cursor) at += parts[i++].length;
-  const row = cursorRow = readRows[i], list = byId("expected");
-  byId("coloured-text").querySelector(".here")?.classList.remove("here");
+  const row = cursorRow = readRows[i], list = byId("expected"), was = cursorAt;
+  cursorAt = i;
+  for (const one of [was, i]) colourParts(one, one + 1);
   list.replaceChildren();
   byId("cursor-words").replaceChildren();
   if (!row) return;
   if (i < readIds.length) {
-    readSpans[i]?.classList.add("here");
     add(byId("cursor-words"), "span", "The next token is ");
     add(byId("cursor-words"), "code", textOf(readIds[i]), {class: "chip"});
     add(byId("cursor-words"), "span", `, rank ${row.rank.toLocaleString("en")}, a surprise of ${row.bits.toFixed(2)} bits. The model expected:`);
@@ -399,6 +450,7 @@ function atCursor() {  // the token before which the cursor is
 }
 
 function setUpReading() {
+  coloured = new TextInParts(byId("coloured-text"));
   const ranges = ["below 1", "1 to 2", "2 to 4", "4 to 8", "8 to 12", "12 and more"];
   ranges.forEach((range, i) => add(add(byId("legend"), "li"), "span", range, {class: "l" + i}));
   byId("given").addEventListener("input", read);
@@ -429,7 +481,7 @@ async function look() {
   byId("look-state").textContent = "reading…";
   const {n_layer: L, n_head: H} = model.architecture, T = ids.length;
   lookAt = T - 1;
-  await ask("trace", {ids, show: 5}, (sent) => {
+  await ask("trace", {ids, show: 5}, async (sent) => {
     if (now !== looked) return;
     if (sent.attention) {
       now.attention = sent.attention.flat();
@@ -437,11 +489,16 @@ async function look() {
       showPass({T, L, H, ids, textOf, choose: chooseToken,
         weight: (h, i, j) => j > i ? 0 : now.attention[h][i * (i + 1) / 2 + j],
         lens: (l, i) => now.lens[i] && {...now.lens[i][l], nextP: 2 ** -now.lens[i][l].bits}});
-      drawTokens();
-      makeLens();
+      for (const draw of [drawTokens, makeLens]) {  // one per frame, so that nothing waits for all of it
+        await new Promise(requestAnimationFrame);
+        if (now !== looked) return;
+        draw();
+      }
+      now.drawn = true;
       chooseToken(lookAt);
     } else {
       sent.rows.forEach((found, k) => { now.lens[sent.first + k] = found; });
+      if (!now.drawn) return;
       fillLens(sent.first, sent.first + sent.rows.length);
       if (now.lens[lookAt]) markLens(lookAt);
     }
@@ -536,7 +593,7 @@ function openTab(name) {
     tab.tabIndex = own ? 0 : -1;
     byId(tab.getAttribute("aria-controls")).hidden = !own;
   }
-  if (!tokenizer) return;
+  if (name === "read" && !readRows.length) read();  // what it expects before any text
   if (name === "look") look();
   if (name === "know") drawCurve();  // it takes the width that it has
 }
@@ -550,30 +607,28 @@ function setUpTabs() {
 }
 
 async function start() {
-  setUpTabs();
   const text = byId("data")?.textContent, base64 = byId("weights")?.textContent;
   try {
     if (!text || !base64) throw new Error("it ends too early");
-    const code = [byId("gpt").textContent, byId("worker").textContent];
-    worker = new Worker(URL.createObjectURL(new Blob(code, {type: "text/javascript"})));
-    worker.onmessage = receive;
     const opened = ask("open", {text, base64, expected: byId("data").dataset.sha256});
     opened.catch(() => {});
     model = JSON.parse(text);
     tokenizer = new Tokenizer(model.kind, model.tokenizer, model.architecture.vocab_size);
+    document.title = `My GPT: ${model.name}`;
+    setUpTabs();
+    setUpWriting();
+    setUpReading();
+    know();
+    tellReading();
     await opened;
   } catch (error) {
+    byId("tabs").hidden = document.querySelector("main").hidden = true;
     return fail(`This page is damaged and cannot be used: ${error.message}. Get a fresh copy of it.`);
   }
-  document.title = `My GPT: ${model.name}`;
   addEventListener("unhandledrejection", (event) => {
     event.preventDefault();
     fail(event.reason.message);
   });
-  setUpWriting();
-  setUpReading();
-  know();
-  tellReading();
   await startOver();
   document.documentElement.dataset.ready = Math.round(performance.now());  // milliseconds to the first token
 }

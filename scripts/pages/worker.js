@@ -39,18 +39,6 @@ async function readTokens(ids, cache, isNewest, after = () => {}) {
   return isNewest();
 }
 
-function likeliest(p, n) {  // the ids of the n highest, from high to low; of equals, the lower id first
-  const best = [];
-  for (let id = 0; id < p.length; id++) {
-    if (best.length === n && !(p[id] > p[best[n - 1]])) continue;
-    let at = best.length;
-    while (at > 0 && p[id] > p[best[at - 1]]) at--;
-    best.splice(at, 0, id);
-    if (best.length > n) best.pop();
-  }
-  return best;
-}
-
 function checkNumbers(logits) {
   if (logits.some(Number.isNaN)) throw new Error("The model's logits are not numbers: its weights are too large to compute with.");
 }
@@ -58,7 +46,7 @@ function checkNumbers(logits) {
 // The likeliest tokens of a distribution, and how the actual token fares: {ids, p, bits, rank}
 function score(logits, actual, record) {
   checkNumbers(logits);
-  const {p} = distribution(logits), ids = likeliest(p, record), row = {ids, p: ids.map((id) => p[id])};
+  const {p} = distribution(logits), ids = Array.from(mostLikely(p, record)), row = {ids, p: ids.map((id) => p[id])};
   if (actual === undefined) return row;
   let rank = 1;
   for (const other of p) if (other > p[actual]) rank++;
@@ -74,12 +62,12 @@ function scoringWindow(position, block) {
 const requests = {
   // Load the model. Throws if the file is not what was written.
   async open({text, base64, expected}) {
-    const hash = await sha256(text + base64);
-    if (hash !== null && hash !== expected) throw new Error("its contents do not have the hash that they were written with");
+    const hash = sha256(text + base64);  // computed beside the rest
     const description = JSON.parse(text), bytes = decodeBase64(base64);
     if (bytes.length !== description.bytes) throw new Error(`it has ${bytes.length} bytes of weights instead of ${description.bytes}`);
     model = new GPT(description.architecture, loadWeights(description.tensors, bytes));
     tokenizer = new Tokenizer(description.kind, description.tokenizer, description.architecture.vocab_size);
+    if (![null, expected].includes(await hash)) throw new Error("its contents do not have the hash that they were written with");
     caches = {write: model.newCache(), read: model.newCache(), look: model.newCache()};
   },
 
@@ -103,6 +91,8 @@ const requests = {
   // Score each token of a text by the rules of scripts/surprise_map.py, and what may follow its end. Sends {ids}, then
   // {first, rows} again and again, for the rows from `first` on.
   async score({text, show}, isNewest, send) {
+    await pause();  // a browser can report a pasted text line by line
+    if (!isNewest()) return null;
     const ids = tokenizer.encode(text), given = [tokenizer.end_of_text_id, ...ids], cache = caches.read;
     let done = 0;
     while (done < scored.rows.length && done < ids.length && ids[done] === scored.ids[done]) done++;
@@ -163,16 +153,16 @@ const requests = {
   // What each component adds to the logits of the likeliest tokens and of `actual` after a token that was traced:
   // {ids, p, components: [{name, size, adds, promotes}]}. The values of `adds` over all components sum to the logits.
   async attribute({position, actual, show}) {
-    const cache = caches.look, {p} = distribution(model.logitLens(cache, position)), ids = likeliest(p, show);
+    const cache = caches.look, {p} = distribution(model.logitLens(cache, position)), ids = Array.from(mostLikely(p, show));
     if (actual !== undefined && !ids.includes(actual)) ids.push(actual);
     const norm = (x) => Math.sqrt(x.reduce((sum, value) => sum + value * value, 0));
-    const whole = norm(cache.row(cache.residual.at(-1), position));
+    const whole = norm(cache.rows(cache.residual.at(-1), position));
     return {
       ids,
       p: ids.map((id) => p[id]),
       components: components(model, cache, position).map(({name, output}) => {
         const adds = attribution(model, cache, position, output);
-        return {name, size: norm(output) / whole, adds: ids.map((id) => adds[id]), promotes: likeliest(adds, 3)};
+        return {name, size: norm(output) / whole, adds: ids.map((id) => adds[id]), promotes: Array.from(mostLikely(adds, 3))};
       }),
     };
   },

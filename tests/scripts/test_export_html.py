@@ -296,7 +296,8 @@ def test_it_writes_steps_back_and_starts_over(opened, kind):
         wait_until(page, f"steps.length === {count + 1} && (upcoming !== null || ended)")
     tokens = taken(page)
     assert tokens == [step.token for step in expected_steps(model, kind, PROMPT[kind], len(tokens))]
-    shown = page.evaluate("spans.map((span) => span.textContent).join('')")
+    shown = page.evaluate("paper.parts.slice(1).join('')")
+    assert page.inner_text("#paper").startswith(PROMPT[kind])
     if not page.evaluate("ended"):
         whole = TOKENIZERS[kind].decode(taken(page))
         assert whole.rstrip("\ufffd").startswith(shown.rstrip("\ufffd")) and shown
@@ -374,6 +375,16 @@ def test_a_prompt_is_read_as_generating_reads_it(opened):
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
+# Of each token the classes of the elements that show it: one, or one on every line that it is on
+DRAWN_LEVELS = """() => {
+  const found = readIds.map(() => new Set());
+  for (const span of byId("coloured-text").querySelectorAll("span")) {
+    found[coloured.partOf(span)].add(span.className.slice(0, 2));
+  }
+  return found.map((classes) => Array.from(classes));
+}"""
+
+
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_it_reads_as_the_surprise_map_does(opened, kind):
     """More than two windows; then edits at the end, in the middle and at the start give what reading afresh gives."""
@@ -394,9 +405,10 @@ def test_it_reads_as_the_surprise_map_does(opened, kind):
         assert "bits" not in rows[-1] and len(rows[-1]["ids"]) == 10
         per_byte = sum(bits) / len(given.encode())
         assert page.inner_text("#read-words").endswith(f"bits: {per_byte:.3f} bits per byte")
-        assert "".join(texts_of(page, "#coloured-text span")) == given
-        levels = page.eval_on_selector_all("#coloured-text span", "all => all.map((one) => one.className.slice(0, 2))")
-        assert levels == [f"l{surprise_level(b)}" for b in bits]
+        wait_until(page, "coloured.parts === parts")
+        assert "\n".join(texts_of(page, "#coloured-text > div")) == given
+        levels = page.evaluate(DRAWN_LEVELS)
+        assert levels == [[f"l{surprise_level(b)}"] for b in bits]
     page.evaluate("byId('given').setSelectionRange(5, 5); atCursor()")
     at = next(i for i in range(len(bits)) if page.evaluate(f"parts.slice(0, {i} + 1).join('').length > 5"))
     assert texts_of(page, "#expected code") == [token_text(TOKENIZERS[kind], id) for id in rows[at]["ids"]]
@@ -406,12 +418,41 @@ def test_it_reads_as_the_surprise_map_does(opened, kind):
 def test_typing_is_shown_at_once(opened):
     page, _ = opened("bpe")
     page.click("#tab-read")
+    wait_until(page, "byId('expected').children.length === 10")  # what it expects before any text
     shown = page.evaluate(
         "() => { given.value = 'abc'; given.dispatchEvent(new Event('input'));"
         " return byId('coloured-text').textContent; }"
     )
     assert shown.startswith("abc")
     wait_until(page, "readRows.length > 1")
+
+
+LONG_TASKS = """() => {
+  window.found = [];
+  new PerformanceObserver((list) => found.push(...list.getEntries())).observe({type: "longtask"});
+}"""
+
+
+def test_typing_never_waits(opened):
+    """In a text of 6,000 characters, only the line that changes is drawn again, and no task is longer than a blink. (On
+    a machine that does nothing else, the limit is 50 ms.)"""
+    page, _ = opened("bpe")
+    page.click("#tab-read")
+    text = (TEXT * 120)[:5900]
+    page.fill("#given", text)
+    wait_until(page, "readRows.length === readIds.length + 1 && coloured.parts === parts && parts.length > 1000")
+    page.evaluate("byId('coloured-text').childNodes.forEach((line) => { line.before = true; })")
+    page.evaluate(LONG_TASKS)
+    for at in (0, 3000, len(text)):
+        page.evaluate(f"given.focus(); given.setSelectionRange({at}, {at})")
+        page.keyboard.type("for x", delay=20)
+    page.wait_for_timeout(100)
+    new = page.evaluate("Array.from(byId('coloured-text').childNodes).filter((line) => !line.before).length")
+    assert new == 0
+    assert page.evaluate("found.every((task) => task.duration < 250)"), page.evaluate("found.map((t) => t.duration)")
+    assert page.evaluate(
+        "Array.from(byId('coloured-text').childNodes, (line) => line.textContent).join('\\n') === given.value"
+    )
 
 
 # --- look -------------------------------------------------------------------------------------------------------------
@@ -423,7 +464,7 @@ def test_every_figure_of_a_pass_is_pythons(opened, kind):
     page.click("#tab-look")
     ids = TOKENIZERS[kind].encode(TEXT[:18]).tolist()
     T, L, H = len(ids), SHAPE["n_layer"], SHAPE["n_head"]
-    wait_until(page, f"looked.lens.length === {T} && looked.lens[0] && byId('sum')")
+    wait_until(page, f"looked.lens.length === {T} && looked.lens[0] && looked.drawn && byId('sum')")
     forward = trace_forward(model, ids)
     found = page.evaluate(
         "Array.from({length: pass.L * pass.H}, (_, h) =>"
@@ -465,10 +506,10 @@ def test_every_figure_of_a_pass_is_pythons(opened, kind):
 def test_it_looks_at_what_it_writes_and_reads(opened):
     page, _ = opened("bpe", "--prompt", "def")
     page.click("#tab-look")
-    wait_until(page, "looked.lens[0] !== undefined")
+    wait_until(page, "looked.lens[0] !== undefined && looked.drawn")
     before = page.locator("#tokens .token").count()
     page.click("#look-one")
-    wait_until(page, f"looked.ids.length === {before + 1} && looked.lens[0] !== undefined")
+    wait_until(page, f"looked.ids.length === {before + 1} && looked.lens[0] !== undefined && looked.drawn")
     assert page.locator("#tokens .token").count() == before + 1
     page.click("#tab-read")
     page.fill("#given", TEXT)
@@ -476,7 +517,10 @@ def test_it_looks_at_what_it_writes_and_reads(opened):
     wait_until(page, f"readRows.length === {tokens + 1}")
     page.click("#tab-look")
     page.select_option("#source", "read")
-    wait_until(page, f"looked.ids.length === {min(tokens + 1, SHAPE['block_size'])} && looked.lens[0] !== undefined")
+    wait_until(
+        page,
+        f"looked.ids.length === {min(tokens + 1, SHAPE['block_size'])} && looked.lens[0] !== undefined && looked.drawn",
+    )
     heads = page.locator("#heads button")
     heads.nth(5).click()
     assert page.inner_text("#row-title").startswith("L1H1:")
