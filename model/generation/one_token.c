@@ -45,10 +45,10 @@ static void work(void) {
         }
 }
 
-static void pause_or_yield(int turn) {
+static void wait_a_moment(int turn) {
     if (turn >= SPINS) sched_yield();
-#if defined __x86_64__
-    else __builtin_ia32_pause();
+#ifdef __x86_64__
+    __builtin_ia32_pause();  // leaves a core that runs two threads to the other one
 #endif
 }
 
@@ -59,7 +59,7 @@ static void *help(void *nothing) {
                 work();
                 turn = 0;
             }
-            pause_or_yield(turn);
+            wait_a_moment(turn);
         }
         pthread_mutex_lock(&mutex);
         sleeping++;
@@ -92,7 +92,7 @@ static void share(void (*work_on)(const void *, int), const void *data, int coun
     unfinished = count;
     unclaimed = count;  // from here on, helpers take part
     work();
-    for (int turn = 0; unfinished; turn++) pause_or_yield(turn);
+    for (int turn = 0; unfinished; turn++) wait_a_moment(turn);
 }
 
 // === the layers ======================================================================================================

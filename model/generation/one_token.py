@@ -1,6 +1,7 @@
 """One token at a time on a CPU, in numpy: GPT.forward for B = T = 1, written for speed.
 
-The plain version is model/layers.py and model/gpt.py; tests/generation/test_one_token.py compares logits and cache.
+For machines without a C compiler; where there is one, one_token.c takes its place. The plain version is model/layers.py
+and model/gpt.py; tests/generation/test_one_token.py compares logits and cache of all.
 
 For a single token, PyTorch spends most of a small model's time on starting operations, and most of a large model's on
 reading every weight once from memory. numpy starts an operation sooner, and its product of a matrix and a vector reads
