@@ -97,8 +97,8 @@ static void share(void (*work_on)(const void *, int), const void *data, int coun
 
 // === the layers ======================================================================================================
 
-/* y = W x for W (outputs, inputs). W lies in panels of 32 outputs: for each input, the 32 weights of the panel in a row.
-   So the 32 sums stay in the registers, and memory is read from front to back. */
+/* y = W x for W (outputs, inputs). W lies in panels of 32 outputs: for each input, the 32 weights of the panel in a
+   row. So the 32 sums stay in the registers, and memory is read from front to back. */
 enum { PANEL = 32 };
 typedef struct { float *y; const float *w, *x; int inputs; } Product;
 
@@ -140,7 +140,8 @@ static inline float exponential(float x) {
     int biased = x * 1.44269504f + 127.5f;  // n + 127, as in the exponent of a float
     float r = x - (biased - 127) * 0.693147181f;
     union { int bits; float value; } power = {biased << 23};
-    return power.value * (1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r / 720))))));
+    float tail = 1 / 24.f + r * (1 / 120.f + r * (1 / 720.f));
+    return power.value * (1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * tail))));
 }
 
 typedef struct { const Model *m; const Block *block; float *keys; int position; } Attention;
@@ -164,17 +165,18 @@ static void head(const void *data, int h) {
     memcpy(values + (size_t)a->position * D, v, D * sizeof *v);
     memcpy(q, y, D * sizeof *q);
 
-    float highest = -INFINITY, total = 0, root = sqrtf(D);
+    float highest = -INFINITY, total = 0, scale = 1 / sqrtf(D);
     for (int t = 0; t < T; t++) {
         float sum = 0;
         for (int i = 0; i < D; i++) sum += q[i] * keys[(size_t)t * D + i];
-        p[t] = sum / root;
+        p[t] = sum * scale;
         highest = p[t] > highest ? p[t] : highest;
     }
     for (int t = 0; t < T; t++) total += p[t] = exponential(p[t] - highest);
     memset(y, 0, D * sizeof *y);
+    scale = 1 / total;
     for (int t = 0; t < T; t++)
-        for (int i = 0; i < D; i++) y[i] += p[t] / total * values[(size_t)t * D + i];
+        for (int i = 0; i < D; i++) y[i] += p[t] * scale * values[(size_t)t * D + i];
 }
 
 static void add(float *x, const float *y, int size) {
