@@ -131,7 +131,7 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return scores.float().softmax(dim=-1).type_as(query)
 
 
-# Nine places compute this block. Whoever changes the architecture changes all nine. The test under each place
+# Ten places compute this block. Whoever changes the architecture changes all ten. The test under each place
 # compares it with the layers below, and these with Hugging Face's Qwen3.
 #
 #   The model itself: model/layers.py, model/gpt.py
@@ -141,6 +141,8 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 #   Parts of it on a GPU, in Triton: model/by_hand_gpu.py
 #       tests/model/by_hand_gpu.py::test_attention
 #   One token on a CPU, in numpy: model/generation/one_token.py
+#       tests/generation/test_one_token.py::test_logits_and_cache_are_the_models
+#   One token on a CPU, in C: model/generation/one_token.c, model/generation/one_token_c.py
 #       tests/generation/test_one_token.py::test_logits_and_cache_are_the_models
 #   One token on a GPU, in Triton: model/generation/one_token_gpu.py
 #       tests/generation/one_token_gpu.py::test_logits_and_cache_are_the_models

@@ -62,20 +62,22 @@ def test_a_copy_would_be_found():
     assert copies({"x.py": "def f(a):\n    b = a\n    return b\n" * 2}) == []  # short
 
 
-# === nine places compute a block =====================================================================================
+# === ten places compute a block ======================================================================================
 
 
 def test_the_places_that_compute_a_block_and_their_tests_exist():
     """The list above Attention in model/layers.py: "title: files", and below it the test, which imports those files;
-    JavaScript is in the page that scripts/export_html.py writes."""
+    JavaScript is in the page that scripts/export_html.py writes, C is called by Python."""
     comment = re.search(r"((?:^#.*\n)+)\n*class Attention", SOURCES["model/layers.py"], re.MULTILINE)[1]
     places = re.findall(r"^#   \S[^:\n]*: (.+)\n#       (\S+)::(\w+)$", comment, re.MULTILINE)
-    assert len(places) == 9
+    assert len(places) == 10
     for files, test_file, test in places:
         source = (ROOT / test_file).read_text("utf-8")
         assert f"\ndef {test}(" in source, f"{test_file} has no {test}"
         imported = {file_of(found.module, SOURCES) for found in imports(source)}
         files = {"scripts/export_html.py" if name.endswith(".js") else name for name in files.split(", ")}
+        assert all((ROOT / name).exists() for name in files)
+        files = {name for name in files if not name.endswith(".c")}
         assert files <= imported, f"{test_file} does not import {files}"
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import MODEL_NAME, Generation, Settings
+from model.generation.compile_c import start_compiling
 from plumbing.command_line import ScriptParser, add_flags, check_limits, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
@@ -44,7 +45,9 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     add("--trace", type=Path, metavar="FILE.jsonl", help="write the same to this file, a line per step")
     add("--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable")
     add_flags(parser, settings, Generation, "seed device debug")
-    return parse_before_torch(parser, settings, with_values(sys.argv[1:] if argv is None else argv, parser))
+    parsed = parse_before_torch(parser, settings, with_values(sys.argv[1:] if argv is None else argv, parser))
+    start_compiling()  # while the caller imports torch
+    return parsed
 
 
 def with_values(argv: Sequence[str], parser: ScriptParser) -> list[str]:

@@ -1,6 +1,7 @@
 """One token at a time on a CPU, in numpy: GPT.forward for B = T = 1, written for speed.
 
-The plain version is model/layers.py and model/gpt.py; tests/generation/test_one_token.py compares logits and cache.
+For machines without a C compiler; where there is one, one_token.c takes its place. The plain version is model/layers.py
+and model/gpt.py; tests/generation/test_one_token.py compares logits and cache of all.
 
 For a single token, PyTorch spends most of a small model's time on starting operations, and most of a large model's on
 reading every weight once from memory. numpy starts an operation sooner, and its product of a matrix and a vector reads
@@ -19,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.generation.compile_c import compiled_library
+from model.generation.one_token_c import OneTokenInC
 from model.gpt import GPT
 from model.layers import KeyValueCache
 
 # From so many weights on, OpenBLAS, which numpy uses on most machines, runs a product on all cores.
 THREADED = 460_800
+# In C. With fewer, two threads lose in waiting for each other what they gain.
+WEIGHTS_PER_THREAD = 1_000_000
 # exp of a larger score could overflow in fp32 when many are added; QK-norm keeps scores far below in all usual models.
 LARGEST_SCORE = 80.0
 
@@ -35,10 +40,6 @@ class OneToken:
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.cache, self.block_size, self.eps = cache, model.block_size, model.norm.eps
-        # Linux backs memory that numpy allocates with large pages, which are read faster; and none that is not written.
-        store = np.empty(cache.store.shape, np.float32)
-        store[..., : cache.length, :] = cache.store[..., : cache.length, :].numpy()
-        cache.store = torch.from_numpy(store)
         self.lay_out_weights(model)
         self.make_buffers(model)
 
@@ -155,13 +156,26 @@ class OneToken:
         return self.logits
 
 
+def step_on_cpu(model: GPT, cache: KeyValueCache) -> Callable:
+    # Linux backs memory that numpy allocates with large pages, which are read faster; and none that is not written.
+    store = np.empty(cache.store.shape, np.float32)
+    store[..., : cache.length, :] = cache.store[..., : cache.length, :].numpy()
+    cache.store = torch.from_numpy(store)
+    library = compiled_library()
+    if library is None:
+        return OneToken(model, cache)
+    weights = sum(weight.numel() for weight in model.parameters())
+    threads = max(1, min(torch.get_num_threads(), weights // WEIGHTS_PER_THREAD))
+    return OneTokenInC(model, cache, library, threads)
+
+
 def fast_one_token(model: GPT, cache: KeyValueCache) -> Callable | None:
-    """The fastest way to feed one token per text to this model: OneToken on a CPU, for a single text; OneTokenOnGPU on
-    an NVIDIA GPU; or None for the model itself."""
+    """The fastest way to feed one token per text to this model: OneTokenInC on a CPU, or OneToken without a C compiler,
+    for a single text; OneTokenOnGPU on an NVIDIA GPU; or None for the model itself."""
     if model.is_sharded:  # no process has whole weights to copy
         return None
     if model.device.type == "cpu":
-        return OneToken(model, cache) if cache.store.size(2) == 1 else None
+        return step_on_cpu(model, cache) if cache.store.size(2) == 1 else None
     if model.device.type != "cuda" or not importlib.util.find_spec("triton"):
         return None
     try:

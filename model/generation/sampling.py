@@ -11,6 +11,7 @@ This runs in numpy on the CPU, wherever the model runs: for one token it takes m
 probabilities in double precision.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,12 +81,11 @@ def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
     50,000 numbers takes milliseconds. So only those are sorted that reach the n-th highest of the maxima of groups of
     logits: at least n, seldom many more."""
     rows = len(logits) // (8 * n)
-    if rows > 1:
-        groups = len(logits) // rows
-        highest = logits[: rows * groups].reshape(rows, groups).max(axis=0)
-        ids = np.flatnonzero(logits >= np.partition(highest, -n)[-n])
-    else:
-        ids = np.arange(len(logits))
+    if rows < 2:
+        return (-logits).argsort(kind="stable")[:n]
+    groups = len(logits) // rows
+    highest = logits[: rows * groups].reshape(rows, groups).max(axis=0)
+    ids = np.flatnonzero(logits >= np.partition(highest, -n)[-n])
     return ids[(-logits[ids]).argsort(kind="stable")[:n]]
 
 
@@ -144,12 +144,14 @@ def find_candidates(logits: np.ndarray, sampling: Sampling, seen: np.ndarray | N
     penalty needs it."""
     penalised = penalise(logits, seen, sampling.repetition_penalty)
     ids = most_likely(penalised, candidate_count(sampling, record, len(logits)))
-    highest = logits.max()
+    own = logits[ids].astype(np.float64)
+    after = own if penalised is logits else penalised[ids].astype(np.float64)
+    highest = float(np.maximum.reduce(logits))
     shifted = np.maximum(logits - highest, -1e4)  # so that 0 times it is 0
     weights = np.exp(shifted)
-    total = np.add.reduce(weights, dtype=np.float64)
-    sums = float(highest + np.log(total)), float(highest + np.dot(weights, shifted) / total)
-    return Candidates(ids, logits[ids].astype(np.float64), penalised[ids].astype(np.float64), *sums, len(logits))
+    total = float(np.add.reduce(weights, dtype=np.float64))
+    sums = highest + math.log(total), highest + float(np.dot(weights, shifted)) / total
+    return Candidates(ids, own, after, *sums, len(logits))
 
 
 def choose(candidates: Candidates, random_number: float, sampling: Sampling) -> Step:

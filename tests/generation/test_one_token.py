@@ -1,11 +1,17 @@
-"""The one-token step in numpy against the model in torch: the same logits, the same cache, for many shapes."""
+"""The one-token step in numpy and in C against the model in torch: the same logits, the same cache, for many shapes."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from model.generation.one_token import OneToken
-from model.generation.sampling import read
+from config import CHAR
+from model.generation import one_token as one_token_module
+from model.generation.compile_c import c_compiler, compiled_library
+from model.generation.one_token import OneToken, fast_one_token
+from model.generation.one_token_c import OneTokenInC
+from model.generation.sampling import generate, read
 from model.gpt import GPT
 
 SHAPES = [
@@ -15,6 +21,18 @@ SHAPES = [
     {"n_layer": 2, "n_head": 2, "n_embd": 256},  # large enough for threads in its products
     {"n_layer": 1, "n_head": 3, "n_embd": 384},  # two of its products are made a little larger, for the same
 ]
+IN_C = pytest.mark.skipif(c_compiler() is None, reason="needs a C compiler")
+
+
+def in_c(threads: int):
+    return lambda model, cache: OneTokenInC(model, cache, compiled_library(), threads)
+
+
+every_step = pytest.mark.parametrize(
+    "step",
+    [OneToken, pytest.param(in_c(1), marks=IN_C), pytest.param(in_c(3), marks=IN_C)],
+    ids=["numpy", "C", "C, 3 threads"],
+)
 
 
 def random_model(block_size: int = 20, vocab_size: int = 31, norms: float = 1.0, **shape) -> GPT:
@@ -27,10 +45,10 @@ def random_model(block_size: int = 20, vocab_size: int = 31, norms: float = 1.0,
     return model.eval()
 
 
-def compare(model: GPT, prompt: list[int], tokens: list[int]) -> None:
+def compare(step, model: GPT, prompt: list[int], tokens: list[int]) -> None:
     """Feed the prompt to the model and the tokens to both; compare the logits at each one, the caches at the end."""
     cache, reference = model.new_cache(), model.new_cache()
-    one_token = OneToken(model, cache)
+    one_token = step(model, cache)
     for each in (cache, reference):
         if prompt:
             read(model, prompt, each)
@@ -43,41 +61,69 @@ def compare(model: GPT, prompt: list[int], tokens: list[int]) -> None:
     torch.testing.assert_close(cache.store[filled], reference.store[filled], rtol=1e-4, atol=1e-5)
 
 
+@every_step
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("read_before", [0, 1, 7])
-def test_logits_and_cache_are_the_models(shape, read_before):
+def test_logits_and_cache_are_the_models(step, shape, read_before):
     ids = torch.randint(31, (20,), generator=torch.Generator().manual_seed(1)).tolist()
-    compare(random_model(**shape), ids[:read_before], ids[read_before:])  # until the block is full
+    compare(step, random_model(**shape), ids[:read_before], ids[read_before:])  # until the block is full
 
 
-def test_scores_that_would_overflow():
+@every_step
+def test_scores_that_would_overflow(step):
     """With large weights in QK-norm, exp of a score is more than fp32 holds: the largest is subtracted first."""
     model = random_model(n_layer=2, n_head=2, n_embd=64, rotary_base=10_000.0, norms=8.0)
-    one_token = OneToken(model, model.new_cache())
-    assert not any(bounded for _, (*_, bounded) in one_token.layers)
-    compare(model, [1, 2], [3, 4, 5, 6])
+    assert not any(bounded for _, (*_, bounded) in OneToken(model, model.new_cache()).layers)
+    compare(step, model, [1, 2], [3, 4, 5, 6])
 
 
-def test_gates_that_would_overflow():
+@every_step
+def test_gates_that_would_overflow(step):
     model = random_model(n_layer=1, n_head=1, n_embd=16)
     with torch.no_grad():
         model.blocks[0].mlp.gate_up.weight.mul_(1000)
-    compare(model, [], [3, 4, 5, 6])
+    compare(step, model, [], [3, 4, 5, 6])
 
 
-def test_a_full_block_is_refused():
+@every_step
+@pytest.mark.parametrize(
+    "name", ["embedding", "blocks.0.attention.qkv", "blocks.1.mlp.gate_up", "blocks.2.mlp.down", "head"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_is_seen(step, name, value):
+    """Wherever NaN comes from, or an infinity that becomes NaN, the logits say so."""
+    model = random_model(**SHAPES[2])
+    with torch.no_grad():
+        model.get_parameter(f"{name}.weight")[::2] = value
+    one_token = step(model, model.new_cache())
+    with np.errstate(invalid="ignore"):
+        for token in (2, 4):
+            logits = one_token(token)
+    assert not np.isfinite(logits).all()
+
+
+@every_step
+def test_a_full_block_is_refused(step):
     model = random_model(block_size=3, **SHAPES[0])
-    one_token = OneToken(model, model.new_cache())
+    one_token = step(model, model.new_cache())
     for token in (1, 2, 3):
         one_token(token)
     with pytest.raises(ValueError, match="4 tokens do not fit a block of 3"):
         one_token(4)
 
 
-def test_the_model_goes_on_from_what_the_step_has_written():
+@every_step
+def test_a_token_that_is_not_in_the_vocabulary_is_refused(step):
+    model = random_model(**SHAPES[0])
+    with pytest.raises(IndexError):
+        step(model, model.new_cache())(31)
+
+
+@every_step
+def test_the_model_goes_on_from_what_the_step_has_written(step):
     model = random_model(**SHAPES[1])
     cache, reference = model.new_cache(), model.new_cache()
-    one_token = OneToken(model, cache)
+    one_token = step(model, cache)
     read(model, [1, 2], cache)
     one_token(3)
     torch.testing.assert_close(
@@ -85,9 +131,51 @@ def test_the_model_goes_on_from_what_the_step_has_written():
     )
 
 
-def test_the_models_weights_are_left_alone():
+@every_step
+def test_the_models_weights_are_left_alone(step):
     model = random_model(**SHAPES[2])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     cache = model.new_cache()
-    OneToken(model, cache)(1)
+    step(model, cache)(1)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+@IN_C
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_one_seed_is_one_text(shape):
+    """In numpy and in C, also after the block was full; and in C the very same numbers with any number of threads."""
+    model, settings = random_model(**shape), replace(CHAR, tokens=50, temperature=0.8, top_k=20)
+    texts, logits = [], []
+    for step in (OneToken, in_c(1), in_c(2), in_c(5)):
+        cache = model.new_cache()
+        one_token = step(model, cache)
+        steps = generate(model, [1, 2], read(model, [1, 2], cache)[-1], cache, settings, one_token)
+        texts.append([each.token for (each,) in steps])
+        logits.append(one_token(3).tobytes())
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert logits[1] == logits[2] == logits[3]
+
+
+@IN_C
+def test_numbers_near_zero_stay_what_they_are():
+    """Some compilers make a library round denormal numbers to 0 in whatever process loads it."""
+    model = random_model(**SHAPES[0])
+    in_c(2)(model, model.new_cache())(1)
+    assert np.float32(1e-40) * np.float32(1) != 0
+    assert torch.tensor([1e-40]) * 1 != 0
+
+
+def test_numpy_where_there_is_no_compiler(monkeypatch):
+    model = random_model(**SHAPES[0])
+    monkeypatch.setattr(one_token_module, "compiled_library", lambda: None)
+    assert type(fast_one_token(model, model.new_cache())) is OneToken
+
+
+@IN_C
+def test_c_where_there_is_a_compiler_with_more_threads_for_more_weights(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for shape, threads in ((SHAPES[0], 1), (SHAPES[4], 1), ({"n_layer": 3, "n_head": 4, "n_embd": 256}, 2)):
+        model = random_model(**shape)
+        step = fast_one_token(model, model.new_cache())
+        assert type(step) is OneTokenInC
+        assert step.model.threads == threads

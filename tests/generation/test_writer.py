@@ -62,11 +62,11 @@ def test_no_tokens_are_no_text():
 
 
 def test_a_sharded_model_writes_without_the_fast_step(monkeypatch):
-    """A process holds a part of its weights, which OneToken would copy as if they were whole."""
+    """A process holds a part of its weights, which the step would copy as if they were whole."""
     model = random_model(SMALL)
     expected = text_of(model)
     model.set_requires_gradient_sync = None  # as torch's fully_shard() adds it
-    monkeypatch.setattr(one_token, "OneToken", None)
+    monkeypatch.setattr(one_token, "step_on_cpu", None)
     assert text_of(model) == expected
 
 

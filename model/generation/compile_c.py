@@ -1,0 +1,108 @@
+"""Compiles one_token.c with the machine's C compiler on first use, and finds it again in the user's cache folder.
+
+Imports no torch: generate.py starts it while torch is imported, which takes longer than compiling.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from plumbing.errors import UserError
+from plumbing.files import whole_file
+
+SOURCE = Path(__file__).with_name("one_token.c")
+# Sums may be taken in another order, which vector instructions need. Not -ffast-math: compilers would then forget that
+# there is NaN, and older ones let the library round denormal numbers to 0, in all of the process.
+NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+ORDER = "-fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno"
+FLAGS = f"-O3 {NATIVE} {ORDER} -shared -fPIC -pthread".split()
+LOCK = threading.Lock()
+
+
+def start_compiling() -> None:
+    """Compile in the background, if that was not done before."""
+    threading.Thread(target=compiled_library).start()
+
+
+def compiled_library() -> ctypes.PyDLL | None:
+    """The library made of one_token.c; None without a C compiler, and with a line on stderr if it cannot be made. Its
+    functions hold Python's lock, so two threads of Python do not meet in its memory."""
+    with LOCK:  # who comes second waits for the first
+        return load_or_compile()
+
+
+@functools.cache
+def load_or_compile() -> ctypes.PyDLL | None:
+    compiler = c_compiler()
+    if compiler is None:
+        return None
+    try:
+        return ctypes.PyDLL(str(library_file(compiler)))
+    except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error) or repr(error)
+        reason = detail.strip().splitlines()[0]
+        print(f"one_token.c cannot be used here, so generating is slower: {reason}", file=sys.stderr)
+        return None
+
+
+def c_compiler() -> str | None:
+    """The path of a C compiler for POSIX threads."""
+    if os.name != "posix":
+        return None
+    if sys.platform == "darwin" and subprocess.run(["xcode-select", "-p"], capture_output=True).returncode:  # noqa: S607
+        return None  # there, cc would open a window that offers to install a compiler
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+def library_file(compiler: str) -> Path:
+    """The library from the cache folder, or compiled into it. Its name has a hash of all that it is made of, and one
+    of its own bytes, so that a damaged file is noticed."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout  # noqa: S603
+    made_of = SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), processor().encode()
+    name, folder = f"one_token-{digest(*made_of)}", cache_folder()
+    for path in folder.glob(f"{name}-*.so"):
+        if path.stem == f"{name}-{digest(path.read_bytes())}":
+            return path
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary, "one_token.so")
+        command = [compiler, *FLAGS, "-o", output, SOURCE, "-lm"]
+        subprocess.run(command, capture_output=True, check=True, encoding="utf-8", errors="replace")  # noqa: S603
+        data = output.read_bytes()
+    path = folder / f"{name}-{digest(data)}.so"
+    with whole_file(path) as file:
+        file.write(data)
+    return path
+
+
+def cache_folder() -> Path:
+    """tinylittlegpt in XDG_CACHE_HOME or ~/.cache. Nobody but the user may write to it: what it holds is run."""
+    parent = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (parent if parent.is_absolute() else Path.home() / ".cache") / "tinylittlegpt"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UserError(f"{folder} is not a folder that you alone can write to.")
+    return folder
+
+
+def processor() -> str:
+    """What the processor is: -march=native compiles for this one, and a home folder can be that of several machines."""
+    try:
+        lines = set(Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines())
+        return "\n".join(sorted(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))))
+    except OSError:  # not Linux
+        return platform.node() + platform.machine() + platform.processor()
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
