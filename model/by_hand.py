@@ -3,7 +3,8 @@
 The plain twin is layers.py (and GPT.loss), where autograd finds the same gradients. But autograd runs a hundred small
 operations, each of which reads and writes whole tensors, and on a CPU most of a small model's step goes into that. Here
 the algebra is done on paper first, which leaves few operations. A CPU takes this path, everything else the plain one;
-by_hand() in layers.py decides. tests/model/test_by_hand.py holds the two together.
+by_hand() in layers.py decides. Where there is a C compiler, by_hand.c does the same for fp32 in fewer passes over
+memory. tests/model/test_by_hand.py holds all of them together.
 
 Read layers.py first; the notation is the same. dx is the gradient of the loss with respect to x, in the shape of x.
 """
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+from model import by_hand_c
 
 
 def norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -169,6 +172,8 @@ class HeadLossByHand(Function):
             from model.by_hand_gpu import losses_and_gradients
 
             return losses_and_gradients(logits, targets, V), logits  # which it has overwritten
+        if by_hand_c.library and logits.dtype == torch.float32:
+            return by_hand_c.losses_and_gradients(logits, targets), logits
         log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)
         at_target = torch.arange(len(logits)), targets
         losses = -log_p[at_target]

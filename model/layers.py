@@ -10,6 +10,7 @@ S is T plus the tokens in the KV cache. A comment such as (B, T, C) gives the sh
 """
 
 import importlib.util
+from types import ModuleType
 
 if __name__ == "__main__":
     raise SystemExit("This file is the layers of the model, and no script: python train.py trains a model.")
@@ -18,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.by_hand import AttentionByHand, RMSNormByHand, SwiGLUByHand
+from model import by_hand as by_hand_torch
+from model import by_hand_c
 
 # Up to this many tokens, a CPU trains faster without the fused attention kernel, whose backward pass is slow there.
 EXPLICIT_UP_TO = 512
@@ -27,9 +29,12 @@ if WITH_TRITON:
     from model import by_hand_gpu
 
 
-def by_hand(x: Tensor) -> bool:
-    """Whether to use the backward passes of by_hand.py: faster on a CPU, unless a compiler fuses the layers."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+def by_hand(x: Tensor) -> ModuleType | None:
+    """The module whose backward passes to use for x, by_hand_c.py or by_hand.py: faster on a CPU, unless a compiler
+    fuses the layers."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return by_hand_c if by_hand_c.library and x.dtype == torch.float32 else by_hand_torch
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -63,8 +68,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if by_hand(x) and x.dtype == torch.float32:
-            return RMSNormByHand.apply(x, self.weight, self.eps)
+        if (hand := by_hand(x)) and x.dtype == torch.float32:
+            return hand.RMSNormByHand.apply(x, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
 
 
@@ -131,12 +136,14 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return scores.float().softmax(dim=-1).type_as(query)
 
 
-# Ten places compute this block. Whoever changes the architecture changes all ten. The test under each place
+# Eleven places compute this block. Whoever changes the architecture changes all eleven. The test under each place
 # compares it with the layers below, and these with Hugging Face's Qwen3.
 #
 #   The model itself: model/layers.py, model/gpt.py
 #       tests/model/test_model.py::test_logits_equal_qwen3
 #   The backward pass by hand: model/by_hand.py
+#       tests/model/test_by_hand.py::test_a_whole_model
+#   The same in C: model/by_hand.c
 #       tests/model/test_by_hand.py::test_a_whole_model
 #   Parts of it on a GPU, in Triton: model/by_hand_gpu.py
 #       tests/model/by_hand_gpu.py::test_attention
@@ -179,9 +186,10 @@ class Attention(nn.Module):
         H, D = self.n_head, C // self.n_head
         qkv = self.qkv(x)  # (B, T, 3C)
         plain = cache is not None or weights is not None or (self.dropout > 0 and self.training)
-        if by_hand(qkv) and T <= EXPLICIT_UP_TO and not plain:
+        hand = by_hand(qkv)
+        if hand and not plain and (hand is by_hand_c or T <= EXPLICIT_UP_TO):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight]).unsqueeze(1)  # (2, 1, D)
-            return self.output(AttentionByHand.apply(qkv, norms, cos, sin, H, self.query_norm.eps))
+            return self.output(hand.AttentionByHand.apply(qkv, norms, cos, sin, H, self.query_norm.eps))
 
         if on_gpu(qkv):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight])  # (2, D)
@@ -224,8 +232,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)  # (B, T, 2 hidden)
-        if by_hand(gate_up):
-            return self.down(SwiGLUByHand.apply(gate_up))
+        if hand := by_hand(gate_up):
+            return self.down(hand.SwiGLUByHand.apply(gate_up))
         if on_gpu(gate_up):
             return self.down(by_hand_gpu.SwiGLUOnGPU.apply(gate_up))
         gate, up = gate_up.chunk(2, dim=-1)  # (B, T, hidden) each

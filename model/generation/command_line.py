@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import MODEL_NAME, Generation, Settings
-from model.generation.compile_c import start_compiling
+from model.compile_c import ONE_TOKEN, start_compiling
 from plumbing.command_line import ScriptParser, add_flags, check_limits, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
@@ -46,7 +46,7 @@ def generation_flags(settings: Settings, description: str, argv: Sequence[str] |
     add("--off", action="append", default=[], metavar="L2H3", help="switch off a head or MLP; repeatable")
     add_flags(parser, settings, Generation, "seed device debug")
     parsed = parse_before_torch(parser, settings, with_values(sys.argv[1:] if argv is None else argv, parser))
-    start_compiling()  # while the caller imports torch
+    start_compiling(ONE_TOKEN)  # while the caller imports torch
     return parsed
 
 

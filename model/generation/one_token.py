@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.generation.compile_c import compiled_library
+from model.compile_c import ONE_TOKEN, compiled_library
 from model.generation.one_token_c import OneTokenInC
 from model.gpt import GPT
 from model.layers import KeyValueCache
@@ -161,7 +161,7 @@ def step_on_cpu(model: GPT, cache: KeyValueCache) -> Callable:
     store = np.empty(cache.store.shape, np.float32)
     store[..., : cache.length, :] = cache.store[..., : cache.length, :].numpy()
     cache.store = torch.from_numpy(store)
-    library = compiled_library()
+    library = compiled_library(ONE_TOKEN)
     if library is None:
         return OneToken(model, cache)
     weights = sum(weight.numel() for weight in model.parameters())

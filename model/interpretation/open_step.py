@@ -13,7 +13,7 @@ from model.storage.model_file import load_model
 from model.tokenization.tokenizer import BareIds, Tokenizer, load_tokenizer
 from model.training.inputs import Batches, open_inputs
 from model.training.optimizer import Optimizer
-from model.training.run import Run, build_model
+from model.training.run import Run, build_model, use_c
 from model.training.schedule import learning_rate_at
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import field_names
@@ -93,6 +93,7 @@ def open_before(path: Path, step: int | None, given: Settings, train_step: Calla
     optimizer, batches = Optimizer(model, settings, dtype), Batches(train, settings, device)
     sources = saved["sources"]
     run = Run(settings, kind, sources, train, val, tokenizer, model, optimizer, batches, device, dtype, None)
+    run.in_c = use_c(saved, device, dtype)
     run.step = run.resumed_at = saved["step"]
     about = shown_path(file)
     if "optimizer" not in saved:

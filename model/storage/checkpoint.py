@@ -14,6 +14,7 @@ A checkpoint is a dict that safe_load.py writes and reads:
     device           str       "cpu" or "cuda"
     dtype            str       precision of the matrix products: "float32" or "bfloat16"
     compiled         bool      whether the step was compiled
+    in_c             bool      whether layers were computed by by_hand.c; missing in old files, which means no
     processes        int       how many processes trained together; missing in old files, which means 1
     model            dict      the state dict of the GPT
     tokenizer        dict      as in a model file (model/storage/model_file.py); missing in old files
@@ -106,6 +107,8 @@ def check_checkpoint(content: dict) -> dict:
             raise ValueError(f"it has no checksum of its {name}")
     for name, expected_type in {"device": str, "dtype": str, "compiled": bool}.items():
         require(content, name, expected_type)
+    if "in_c" in content:
+        require(content, "in_c", bool)
     if "tokenizer" in content:
         require(require(content, "tokenizer", dict), "json", str)
     return check_state(content)

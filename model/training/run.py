@@ -10,7 +10,7 @@ from torch import Tensor
 
 from config import MODEL_NAME, Model, Settings
 from dataset import TokenFile
-from model import metrics
+from model import by_hand_c, metrics
 from model.device import compute_deterministically, free_memory, keep_memory, pick_device, pick_dtype
 from model.gpt import GPT
 from model.storage.checkpoint import (
@@ -59,6 +59,7 @@ class Run:
     checkpoint: Path | None = None  # the newest one
     model_step: int | None = None  # the step of the model in the run's folder, if this process wrote it
     compiled: bool = False
+    in_c: bool = False  # whether the layers between the products are those of by_hand.c
     started: float = 0.0  # by time.perf_counter(); --minutes counts from here
     evaluation_seconds: float = 0.0  # of the first evaluation, which predicts the others
     record_seconds: float = 0.0  # of the first record, with a sample of the model's text, likewise
@@ -107,6 +108,7 @@ class Run:
                 "device": self.device.type,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "compiled": self.compiled,
+                "in_c": self.in_c,
                 "processes": distributed.world_size(),
                 "model": weights,
                 "tokenizer": stored_tokenizer(self.tokenizer),
@@ -251,6 +253,7 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     optimizer = optimizer_class(model, settings, dtype, distributed.orthogonalise_together)
     batches = Batches(train, settings, device)
     run = Run(settings, kind, sources, train, val, tokenizer, model, optimizer, batches, device, dtype, stop, init_from)
+    run.in_c = use_c(saved, device, dtype)
     if saved is not None:
         state = saved["optimizer"]
         if not settings.shard_model:
@@ -299,6 +302,19 @@ def pick_device_and_dtype(settings: Settings, saved: dict | None) -> tuple[torch
                 "faster here; the last digits will differ."
             )
     return device, distributed.broadcast(pick_dtype(dtype, device))
+
+
+def use_c(saved: dict | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Switch on by_hand.c where it is faster, for fp32 on a CPU, and where a resumed run had it. Returns whether it is
+    on: in all processes or in none."""
+    had = saved is None or saved.get("in_c", False)  # missing in old checkpoints
+    in_c = by_hand_c.use(had and device.type == "cpu" and dtype == torch.float32)
+    if distributed.any_process(not in_c):
+        in_c = by_hand_c.use(False)
+    if saved is not None and had and not in_c:
+        print("  changed: its layers were computed in C (model/by_hand.c), for which nothing is there now: the last")
+        print("  digits will differ")
+    return in_c
 
 
 def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None = None) -> GPT:

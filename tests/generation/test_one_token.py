@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from config import CHAR
+from model.compile_c import ONE_TOKEN, c_compiler, compiled_library
 from model.generation import one_token as one_token_module
-from model.generation.compile_c import c_compiler, compiled_library
 from model.generation.one_token import OneToken, fast_one_token
 from model.generation.one_token_c import OneTokenInC
 from model.generation.sampling import generate, read
@@ -25,7 +25,7 @@ IN_C = pytest.mark.skipif(c_compiler() is None, reason="needs a C compiler")
 
 
 def in_c(threads: int):
-    return lambda model, cache: OneTokenInC(model, cache, compiled_library(), threads)
+    return lambda model, cache: OneTokenInC(model, cache, compiled_library(ONE_TOKEN), threads)
 
 
 every_step = pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_numbers_near_zero_stay_what_they_are():
 
 def test_numpy_where_there_is_no_compiler(monkeypatch):
     model = random_model(**SHAPES[0])
-    monkeypatch.setattr(one_token_module, "compiled_library", lambda: None)
+    monkeypatch.setattr(one_token_module, "compiled_library", lambda source: None)
     assert type(fast_one_token(model, model.new_cache())) is OneToken
 
 

@@ -1,11 +1,13 @@
-"""The backward passes written by hand against autograd's, part by part and through a whole model."""
+"""The backward passes by hand, in torch and in C, against autograd's: part by part and through a whole model."""
+
+import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from model import gpt, layers
+from model import by_hand, by_hand_c, gpt, layers
 from model.by_hand import HeadLossByHand
+from model.compile_c import c_compiler
 from model.gpt import GPT
 from model.layers import Attention, RMSNorm, SwiGLU, rotary_table
 
@@ -13,7 +15,25 @@ SHAPES = [
     {"vocab_size": 31, "block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32},
     {"vocab_size": 31, "block_size": 7, "n_layer": 1, "n_head": 16, "n_embd": 32},  # a head size of 2
     {"vocab_size": 5, "block_size": 130, "n_layer": 1, "n_head": 1, "n_embd": 6, "tie_embeddings": True},
+    {
+        "vocab_size": 9,
+        "block_size": 601,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 56,
+    },  # panels, the last not whole
 ]
+
+
+@pytest.fixture(autouse=True, params=["torch", "C"])
+def hand(request):
+    """The module under test. It is on again or off as before when a test is over."""
+    before = by_hand_c.library
+    if request.param == "C" and c_compiler() is None:
+        pytest.skip("needs a C compiler")
+    assert by_hand_c.use(request.param == "C") == (request.param == "C")
+    yield by_hand_c if request.param == "C" else by_hand
+    by_hand_c.library = before
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
@@ -113,32 +133,76 @@ def test_a_whole_model_in_bfloat16(monkeypatch):
         assert 0 < error < 1.5 * usual + 0.01
 
 
-def test_which_path_is_taken(monkeypatch):
-    """By hand on a CPU; plain for the compiler, with dropout, with a cache, to look inside and in long blocks."""
+def test_which_path_is_taken(monkeypatch, hand):
+    """By hand on a CPU; plain for the compiler, with dropout, with a cache and to look inside; in long blocks, in C."""
     calls = []
-    for name in ("RMSNormByHand", "AttentionByHand", "SwiGLUByHand"):
-        apply = getattr(layers, name).apply
-        stand_in = type(name, (), {"apply": staticmethod(lambda *a, n=name, f=apply: calls.append(n) or f(*a))})
-        monkeypatch.setattr(layers, name, stand_in)
+    for module, name in itertools.product((by_hand, by_hand_c), ("RMSNormByHand", "AttentionByHand", "SwiGLUByHand")):
+        key, apply = (module, name.removesuffix("ByHand")), getattr(module, name).apply
+        stand_in = type(name, (), {"apply": staticmethod(lambda *a, k=key, f=apply: calls.append(k) or f(*a))})
+        monkeypatch.setattr(module, name, stand_in)
 
     def taken(model, idx, **kwargs):
         calls.clear()
         model(idx, **kwargs)
         return set(calls)
 
+    def of(module, *names):
+        return {(module, name) for name in names}
+
+    every = "RMSNorm", "Attention", "SwiGLU"
     shape, idx = {**SHAPES[0], "n_layer": 1}, torch.zeros(1, 24, dtype=torch.long)
-    assert taken(GPT(**shape), idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}
-    assert taken(GPT(**shape, dropout=0.1), idx) == {"RMSNormByHand", "SwiGLUByHand"}
-    assert taken(GPT(**shape).compute_in(torch.bfloat16), idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}
+    assert taken(GPT(**shape), idx) == of(hand, *every)
+    assert taken(GPT(**shape, dropout=0.1), idx) == of(hand, "RMSNorm", "SwiGLU")
+    in_bfloat16 = taken(GPT(**shape).compute_in(torch.bfloat16), idx)
+    assert in_bfloat16 == of(hand, "RMSNorm") | of(by_hand, "Attention", "SwiGLU")
+    long = GPT(**{**shape, "block_size": 513}), torch.zeros(1, 513, dtype=torch.long)
+    assert taken(*long) == of(hand, *(every if hand is by_hand_c else ("RMSNorm", "SwiGLU")))
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert taken(GPT(**shape), idx) == set()
     with torch.no_grad():
         model = GPT(**shape)
-        assert taken(model, idx) == {"RMSNormByHand", "AttentionByHand", "SwiGLUByHand"}
-        assert taken(model, idx, cache=model.new_cache()) == {"RMSNormByHand", "SwiGLUByHand"}
-        assert taken(model, idx, weights=[]) == {"RMSNormByHand", "SwiGLUByHand"}
-    monkeypatch.setattr(layers, "EXPLICIT_UP_TO", 23)
-    fused = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append("fused") or fused(*a, **k))
-    assert taken(GPT(**shape), idx) == {"RMSNormByHand", "SwiGLUByHand", "fused"}
+        assert taken(model, idx) == of(hand, *every)
+        assert taken(model, idx, cache=model.new_cache()) == of(hand, "RMSNorm", "SwiGLU")
+        assert taken(model, idx, weights=[]) == of(hand, "RMSNorm", "SwiGLU")
+
+
+def gradients(model: GPT) -> torch.Tensor:
+    idx = torch.randint(model.vocab_size, (3, model.block_size), generator=torch.Generator().manual_seed(6))
+    model.zero_grad()
+    model.loss(idx, idx.flip(1)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_c_gives_the_same_bits_with_any_number_of_threads(hand):
+    """The layers alone: how torch shares out its own products is its affair."""
+    if hand is by_hand:
+        pytest.skip("is about C")
+    qkv = torch.randn(3, 40, 96, generator=torch.Generator().manual_seed(7), requires_grad=True)
+    norms = torch.ones(2, 1, 16, requires_grad=True)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            qkv.grad = norms.grad = None
+            y = by_hand_c.AttentionByHand.apply(qkv, norms, *rotary_table(40, 16, 30.0), 2, 1e-6)
+            y.square().sum().backward()
+            found.append(torch.cat([y.flatten(), qkv.grad.flatten(), norms.grad.flatten()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].equal(found[1]) and found[0].equal(found[2])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden(value):
+    """A run stops at a loss that is no number, so the layers must hand one on."""
+    model = randomise(GPT(**SHAPES[0]))
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight[40, 3] = value  # of a key
+    idx = torch.zeros(1, 24, dtype=torch.long)
+    assert not model.loss(idx, idx).isfinite()
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight[40, 3] = 1.0
+        model.head.weight[7, 0] = value
+    assert not model.loss(idx, idx).isfinite()
+    assert not gradients(model).isfinite().all()

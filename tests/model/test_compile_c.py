@@ -9,8 +9,8 @@ import sys
 import pytest
 from sources import ROOT
 
-from model.generation import compile_c
-from model.generation.compile_c import c_compiler, library_file
+from model import compile_c
+from model.compile_c import ONE_TOKEN, c_compiler, library_file
 
 pytestmark = pytest.mark.skipif(c_compiler() is None, reason="needs a C compiler")
 
@@ -32,20 +32,20 @@ def uncached():
 
 
 def test_compiled_once_and_found_again(folder, monkeypatch):
-    path = library_file(c_compiler())
+    path = library_file(c_compiler(), ONE_TOKEN)
     assert os.listdir(folder) == [path.name]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     monkeypatch.setattr(compile_c, "whole_file", None)  # it is not written again
-    assert library_file(c_compiler()) == path
+    assert library_file(c_compiler(), ONE_TOKEN) == path
 
 
 @pytest.mark.parametrize("change", ["source", "flags", "processor", "compiler"])
 def test_compiled_anew_when_it_is_made_of_something_else(folder, monkeypatch, tmp_path, change):
-    path, compiler = library_file(c_compiler()), c_compiler()
+    source, compiler = ONE_TOKEN, c_compiler()
+    path = library_file(compiler, source)
     if change == "source":
         source = tmp_path / "one_token.c"
-        source.write_bytes(compile_c.SOURCE.read_bytes() + b"int changed;\n")
-        monkeypatch.setattr(compile_c, "SOURCE", source)
+        source.write_bytes(ONE_TOKEN.read_bytes() + b"int changed;\n")
     elif change == "flags":
         monkeypatch.setattr(compile_c, "FLAGS", [*compile_c.FLAGS, "-g"])
     elif change == "processor":
@@ -55,17 +55,17 @@ def test_compiled_anew_when_it_is_made_of_something_else(folder, monkeypatch, tm
         script.write_text(f'#!/bin/sh\ntest "$1" = --version && echo newer && exit\nexec {compiler} "$@"\n')
         script.chmod(0o755)
         compiler = str(script)
-    other = library_file(compiler)
+    other = library_file(compiler, source)
     assert other != path and path.exists()
     assert hasattr(ctypes.PyDLL(str(other)), "changed") == (change == "source")
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[::-1]])
 def test_a_damaged_file_is_replaced(folder, damage):
-    path = library_file(c_compiler())
+    path = library_file(c_compiler(), ONE_TOKEN)
     data = path.read_bytes()
     path.write_bytes(damage(data))
-    again = library_file(c_compiler())
+    again = library_file(c_compiler(), ONE_TOKEN)
     assert ctypes.PyDLL(str(again)).step
     assert [file.read_bytes() for file in folder.iterdir() if file.name == again.name] == [again.read_bytes()]
     assert compile_c.digest(again.read_bytes()) in again.name
@@ -75,7 +75,7 @@ def only_line(capsys) -> str:
     out, err = capsys.readouterr()
     assert out == ""
     start, _, reason = err.partition(": ")
-    assert start == "one_token.c cannot be used here, so generating is slower"
+    assert start == "one_token.c cannot be used here, so computing is slower"
     assert reason.count("\n") == 1
     return reason
 
@@ -84,8 +84,8 @@ def test_a_folder_of_others_is_not_used(folder, uncached, capsys):
     """What somebody else could have put there would be run."""
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert compile_c.compiled_library() is None
-    assert compile_c.compiled_library() is None  # says so once
+    assert compile_c.compiled_library(ONE_TOKEN) is None
+    assert compile_c.compiled_library(ONE_TOKEN) is None  # says so once
     assert "not a folder that you alone can write to" in only_line(capsys)
     assert not os.listdir(folder)
 
@@ -93,7 +93,7 @@ def test_a_folder_of_others_is_not_used(folder, uncached, capsys):
 def test_a_link_is_not_followed(folder, uncached, capsys, tmp_path):
     folder.parent.mkdir()
     folder.symlink_to(tmp_path)
-    assert compile_c.compiled_library() is None
+    assert compile_c.compiled_library(ONE_TOKEN) is None
     assert "not a folder that you alone" in only_line(capsys)
 
 
@@ -101,28 +101,27 @@ def test_a_link_is_not_followed(folder, uncached, capsys, tmp_path):
 def test_a_folder_that_cannot_be_written(folder, uncached, capsys):
     folder.mkdir(parents=True)
     folder.chmod(0o500)
-    assert compile_c.compiled_library() is None
+    assert compile_c.compiled_library(ONE_TOKEN) is None
     assert "ermission denied" in only_line(capsys)
 
 
 def test_a_cache_that_is_no_folder(folder, uncached, capsys):
     folder.parent.write_text("")
-    assert compile_c.compiled_library() is None
+    assert compile_c.compiled_library(ONE_TOKEN) is None
     only_line(capsys)
 
 
 def test_a_compiler_that_fails(folder, uncached, capsys, tmp_path, monkeypatch):
     source = tmp_path / "one_token.c"
     source.write_text("int step(;\n")
-    monkeypatch.setattr(compile_c, "SOURCE", source)
-    assert compile_c.compiled_library() is None
+    assert compile_c.compiled_library(source) is None
     assert "one_token.c:1:" in only_line(capsys)
     assert not os.listdir(folder)
 
 
 def test_without_a_compiler_nothing_is_said(folder, uncached, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert compile_c.compiled_library() is None
+    assert compile_c.compiled_library(ONE_TOKEN) is None
     assert capsys.readouterr() == ("", "")
     assert not folder.exists()
 

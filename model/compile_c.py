@@ -1,4 +1,5 @@
-"""Compiles one_token.c with the machine's C compiler on first use, and finds it again in the user's cache folder.
+"""Compiles the project's C files with the machine's C compiler on first use, and finds them again in the user's cache
+folder: generation/one_token.c for generating, by_hand.c for training.
 
 Imports no torch: generate.py starts it while torch is imported, which takes longer than compiling.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from plumbing.errors import UserError
 from plumbing.files import whole_file
 
-SOURCE = Path(__file__).with_name("one_token.c")
+ONE_TOKEN, BY_HAND = (Path(__file__).parent / name for name in ("generation/one_token.c", "by_hand.c"))
 # Sums may be taken in another order, which vector instructions need. Not -ffast-math: compilers would then forget that
 # there is NaN, and older ones let the library round denormal numbers to 0, in all of the process.
 NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
@@ -28,29 +29,30 @@ FLAGS = f"-O3 {NATIVE} {ORDER} -shared -fPIC -pthread".split()
 LOCK = threading.Lock()
 
 
-def start_compiling() -> None:
+def start_compiling(source: Path) -> None:
     """Compile in the background, if that was not done before."""
-    threading.Thread(target=compiled_library).start()
+    threading.Thread(target=compiled_library, args=[source]).start()
 
 
-def compiled_library() -> ctypes.PyDLL | None:
-    """The library made of one_token.c; None without a C compiler, and with a line on stderr if it cannot be made. Its
-    functions hold Python's lock, so two threads of Python do not meet in its memory."""
+def compiled_library(source: Path, *arguments: str) -> ctypes.PyDLL | None:
+    """The library made of a C file, with further arguments for the compiler; None without a C compiler, and with a line
+    on stderr if it cannot be made. Its functions hold Python's lock, so two threads of Python do not meet in its
+    memory."""
     with LOCK:  # who comes second waits for the first
-        return load_or_compile()
+        return load_or_compile(source, *arguments)
 
 
 @functools.cache
-def load_or_compile() -> ctypes.PyDLL | None:
+def load_or_compile(source: Path, *arguments: str) -> ctypes.PyDLL | None:
     compiler = c_compiler()
     if compiler is None:
         return None
     try:
-        return ctypes.PyDLL(str(library_file(compiler)))
+        return ctypes.PyDLL(str(library_file(compiler, source, *arguments)))
     except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error) or repr(error)
         reason = detail.strip().splitlines()[0]
-        print(f"one_token.c cannot be used here, so generating is slower: {reason}", file=sys.stderr)
+        print(f"{source.name} cannot be used here, so computing is slower: {reason}", file=sys.stderr)
         return None
 
 
@@ -63,18 +65,18 @@ def c_compiler() -> str | None:
     return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 
-def library_file(compiler: str) -> Path:
+def library_file(compiler: str, source: Path, *arguments: str) -> Path:
     """The library from the cache folder, or compiled into it. Its name has a hash of all that it is made of, and one
     of its own bytes, so that a damaged file is noticed."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout  # noqa: S603
-    made_of = SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), processor().encode()
-    name, folder = f"one_token-{digest(*made_of)}", cache_folder()
+    made_of = source.read_bytes(), version, " ".join([*FLAGS, *arguments]).encode(), processor().encode()
+    name, folder = f"{source.stem}-{digest(*made_of)}", cache_folder()
     for path in folder.glob(f"{name}-*.so"):
         if path.stem == f"{name}-{digest(path.read_bytes())}":
             return path
     with tempfile.TemporaryDirectory() as temporary:
-        output = Path(temporary, "one_token.so")
-        command = [compiler, *FLAGS, "-o", output, SOURCE, "-lm"]
+        output = Path(temporary, "library.so")
+        command = [compiler, *FLAGS, "-o", output, source, *arguments, "-lm"]
         subprocess.run(command, capture_output=True, check=True, encoding="utf-8", errors="replace")  # noqa: S603
         data = output.read_bytes()
     path = folder / f"{name}-{digest(data)}.so"
