@@ -21,6 +21,7 @@ from stored_runs import finished_run, interrupted_run  # noqa: F401 (fixtures)
 
 from config import BPE, CHAR
 from dataset import token_writer
+from model import by_hand_c
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.safe_load import save
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
@@ -107,6 +108,12 @@ def char(tmp_path):
 @pytest.fixture
 def bpe(tmp_path):
     return make_pipeline(tmp_path, BPE, "bpe")
+
+
+@pytest.fixture(autouse=True)
+def layers_in_torch(monkeypatch):
+    """A training in this process may switch layers in C on; the next test begins without."""
+    monkeypatch.setattr(by_hand_c, "library", None)
 
 
 @pytest.fixture(autouse=True)
