@@ -133,6 +133,9 @@ class SwiGLUByHand(Function):
         return dgate_up
 
 
+rms_norm, attention, swiglu = RMSNormByHand.apply, AttentionByHand.apply, SwiGLUByHand.apply
+
+
 class HeadLossByHand(Function):
     """GPT.loss after the final norm: x (N, C), the head's weight (V, C), targets (N) -> mean of -ln p, 0-dim fp32
 
@@ -173,7 +176,7 @@ class HeadLossByHand(Function):
 
             return losses_and_gradients(logits, targets, V), logits  # which it has overwritten
         if by_hand_c.library and logits.dtype == torch.float32:
-            return by_hand_c.losses_and_gradients(logits, targets), logits
+            return by_hand_c.losses_in_c(logits, targets), logits
         log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)
         at_target = torch.arange(len(logits)), targets
         losses = -log_p[at_target]

@@ -1,6 +1,6 @@
 """The Python side of by_hand.c: what by_hand.py does in operations of torch, in C, for products in fp32 on a CPU.
 
-use() switches it on, if there is a C compiler. by_hand() in layers.py then takes the classes of this file, which have
+use() switches it on, if there is a C compiler. by_hand() in layers.py then takes the functions of this file, which have
 the names and arguments of those in by_hand.py.
 """
 
@@ -40,7 +40,7 @@ def for_c(value: Tensor | int | float):
     return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)
 
 
-class RMSNormByHand(Function):
+class RMSNormInC(Function):
     """layers.RMSNorm: x (B, T, C), weight (C) -> (B, T, C)"""
 
     @staticmethod
@@ -59,7 +59,7 @@ class RMSNormByHand(Function):
         return dx, dweight.sum(0), None
 
 
-class AttentionByHand(Function):
+class AttentionInC(Function):
     """layers.Attention between its two matrices: qkv (B, T, 3C), cos and sin (T, D) -> (B, T, C)
 
     `weight` (2, 1, D) holds the weights of query_norm and key_norm. The attention weights (T, T) never exist as a
@@ -96,7 +96,7 @@ def whole_panels(n: int) -> int:
     return -(-n // PANEL) * PANEL
 
 
-class SwiGLUByHand(Function):
+class SwiGLUInC(Function):
     """layers.SwiGLU between its matrices: gate_up (B, T, 2 hidden) -> silu(gate) * up (B, T, hidden)"""
 
     @staticmethod
@@ -115,8 +115,11 @@ class SwiGLUByHand(Function):
         return dgate_up
 
 
-def losses_and_gradients(logits: Tensor, targets: Tensor) -> Tensor:
+def losses_in_c(logits: Tensor, targets: Tensor) -> Tensor:
     """Logits (n, V), targets (n) -> -ln p of the targets (n); the gradient of their sum overwrites the logits."""
     losses = logits.new_empty(len(logits))
     call("losses_and_gradients", *logits.shape, logits, targets.contiguous(), losses)
     return losses
+
+
+rms_norm, attention, swiglu = RMSNormInC.apply, AttentionInC.apply, SwiGLUInC.apply

@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if (hand := by_hand(x)) and x.dtype == torch.float32:
-            return hand.RMSNormByHand.apply(x, self.weight, self.eps)
+            return hand.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
 
 
@@ -189,7 +189,7 @@ class Attention(nn.Module):
         hand = by_hand(qkv)
         if hand and not plain and (hand is by_hand_c or T <= EXPLICIT_UP_TO):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight]).unsqueeze(1)  # (2, 1, D)
-            return self.output(hand.AttentionByHand.apply(qkv, norms, cos, sin, H, self.query_norm.eps))
+            return self.output(hand.attention(qkv, norms, cos, sin, H, self.query_norm.eps))
 
         if on_gpu(qkv):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight])  # (2, D)
@@ -233,7 +233,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)  # (B, T, 2 hidden)
         if hand := by_hand(gate_up):
-            return self.down(hand.SwiGLUByHand.apply(gate_up))
+            return self.down(hand.swiglu(gate_up))
         if on_gpu(gate_up):
             return self.down(by_hand_gpu.SwiGLUOnGPU.apply(gate_up))
         gate, up = gate_up.chunk(2, dim=-1)  # (B, T, hidden) each

@@ -12,6 +12,7 @@ import torch
 
 from config import CHAR
 from dataset import draw_batch
+from model import by_hand_c
 from model.device import keep_memory, pick_device, pick_dtype, wait_for
 from model.gpt import GPT
 from model.monitoring.estimate import flops_per_token
@@ -86,6 +87,7 @@ class OurStep:
 
     def __init__(self, shape: dict, batch_size: int, dtype: torch.dtype, compile: bool, micro_batches: int):
         device = pick_device("auto")
+        by_hand_c.use(device.type == "cpu" and dtype == torch.float32)  # as a training does
         self.model = GPT(**shape, tie_embeddings=is_tied(shape)).to(device).compute_in(dtype)
         self.optimizer = Optimizer(self.model, CHAR, dtype)
         parts = self.model.loss, self.optimizer.step

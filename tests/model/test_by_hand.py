@@ -134,10 +134,9 @@ def test_a_whole_model_in_bfloat16(monkeypatch):
 def test_which_path_is_taken(monkeypatch, hand):
     """By hand on a CPU; plain for the compiler, with dropout, with a cache and to look inside; in long blocks, in C."""
     calls = []
-    for module, name in itertools.product((by_hand, by_hand_c), ("RMSNormByHand", "AttentionByHand", "SwiGLUByHand")):
-        key, apply = (module, name.removesuffix("ByHand")), getattr(module, name).apply
-        stand_in = type(name, (), {"apply": staticmethod(lambda *a, k=key, f=apply: calls.append(k) or f(*a))})
-        monkeypatch.setattr(module, name, stand_in)
+    for module, name in itertools.product((by_hand, by_hand_c), ("rms_norm", "attention", "swiglu")):
+        key, function = (module, name), getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, k=key, f=function: calls.append(k) or f(*a))
 
     def taken(model, idx, **kwargs):
         calls.clear()
@@ -147,22 +146,22 @@ def test_which_path_is_taken(monkeypatch, hand):
     def of(module, *names):
         return {(module, name) for name in names}
 
-    every = "RMSNorm", "Attention", "SwiGLU"
+    every = "rms_norm", "attention", "swiglu"
     shape, idx = {**SHAPES[0], "n_layer": 1}, torch.zeros(1, 24, dtype=torch.long)
     assert taken(GPT(**shape), idx) == of(hand, *every)
-    assert taken(GPT(**shape, dropout=0.1), idx) == of(hand, "RMSNorm", "SwiGLU")
+    assert taken(GPT(**shape, dropout=0.1), idx) == of(hand, "rms_norm", "swiglu")
     in_bfloat16 = taken(GPT(**shape).compute_in(torch.bfloat16), idx)
-    assert in_bfloat16 == of(hand, "RMSNorm") | of(by_hand, "Attention", "SwiGLU")
+    assert in_bfloat16 == of(hand, "rms_norm") | of(by_hand, "attention", "swiglu")
     long = GPT(**{**shape, "block_size": 513}), torch.zeros(1, 513, dtype=torch.long)
-    assert taken(*long) == of(hand, *(every if hand is by_hand_c else ("RMSNorm", "SwiGLU")))
+    assert taken(*long) == of(hand, *(every if hand is by_hand_c else ("rms_norm", "swiglu")))
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert taken(GPT(**shape), idx) == set()
     with torch.no_grad():
         model = GPT(**shape)
         assert taken(model, idx) == of(hand, *every)
-        assert taken(model, idx, cache=model.new_cache()) == of(hand, "RMSNorm", "SwiGLU")
-        assert taken(model, idx, weights=[]) == of(hand, "RMSNorm", "SwiGLU")
+        assert taken(model, idx, cache=model.new_cache()) == of(hand, "rms_norm", "swiglu")
+        assert taken(model, idx, weights=[]) == of(hand, "rms_norm", "swiglu")
 
 
 def gradients(model: GPT) -> torch.Tensor:
@@ -183,7 +182,7 @@ def test_c_gives_the_same_bits_with_any_number_of_threads(hand):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             qkv.grad = norms.grad = None
-            y = by_hand_c.AttentionByHand.apply(qkv, norms, *rotary_table(40, 16, 30.0), 2, 1e-6)
+            y = by_hand_c.attention(qkv, norms, *rotary_table(40, 16, 30.0), 2, 1e-6)
             y.square().sum().backward()
             found.append(torch.cat([y.flatten(), qkv.grad.flatten(), norms.grad.flatten()]))
     finally:
