@@ -1,7 +1,7 @@
 """Passes written by hand for an NVIDIA GPU, in Triton: QK-norm with rotation, SwiGLU, and the loss from its logits.
 
-The plain twin is layers.py (and GPT.loss); tests/model/by_hand_gpu.py compares the two, in Triton's interpreter where
-there is no GPU. by_hand.py has the algebra.
+The plain twin is layers.py (and GPT.loss); tests/model/test_by_hand_gpu.py compares the two, in Triton's interpreter
+where there is no GPU. by_hand.py has the algebra.
 
 A GPU multiplies matrices at 700 TFLOP/s and reads 4 TB/s, so much of a step is reading and writing tensors. In torch,
 each operation of a layer reads and writes all its channels; here a kernel reads its input once and writes its result

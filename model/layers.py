@@ -146,13 +146,13 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 #   The same in C: model/by_hand.c
 #       tests/model/test_by_hand.py::test_a_whole_model
 #   Parts of it on a GPU, in Triton: model/by_hand_gpu.py
-#       tests/model/by_hand_gpu.py::test_attention
+#       tests/model/test_by_hand_gpu.py::test_attention
 #   One token on a CPU, in numpy: model/generation/one_token.py
 #       tests/generation/test_one_token.py::test_logits_and_cache_are_the_models
 #   One token on a CPU, in C: model/generation/one_token.c, model/generation/one_token_c.py
 #       tests/generation/test_one_token.py::test_logits_and_cache_are_the_models
 #   One token on a GPU, in Triton: model/generation/one_token_gpu.py
-#       tests/generation/one_token_gpu.py::test_logits_and_cache_are_the_models
+#       tests/generation/test_one_token_gpu.py::test_logits_and_cache_are_the_models
 #   Interpretation, module by module: model/interpretation/forward_pass.py
 #       tests/interpretation/test_forward_pass.py::test_every_number_is_that_of_plain_pytorch
 #   One token in plain Python, to be read: scripts/gpt_in_plain_python.py

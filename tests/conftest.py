@@ -14,6 +14,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach out; test
 
 import pytest
 import torch
+
+# Triton's interpreter is chosen before Triton is imported, which torch._dynamo does.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from browser import chromium, open_page  # noqa: F401 (fixtures)
 from data_scripts import prepare, project, run  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)

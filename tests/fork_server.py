@@ -1,7 +1,8 @@
 """Python processes that start with torch imported: forked from one that imported it once, to save two seconds each.
 
 Each command is a process of its own, with its own folder, environment and output, as `python script.py` is. Only what
-happens before and during the import of torch is not as it would be, so a test must also run each script by itself once.
+happens before and during the import of torch is not as it would be, nor the end, where Python would take all of torch
+apart for a second. So a test must also run each script by itself once.
 Where there is no safe fork (Windows, macOS), every command is an ordinary subprocess.
 """
 
@@ -14,7 +15,7 @@ import threading
 from pathlib import Path
 
 SERVER = """
-import json, multiprocessing.process, os, runpy, sys
+import atexit, json, multiprocessing.process, os, runpy, sys, threading, traceback
 import torch
 for line in sys.stdin:
     request = json.loads(line)
@@ -33,7 +34,18 @@ for number, (path, flags) in enumerate(request["streams"]):
     os.close(opened)
 sys.stdin = open(0, encoding="utf-8", closefd=False)
 sys.argv, sys.path[0] = request["arguments"], os.path.dirname(os.path.abspath(request["arguments"][0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
+code = 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    code = end.code or 0
+except BaseException:
+    traceback.print_exc()
+    code = 1
+threading._shutdown()
+atexit._run_exitfuncs()
+sys.stdout.flush(), sys.stderr.flush()
+os._exit(code)
 """
 
 

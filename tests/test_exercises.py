@@ -1,6 +1,7 @@
 """The exercises: every stub fails its test, every solution passes it, and nothing of them is collected here."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,21 +18,30 @@ ANSWERS = sorted((ROOT / "exercises" / "answers").glob("*.md"))
 STUB = re.compile(r"^def .*?^    raise NotImplementedError\n", re.MULTILINE | re.DOTALL)
 
 
-def outcomes(folder) -> dict[str, set[str]]:
-    """Run the exercises of a folder: the outcomes of each one's tests, and the errors that ended them."""
-    options = ["-p", "no:cacheprovider", "-n", "0", "-q", "-rA", "--tb=line", "-c", str(ROOT / "pyproject.toml")]
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[str, dict[str, set[str]]]:
+    """Run the exercises once as they are, once with their solutions, once with mistakes, in one process: the folder
+    ("exercises", "solutions" or "mistakes") -> file -> the outcomes of its tests, and the errors that ended them."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(ROOT / "exercises", folder / "exercises", ignore=shutil.ignore_patterns("__pycache__"))
+    write_solutions(folder / "solutions")
+    write_solutions(folder / "mistakes", planted)
+    options = "-p no:cacheprovider -n 0 -q -rA --tb=line --import-mode=importlib -c".split()
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--rootdir", str(ROOT), str(folder)],
-        cwd=ROOT, capture_output=True, text=True, encoding="utf-8",
+        [sys.executable, "-m", "pytest", *options, ROOT / "pyproject.toml", "--rootdir", folder],
+        cwd=folder, capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
-    found = {}
-    for outcome, name in re.findall(r"^(PASSED|FAILED|ERROR) \S*?(test_\d\d_\w+)\.py", done.stdout, re.MULTILINE):
-        found.setdefault(name, set()).add(outcome)
-    assert found, done.stdout + done.stderr
+    found = {"exercises": {}, "solutions": {}, "mistakes": {}}
+    for outcome, kind, name in re.findall(
+        r"^(PASSED|FAILED|ERROR) (\w+)/(test_\d\d_\w+)\.py", done.stdout, re.MULTILINE
+    ):
+        found[kind].setdefault(name, set()).add(outcome)
+    assert all(found.values()), done.stdout + done.stderr
     return found
 
 
 def write_solutions(folder, change=lambda name, solution: solution):
+    folder.mkdir()
     for file, answer in zip(FILES, ANSWERS, strict=True):
         solution = change(file.stem, section(answer.read_text("utf-8"), "Solution"))
         text, count = STUB.subn(lambda _, solution=solution: solution + "\n", file.read_text("utf-8"), count=1)
@@ -51,14 +61,12 @@ def test_there_are_twelve_and_each_has_three_hints_and_a_solution():
         assert len(set(hints)) == 3 and all(hints)
 
 
-def test_every_stub_fails():
-    found = outcomes(ROOT / "exercises")
-    assert found == {file.stem: {"FAILED"} for file in FILES}
+def test_every_stub_fails(outcomes):
+    assert outcomes["exercises"] == {file.stem: {"FAILED"} for file in FILES}
 
 
-def test_every_solution_passes(tmp_path):
-    write_solutions(tmp_path)
-    assert outcomes(tmp_path) == {file.stem: {"PASSED"} for file in FILES}
+def test_every_solution_passes(outcomes):
+    assert outcomes["solutions"] == {file.stem: {"PASSED"} for file in FILES}
 
 
 WRONG = {
@@ -83,16 +91,15 @@ BROKEN_STEP = """def train_step(model, optimizer, tokens):
     return loss.item()"""
 
 
-def test_a_mistake_is_noticed(tmp_path):
-    """One in each, of the sort that people make."""
+def planted(name, solution):
+    """A mistake of the sort that people make."""
+    right, wrong = WRONG.get(name, (solution, BROKEN_STEP))
+    assert right in solution, name
+    return solution.replace(right, wrong)
 
-    def planted(name, solution):
-        right, wrong = WRONG.get(name, (solution, BROKEN_STEP))
-        assert right in solution, name
-        return solution.replace(right, wrong)
 
-    write_solutions(tmp_path, planted)
-    found = outcomes(tmp_path)
+def test_a_mistake_is_noticed(outcomes):
+    found = outcomes["mistakes"]
     assert [name for name, outcome in found.items() if "FAILED" not in outcome] == []
     assert len(found) == 12
 

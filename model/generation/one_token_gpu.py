@@ -1,7 +1,7 @@
 """One token at a time on an NVIDIA GPU: GPT.forward for T = 1 in five kernels per layer, run as one CUDA graph.
 
-The plain version is model/layers.py and model/gpt.py; tests/generation/one_token_gpu.py compares logits and cache, in
-Triton's interpreter where there is no GPU.
+The plain version is model/layers.py and model/gpt.py; tests/generation/test_one_token_gpu.py compares logits and
+cache, in Triton's interpreter where there is no GPU.
 
 For one token PyTorch starts some forty small kernels per layer, and starting each takes longer than running it. Here a
 kernel does everything up to the next point where all numbers are needed, in Triton, which comes with torch on Linux.

@@ -1,5 +1,6 @@
 """The one-token step in numpy and in C against the model in torch: the same logits, the same cache, for many shapes."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -179,3 +180,22 @@ def test_c_where_there_is_a_compiler_with_more_threads_for_more_weights(monkeypa
         step = fast_one_token(model, model.new_cache())
         assert type(step) is OneTokenInC
         assert step.model.threads == threads
+
+
+def test_the_step_that_fits_the_device(monkeypatch, capsys):
+    """On a GPU Triton's where it works, with a word where it does not; on Apple's none."""
+
+    class Elsewhere:
+        device, is_sharded = torch.device("mps"), False
+
+    assert fast_one_token(Elsewhere, None) is None
+    Elsewhere.device = torch.device("cuda")
+
+    def broken(model, cache):
+        raise RuntimeError("no C compiler\nand more")
+
+    monkeypatch.setitem(sys.modules, "model.generation.one_token_gpu", type("Module", (), {"OneTokenOnGPU": broken}))
+    assert fast_one_token(Elsewhere, None) is None
+    assert capsys.readouterr().err == (
+        "The fast step for a GPU does not work here, so generating is slower: no C compiler\n"
+    )

@@ -7,7 +7,6 @@ import lzma
 import os
 import sys
 
-import datasets
 import extract_parquets_to_text
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +35,13 @@ def rows(column: str) -> list[dict]:
     return [{column: text, "stars": i} for i, text in enumerate(TEXTS)] + [{column: None, "stars": 9}]
 
 
+def table_of(rows: list[dict]):
+    """A Dataset of the library `datasets`, which takes a second to import."""
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
 def write(folder, kind: str, column: str):
     """A file, or a folder, of that kind that holds TEXTS."""
     path = folder / f"in.{kind}"
@@ -47,12 +53,14 @@ def write(folder, kind: str, column: str):
     elif kind == "txt":
         path.write_bytes(f"\n{END_OF_TEXT}\n".join(TEXTS).encode())
     elif kind == "parquet":
-        datasets.Dataset.from_list(rows(column)).to_parquet(path)
+        table_of(rows(column)).to_parquet(path)
     elif kind == "saved":
-        datasets.Dataset.from_list(rows(column)).save_to_disk(path)
+        table_of(rows(column)).save_to_disk(path)
     elif kind == "splits":
-        table = datasets.Dataset.from_list(rows(column))
-        datasets.DatasetDict({"test": table.select([0, 1]), "train": table.select([2, 3])}).save_to_disk(path)
+        table = table_of(rows(column))
+        from datasets import DatasetDict
+
+        DatasetDict({"test": table.select([0, 1]), "train": table.select([2, 3])}).save_to_disk(path)
     elif kind == "folder":
         path.mkdir()
         for i, text in enumerate(TEXTS):
@@ -100,7 +108,7 @@ def write_as(path, texts: list[str]):
 
 def test_a_saved_folder_whose_name_could_be_a_pattern_or_an_address(tmp_path, monkeypatch):
     for name in ("saved[1]", "a::b"):
-        datasets.Dataset.from_list(rows("text")).save_to_disk(tmp_path / "plain")
+        table_of(rows("text")).save_to_disk(tmp_path / "plain")
         os.rename(tmp_path / "plain", tmp_path / name)
         assert ingest(monkeypatch, tmp_path, tmp_path / name) == EXPECTED
 
@@ -233,7 +241,7 @@ def test_a_folder_is_read_once_and_the_rest_is_named(tmp_path, monkeypatch, caps
     (folder / "link").symlink_to(folder, target_is_directory=True)
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.parquet")
-    datasets.Dataset.from_list(rows("text")[:1]).save_to_disk(folder / "saved" / "train")
+    table_of(rows("text")[:1]).save_to_disk(folder / "saved" / "train")
     (folder / "saved" / "train" / "stale.arrow").write_bytes(b"\0")
     once = ["c", "a", "b.jsonl", "d", "e.ndjson", "f", "g", EXPECTED[0]]
     texts = ingest(monkeypatch, tmp_path, folder, folder / "b.jsonl", folder / "a.TXT", *folder.glob("saved/*/data-*"))

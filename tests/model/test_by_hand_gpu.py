@@ -1,11 +1,103 @@
-"""The passes by hand for a GPU, in a process of their own."""
+"""The passes by hand for a GPU against the layers in torch: outputs and gradients, part by part and of a whole model.
 
-import importlib.util
+Where there is no GPU, Triton's interpreter runs the kernels in numpy: slowly, so the shapes are small.
+"""
 
 import pytest
-from triton_process import run_kernels
+import torch
+import torch.nn.functional as F
+from test_by_hand import randomise, results
+
+pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+
+from model import by_hand, by_hand_gpu, layers
+from model.by_hand_gpu import losses_and_gradients
+from model.gpt import GPT
+from model.layers import Attention, SwiGLU, rotary_table
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton comes with torch on Linux only")
-def test_the_kernels_compute_what_the_layers_compute():
-    run_kernels("tests/model/by_hand_gpu.py")
+@pytest.fixture
+def kernels(monkeypatch):
+    """Layers that use the kernels here, too, cut so small that each needs several programs."""
+    monkeypatch.setattr(by_hand_gpu, "ROWS", 4)
+    monkeypatch.setattr(by_hand_gpu, "COLUMNS", 8)
+    monkeypatch.setattr(layers, "by_hand", lambda x: False)
+    monkeypatch.setattr(layers, "by_hand_gpu", by_hand_gpu, raising=False)
+    return lambda use: monkeypatch.setattr(layers, "on_gpu", lambda x: use)
+
+
+def compare(kernels, module, x, *args) -> None:
+    module, x, args = module.to(DEVICE), x.to(DEVICE), [arg.to(DEVICE) for arg in args]
+    kernels(True)
+    hand = results(module, x, *args)
+    kernels(False)
+    plain = results(module, x, *args)
+    for ours, autograds in zip(hand, plain, strict=True):
+        assert autograds.abs().max() > 0
+        torch.testing.assert_close(ours, autograds, rtol=1e-4, atol=1e-5 * autograds.abs().max().item())
+
+
+@pytest.mark.parametrize(("n_embd", "n_head", "T"), [(24, 3, 9), (8, 4, 6), (30, 3, 5)])
+def test_attention(kernels, n_embd, n_head, T):
+    """Heads of 8, 2 and 10 channels: half of ten is no power of two, so every kernel masks."""
+    x = torch.randn(2, T, n_embd, generator=torch.Generator().manual_seed(2))
+    module = randomise(Attention(n_embd, n_head, dropout=0.0))
+    compare(kernels, module, x, *rotary_table(T, n_embd // n_head, 100.0))
+
+
+def test_gradients_in_any_layout(kernels):
+    """Attention's backward pass gives them as (B, H, T, D) in memory, or as (B, T, H, D)."""
+    qkv = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(5)).to(DEVICE).requires_grad_()
+    norms, (cos, sin) = torch.rand(2, 4).to(DEVICE), (table.to(DEVICE) for table in rotary_table(3, 4, 10.0))
+    dy = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    found = []
+    for layout in (dy.transpose(1, 2), dy.transpose(1, 2).contiguous(), dy.mT.contiguous().mT.transpose(1, 2)):
+        parts = by_hand_gpu.SplitHeadsOnGPU.apply(qkv, norms, cos, sin, 2, 1e-6)
+        found.append(torch.autograd.grad(parts, qkv, [layout] * 3)[0])
+    assert found[0].abs().max() > 0
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_swiglu(kernels):
+    compare(kernels, randomise(SwiGLU(12)), torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(3)) * 3)
+
+
+@pytest.mark.parametrize(("V", "columns"), [(31, 40), (5, 5), (8, 16), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_gradients(kernels, V, columns, dtype):
+    """With and without columns behind the vocabulary, and a logit that outweighs all others."""
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(6, columns, generator=generator) * 4).to(dtype).to(DEVICE)
+    logits[0, 3], logits[:, V:] = 300.0, 1000.0
+    targets = torch.tensor([3, 0, V - 1, 1, 2, 4]).to(DEVICE)
+    exact = logits[:, :V].float().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="none")
+    expected.sum().backward()
+    found = losses_and_gradients(logits, targets, V)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(logits[:, :V].float(), exact.grad, rtol=tolerance, atol=1e-6)
+    assert not logits[:, V:].any()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
+def test_a_whole_model(monkeypatch, dtype, allowed, compiled):
+    """Its loss and all gradients, against the CPU in fp32, in several chunks of tokens."""
+    monkeypatch.setattr(by_hand.HeadLossByHand, "CHUNK_LOGITS_ON_GPU", 1)
+    model = randomise(GPT(vocab_size=300, block_size=128, n_layer=2, n_head=2, n_embd=64))
+    idx, targets = torch.randint(300, (2, 6, 128), generator=torch.Generator().manual_seed(4))
+    expected = model.loss(idx, targets)
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    model.to("cuda").compute_in(dtype)
+    loss = model.loss(idx.cuda(), targets.cuda(), torch.compile(model.features) if compiled else None)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=allowed)
+    for name, weight in model.named_parameters():
+        difference = torch.linalg.vector_norm(weight.grad.cpu() - gradients[name])
+        assert difference < allowed * torch.linalg.vector_norm(gradients[name]), name

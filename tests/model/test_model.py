@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from models import SMALL, random_model
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from config import Model, Training
 from model.gpt import GPT
@@ -42,8 +40,10 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
 # --- parity with Qwen3 ------------------------------------------------------------------------------------------------
 
 
-def as_qwen3(model: GPT) -> Qwen3ForCausalLM:
+def as_qwen3(model: GPT):  # -> Qwen3ForCausalLM, which takes seconds to import
     """transformers' model with our weights, in its plain (eager) implementation of attention."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     config = Qwen3Config(**qwen3_config(model.architecture, end_of_text_id=0), attn_implementation="eager")
     reference = Qwen3ForCausalLM(config).eval()
     tied = {"lm_head.weight": model.head.weight} if model.architecture["tie_embeddings"] else {}
@@ -68,6 +68,8 @@ def test_logits_equal_qwen3(shape):
 @torch.no_grad()
 def test_parts_equal_qwen3(shape):
     """Each part alone, so that a failure says where."""
+    from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
     model = random_model(shape)
     ours, theirs = model.blocks[0], as_qwen3(model).model
     layer, T = theirs.layers[0], model.block_size

@@ -1,7 +1,8 @@
-"""Warnings: each planted fault raises its own within 100 steps, and a healthy run raises none."""
+"""Warnings: each planted fault raises its own within 50 steps, and a healthy run raises none in 100."""
 
 import json
 import re
+import signal
 import statistics
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from model.gpt import GPT
 from model.monitoring.diagnostics import Diagnostics
 from model.training import run
 
-RUN = {"max_steps": 100, "n_embd": 64, "dropout": 0.0, "batch_size": 8, "warmup_steps": 20, "eval_every": 25,
+RUN = {"max_steps": 50, "n_embd": 64, "dropout": 0.0, "batch_size": 8, "warmup_steps": 20, "eval_every": 25,
        "log_every": 5, "sample_tokens": 0, "checkpoint_every": 100, "debug": False}  # fmt: skip
 
 
@@ -44,9 +45,12 @@ def plant(monkeypatch):
 @pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
 def test_a_healthy_run_raises_none(tmp_path, capsys, base, kind):
     settings = conftest.make_pipeline(tmp_path, base, kind)
-    assert warnings(settings, capsys, kind) == []
-    assert warnings(settings, capsys, kind, n_embd=16, dropout=0.1, tie_embeddings=True) == []
-    assert warnings(settings, capsys, kind, n_layer=1, muon_rate=0.03, learning_rate=0.02) == []
+    for changes in (
+        {},
+        {"n_embd": 16, "dropout": 0.1, "tie_embeddings": True},
+        {"n_layer": 1, "muon_rate": 0.03, "learning_rate": 0.02},
+    ):
+        assert warnings(settings, capsys, kind, max_steps=100, **changes) == []
 
 
 @pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
@@ -88,7 +92,7 @@ def test_overfitting(tmp_path, capsys, monkeypatch, log_every):
     noise = ["".join(map(chr, rng.integers(97, 123, 20))) for _ in range(30)]
     monkeypatch.setattr(conftest, "DOCUMENTS", noise)
     settings = conftest.make_pipeline(tmp_path, CHAR, "char")
-    ((step, text),) = warnings(settings, capsys, batch_size=32, log_every=log_every)
+    ((step, text),) = warnings(settings, capsys, batch_size=32, log_every=log_every, max_steps=100)
     assert step in ("25", "50", "75", "100") and "overfitting" in text
     log = list(map(json.loads, (settings.checkpoint_dir / "log.jsonl").read_text("utf-8").splitlines()))
     untrained = next(entry["val_loss"] for entry in log if "val_loss" in entry)
@@ -98,11 +102,14 @@ def test_overfitting(tmp_path, capsys, monkeypatch, log_every):
     assert now == means[int(step) // 25 - 1] and before in [f"{untrained:.3f}", *means[: int(step) // 25 - 1]]
 
 
-def test_a_text_that_is_short_for_its_model(tmp_path, capsys):
-    """In a run, not only in its plan: more parameters than tokens, and each token read more than four times."""
+def test_a_text_that_is_short_for_its_model(tmp_path, capsys, monkeypatch):
+    """In a run, not only in its plan: more parameters than tokens, and each token read more than four times. The runs
+    are stopped before their first step."""
+    monkeypatch.setattr(train, "choose_step", lambda *rest: signal.raise_signal(signal.SIGTERM))
     settings = conftest.make_pipeline(tmp_path, CHAR, "char")
     for steps, n_embd, expected in ((160, 64, 1), (60, 64, 0), (160, 8, 0)):
-        train.main(replace(settings, **RUN | {"max_steps": steps, "n_embd": n_embd}), fresh=True)
+        settings = replace(settings, **RUN | {"max_steps": steps, "n_embd": n_embd})
+        assert train.main(settings, fresh=True) == 128 + signal.SIGTERM
         text = "the model has .* parameters, and the training data only .* tokens, read . times, which it can memorise"
         assert len(re.findall(f"^Warning at step 0: {text}", capsys.readouterr().out, re.MULTILINE)) == expected
 

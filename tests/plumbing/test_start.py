@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from fork_server import ForkServer
 from sources import ENTRY_POINTS, ROOT, SCRIPTS, SOURCES
 
 FIXTURES = ROOT / "tests" / "fixtures" / "before_rooms"
@@ -105,20 +106,31 @@ print(code, ascii(sys.stdout.text), ascii(sys.stderr.text), sep="\\n", file=term
 """
 
 
-def in_window(script, *arguments) -> tuple[int, str, str]:
-    done = python("-c", WINDOW, ROOT / script, *arguments, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr.decode()
-    code, out, err = map(ast.literal_eval, done.stdout.decode().splitlines())
-    return code, out, err
+@pytest.fixture(scope="module")
+def in_window(tmp_path_factory):
+    """in_window(script, *arguments): the exit code, stdout and stderr of a script that runs in such a window."""
+    folder = tmp_path_factory.mktemp("window")
+    server = ForkServer(folder)
+    (folder / "window.py").write_text(WINDOW, "utf-8")
+
+    def run(script, *arguments) -> tuple[int, str, str]:
+        line = [str(folder / "window.py"), str(ROOT / script), *map(str, arguments)]
+        done = server.run(line, ROOT / "docs", dict(os.environ), 60)
+        assert done.returncode == 0, done.stderr
+        code, out, err = map(ast.literal_eval, done.stdout.splitlines())
+        return code, out, err
+
+    yield run
+    server.close()
 
 
 @pytest.mark.parametrize("name", ["train.py", "generatev2.py", "scripts/quickstart.py", "ingestion/ingest.py"])
-def test_a_window_is_console_enough(name):
+def test_a_window_is_console_enough(in_window, name):
     code, out, err = in_window(name, "--help")
     assert (code, err) == (0, "") and out.startswith("usage: ")
 
 
-def test_training_and_generation_run_in_a_window(tmp_path):
+def test_training_and_generation_run_in_a_window(in_window, tmp_path):
     files = [f"--{name}-file={FIXTURES / name}.bin" for name in ("train", "val")]
     model, small = tmp_path / "m.pt", ["--n-layer", 1, "--n-embd", 16, "--max-steps", 2, "--block-size", 8]
     flags = [*files, f"--tokenizer-file={FIXTURES / 'tokenizer_char.json'}", "--model-file", model, *small]

@@ -52,7 +52,7 @@ quickstart.run_command = lambda command: 0 if command.startswith("generate") els
 run_script(quickstart.main)
 """
 
-# The copy's files, edited as a user would: a model and runs that take seconds.
+# The copy's files, edited as a user would: a text, a model and runs that take seconds.
 SHORTER = {
     "config.py": {
         r"max_steps: int = \d+": "max_steps: int = 30",
@@ -60,6 +60,13 @@ SHORTER = {
         r"n_layer: int = \d+": "n_layer: int = 1",
         r"n_embd: int = \d+": "n_embd: int = 32",
         r"vocab_size: int = \d+": "vocab_size: int = 1000",
+        r"batch_size: int = \d+": "batch_size: int = 4",
+        r"eval_tokens: int = [\d_]+": "eval_tokens: int = 2048",
+        r"sample_tokens: int = \d+": "sample_tokens: int = 20",
+    },
+    "ingestion/ingest_folder.py": {  # a ninth of the standard library
+        r'\[Path\(sysconfig.get_path\("stdlib"\)\)\]': '[Path(sysconfig.get_path("stdlib"), name) for name in '
+        '("asyncio", "email", "http", "multiprocessing")]',
     },
     "scripts/quickstart.py": {
         r"type=float, default=[\d.]+": "type=float, default=1.0",

@@ -16,11 +16,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-# What fully_shard imports, seconds of it: once here, not in every fork.
-import torch._dynamo
-import torch.distributed.checkpoint.state_dict
-import torch.distributed.fsdp
 from conftest import make_pipeline
 from faults import end_of, start
 from runs import flags, interrupt_after, log_of, same, steps_of
@@ -38,6 +33,14 @@ from model.training.optimizer import Optimizer
 from plumbing.errors import UserError, run_script
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks processes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What fully_shard imports, seconds of it: once here, not in every fork, nor where these tests do not run."""
+    import torch._dynamo
+    import torch.distributed.checkpoint.state_dict
+    import torch.distributed.fsdp  # noqa: F401
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -99,9 +102,9 @@ def difference(one: dict, other: dict) -> float:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of one process without torchrun, 50 steps, to compare others with."""
+    """A run of one process without torchrun, 20 steps, to compare others with."""
     settings = make_pipeline(tmp_path_factory.mktemp("alone"), CHAR, "char")
-    changes = {"batch_size": 8, "max_steps": 50, "eval_every": 25, "checkpoint_every": 25, "log_every": 1}
+    changes = {"batch_size": 8, "max_steps": 20, "eval_every": 10, "checkpoint_every": 10, "log_every": 1}
     settings = replace(settings, dropout=0.0, eval_tokens=200, **changes)
     assert end_of(start(training(settings))) == 0
     return settings
@@ -126,8 +129,8 @@ def four(alone, tmp_path_factory):
 
 
 def test_losses_do_not_depend_on_the_number_of_processes(alone, four, tmp_path):
-    """1, 2 and 4, over 50 steps; the validation loss on a part of the file and on all of it, too."""
-    assert len(losses(alone)) == 50 + 3
+    """1, 2 and 4, over 20 steps; the validation loss on a part of the file and on all of it, too."""
+    assert len(losses(alone)) == 20 + 3
     two = trained(2, anew(alone, tmp_path))
     for settings in (two, four):
         assert difference(losses(alone), losses(settings)) < 1e-5
@@ -142,7 +145,7 @@ def test_a_run_of_four_goes_on_in_two_and_in_one(alone, four, tmp_path):
         settings = anew(alone, tmp_path / str(number))
         (tmp_path / str(number)).mkdir()
         subprocess.run(["cp", "-r", four.checkpoint_dir, settings.checkpoint_dir], check=True)
-        interrupt_after(settings, 25)
+        interrupt_after(settings, 10)
         trained(number, settings)
         assert newest_checkpoint(settings.checkpoint_dir)[1]["processes"] == number
         assert difference(losses(four), losses(settings)) < 1e-5
@@ -326,8 +329,8 @@ def test_only_the_first_process_prints_and_writes(four):
     assert "This is the first of 4 processes. Each computes 2 of the 8 sequences" in (said / "0.out").read_text()
     for rank in (1, 2, 3):
         assert (said / f"{rank}.out").read_text() == (said / f"{rank}.err").read_text() == ""
-    assert len([entry for entry in log_of(four) if "loss" in entry]) == 50
-    assert steps_of(four) == ["step_00000025.pt", "step_00000050.pt"]
+    assert len([entry for entry in log_of(four) if "loss" in entry]) == 20
+    assert steps_of(four) == ["step_00000010.pt", "step_00000020.pt"]
 
 
 def said_of(number: int, settings, folder: Path, fresh=False) -> tuple[list[int], list[str]]:
@@ -426,7 +429,7 @@ def test_a_plan_of_two_processes(alone, tmp_path, monkeypatch):
     begun = [end_of(pid) for pid in begin(2, training(settings, plan=True), tmp_path / "said")]
     said = (tmp_path / "said" / "0.out").read_text()
     assert begun == [0, 0], (tmp_path / "said" / "0.err").read_text()
-    assert f"{8 * 24 * 50:,} in 50 steps" in said and "Each process needs about" in said
+    assert f"{8 * 24 * 20:,} in 20 steps" in said and "Each process needs about" in said
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match="--plan cannot be combined with --shard-model"):
         train.main(replace(settings, shard_model=True), fresh=False, plan=True)
