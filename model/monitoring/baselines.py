@@ -85,7 +85,9 @@ def compute_baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, 
     bytes_of[tokenizer.end_of_text_id] = b""  # the end of a text is no part of it
     text = b"".join(map(bytes_of.__getitem__, val.tolist()))
     found["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
-    found["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
+    dictionary = min(max(len(text), 1 << 12), 1 << 26)  # all of it; preset 9 alone would clear 64 MB first
+    xz = lzma.compress(text, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}])
+    found["xz"] = 8 * len(xz) / len(text)
     return found
 
 

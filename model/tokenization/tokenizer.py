@@ -20,6 +20,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +81,15 @@ class Tokenizer:
         self.vocab_size = self.library.get_vocab_size()
         self.end_of_text_id = self.library.token_to_id(END_OF_TEXT)
         self.unknown_id = self.library.token_to_id(UNKNOWN) if self.kind == "char" else None
-        if self.kind == "char":  # the id of every character of Unicode, so that encoding is one look-up
-            self.character_to_id = np.full(0x110000, self.unknown_id, np.uint16)
-            for character, token in self.library.get_vocab().items():
-                if len(character) == 1:  # the special tokens are longer
-                    self.character_to_id[ord(character)] = token
+
+    @cached_property
+    def character_to_id(self) -> np.ndarray:
+        """The id of every character of Unicode, (1,114,112,) uint16, so that encoding characters is one look-up."""
+        table = np.full(0x110000, self.unknown_id, np.uint16)
+        for character, token in self.library.get_vocab().items():
+            if len(character) == 1:  # the special tokens are longer
+                table[ord(character)] = token
+        return table
 
     def is_named(self, sha256: str) -> bool:
         """Whether this is the hash of the tokenizer's file, or of the file as this project wrote it."""
