@@ -41,14 +41,22 @@ NOT_RUN = ("pip install uv", "uv venv", "uv pip install ", "source .venv/bin/act
 SAME_PYTHON = ("uv run --no-sync ", "uv run ", "python ")
 TIMEOUT = 300  # seconds for a command
 
-# The quickstart's main(), except that nothing is generated once more.
-QUICKSTART_AGAIN = """
-import sys
-sys.path.insert(0, "scripts")
+# The quickstart's main(), except that nothing is generated once more, and that importing torch is done once for all.
+QUICKSTART_AGAIN = f"""
+import os, shlex, sys
+from pathlib import Path
+sys.path[:0] = ["scripts", {str(Path(__file__).parents[1])!r}]
 import quickstart
+from fork_server import ForkServer
 from plumbing.errors import run_script
-run = quickstart.run_command
-quickstart.run_command = lambda command: 0 if command.startswith("generate") else run(command)
+server = ForkServer(Path("..").resolve())
+def run(command):
+    if command.startswith("generate"):
+        return 0
+    done = server.run(shlex.split(command), Path.cwd(), os.environ | {{quickstart.IN_QUICKSTART: "1"}}, {TIMEOUT})
+    print(done.stdout, done.stderr, flush=True)
+    return done.returncode
+quickstart.run_command = run
 run_script(quickstart.main)
 """
 
