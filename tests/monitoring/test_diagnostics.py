@@ -104,8 +104,14 @@ def test_overfitting(tmp_path, capsys, monkeypatch, log_every):
 
 def test_a_text_that_is_short_for_its_model(tmp_path, capsys, monkeypatch):
     """In a run, not only in its plan: more parameters than tokens, and each token read more than four times. The runs
-    are stopped before their first step."""
-    monkeypatch.setattr(train, "choose_step", lambda *rest: signal.raise_signal(signal.SIGTERM))
+    are stopped in their first step."""
+    choose = train.choose_step
+
+    def stopping(*rest):
+        step = choose(*rest)
+        return lambda *batch: (signal.raise_signal(signal.SIGTERM), step(*batch))[1]
+
+    monkeypatch.setattr(train, "choose_step", stopping)
     settings = conftest.make_pipeline(tmp_path, CHAR, "char")
     for steps, n_embd, expected in ((160, 64, 1), (60, 64, 0), (160, 8, 0)):
         settings = replace(settings, **RUN | {"max_steps": steps, "n_embd": n_embd})
