@@ -76,6 +76,7 @@ SHORTER = {
         r'\[Path\(sysconfig.get_path\("stdlib"\)\)\]': '[Path(sysconfig.get_path("stdlib"), name) for name in '
         '("asyncio", "email", "http", "multiprocessing")]',
     },
+    "scripts/gpt_in_plain_python.py": {r'"n_embd": 8, "block_size": 8': '"n_embd": 4, "block_size": 4'},
     "scripts/quickstart.py": {
         r"type=float, default=[\d.]+": "type=float, default=1.0",
         r"LEAST_MINUTES = [\d.]+": "LEAST_MINUTES = 0.02",
