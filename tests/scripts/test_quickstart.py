@@ -65,7 +65,7 @@ def test_tables_of_characters_are_left_out_by_default_only(run, project, monkeyp
         (project / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         (project / "lib" / name).write_text(f"name = {name!r}\n")
     monkeypatch.setattr(ingest_folder.sysconfig, "get_path", lambda name: str(project / "lib"))
-    assert "\n1 files, " in run("ingestion/ingest_folder.py").out
+    assert "\n1 file, " in run("ingestion/ingest_folder.py").out
     assert "\n4 files, " in run("ingestion/ingest_folder.py", project / "lib").out
 
 
