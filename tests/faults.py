@@ -74,7 +74,7 @@ class Faults:
                 if name == "unlink" and self.error is not None:
                     continue  # a full disk lets files be removed
                 patch.setattr(os, name, self.counted(getattr(os, name)))
-            patch.setattr(files, "open", self.open, raising=False)
+            patch.setattr(files, "open_early", self.open)
             yield self
 
     def counted(self, function: Callable) -> Callable:
@@ -84,9 +84,9 @@ class Faults:
 
         return call
 
-    def open(self, path, mode="r", **options):
+    def open(self, path, mode, real=files.open_early):
         if mode != "wb":
-            return open(path, mode, **options)
+            return real(path, mode)
         self.count()
         return FaultyFile(path, self)
 

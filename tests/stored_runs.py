@@ -59,7 +59,7 @@ def script(settings: Settings) -> Callable[[], None]:
 @contextmanager
 def written_in_place(path, check=None):
     """What whole_file() protects from: a file that is written under its final name."""
-    with getattr(files, "open", open)(path, "wb") as file:  # Faults puts its own there
+    with files.open_early(path, "wb") as file:  # Faults puts its own there
         yield file
 
 

@@ -179,7 +179,7 @@ def test_killed_steps_leave_the_earlier_results_or_the_new_ones(whole, project, 
 def test_without_the_protection_killed_steps_are_noticed(whole, project, monkeypatch):
     """The controls: files under their own names, and descriptions that are taken away one by one."""
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_file, "whole_file", lambda path: getattr(files, "open", open)(path, "wb"))
+        patch.setattr(corpus_file, "whole_file", lambda path: files.open_early(path, "wb"))
         assert killed_steps(project, SAMPLE, 15, random.Random(1))[0] != []
     with monkeypatch.context() as patch:
         real = dataset.remove_sidecars
