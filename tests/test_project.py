@@ -62,7 +62,7 @@ def test_a_copy_would_be_found():
     assert copies({"x.py": "def f(a):\n    b = a\n    return b\n" * 2}) == []  # short
 
 
-# === ten places compute a block ======================================================================================
+# === eleven places compute a block ====================================================================================
 
 
 def test_the_places_that_compute_a_block_and_their_tests_exist():
@@ -70,7 +70,7 @@ def test_the_places_that_compute_a_block_and_their_tests_exist():
     JavaScript is in the page that scripts/export_html.py writes, C is called by Python."""
     comment = re.search(r"((?:^#.*\n)+)\n*class Attention", SOURCES["model/layers.py"], re.MULTILINE)[1]
     places = re.findall(r"^#   \S[^:\n]*: (.+)\n#       (\S+)::(\w+)$", comment, re.MULTILINE)
-    assert len(places) == 10
+    assert len(places) == 11
     for files, test_file, test in places:
         source = (ROOT / test_file).read_text("utf-8")
         assert f"\ndef {test}(" in source, f"{test_file} has no {test}"

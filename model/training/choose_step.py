@@ -61,6 +61,8 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
     """The step to train with, the seconds that it takes, and whether it is compiled. `choice` is "on", "off", or
     "auto": if the run is long enough to make it worthwhile, and the compiled step proves to be faster."""
     plain = partial(train_step, run, run.model.loss, run.optimizer.step)
+    if choice == "auto" and run.in_c:  # faster than what torch.compile makes (docs/experiments.md)
+        choice = "off"
     if choice == "off" and not run.timed and run.device.type == "cpu":  # nothing to decide, so the run starts at once
         return plain, math.nan, False
     at_most, seconds = 0.02 * seconds_left(run) if run.timed else 0.0, math.nan

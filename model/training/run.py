@@ -312,8 +312,9 @@ def use_c(saved: dict | None, device: torch.device, dtype: torch.dtype) -> bool:
     if distributed.any_process(not in_c):
         in_c = by_hand_c.use(False)
     if saved is not None and had and not in_c:
-        print("  changed: its layers were computed in C (model/by_hand.c), for which nothing is there now: the last")
-        print("  digits will differ")
+        print(
+            "  changed: its layers were computed in C, for which there is no compiler here: the last digits will differ"
+        )
     return in_c
 
 

@@ -70,7 +70,7 @@ def fake_run(monkeypatch, device, time_step):
     monkeypatch.setattr(choose_step, "seconds_per_step", lambda run, step, at_most: time_step(step))
     model, optimizer = SimpleNamespace(loss=None, device=torch.device(device)), SimpleNamespace(step="plain")
     run = SimpleNamespace(device=torch.device(device), model=model, optimizer=optimizer, settings=CHAR)
-    run.timed, run.step, run.max_steps = False, 0, 100
+    run.timed, run.step, run.max_steps, run.in_c = False, 0, 100, False
     return run
 
 
@@ -100,6 +100,15 @@ def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, 
     run = fake_run(monkeypatch, "cpu", lambda step: times[kind_of(step)])
     step, *rest = pick_step(run, train_step, choice)
     assert (kind_of(step), rest) == (expected, [times[expected], expected == "compiled"])
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("auto", "plain"), ("on", "compiled")])
+def test_a_run_with_layers_in_c_is_compiled_only_when_asked(monkeypatch, choice, expected):
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
+    run = fake_run(monkeypatch, "cpu", lambda step: 10.0)
+    run.in_c = True
+    step, *_ = pick_step(run, train_step, choice)
+    assert kind_of(step) == expected
 
 
 def test_uncompiled_steps_are_timed_only_for_minutes(monkeypatch):

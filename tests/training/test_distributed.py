@@ -24,6 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import train
 from config import CHAR, ROOT
 from dataset import open_tokens
+from model import by_hand_c
 from model.gpt import GPT
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.model_file import load_model
@@ -392,6 +393,7 @@ def test_several_processes_need_torchrun(alone, tmp_path):
 
 def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeypatch):
     """--minutes and --compile auto, with clocks that disagree."""
+    monkeypatch.setattr(by_hand_c, "use", lambda wanted: False)  # as without a C compiler
     monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 0.0)
     monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
     monkeypatch.setattr(

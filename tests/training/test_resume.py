@@ -13,7 +13,8 @@ from faults import change_sidecar
 from runs import interrupt_after, log_of, same, steps_of
 
 import train
-from model import device
+from model import by_hand_c, device
+from model.compile_c import c_compiler
 from model.storage.checkpoint import newest_checkpoint
 from model.storage.safe_load import load
 from model.training.run import Run
@@ -183,6 +184,38 @@ def test_a_run_can_leave_a_processor_with_bfloat16(char, capsys, monkeypatch):
     assert newest_checkpoint(char.checkpoint_dir)[1]["dtype"] == "float32"
     train.main(replace(char, dtype="auto", max_steps=12), fresh=False)
     assert newest_checkpoint(char.checkpoint_dir)[1]["dtype"] == "float32"
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="needs a C compiler")
+def test_a_run_keeps_its_layers_in_c_or_in_torch(char, capsys, monkeypatch):
+    """Without dropout, so that attention is in C as well."""
+    char, ends = replace(char, dropout=0.0), []
+    for in_c in (True, False):
+        with monkeypatch.context() as patch:
+            if not in_c:
+                patch.setattr(by_hand_c, "compiled_library", lambda *arguments: None)
+            train.main(char, fresh=True)
+        whole = newest_checkpoint(char.checkpoint_dir)[1]
+        assert whole["in_c"] is in_c
+        interrupt_after(char, 5)
+        if not in_c:
+            lose(char.checkpoint_dir, "in_c")  # as in files from before there was C
+        train.main(char, fresh=False)
+        ends.append(newest_checkpoint(char.checkpoint_dir)[1])
+        assert same(ends[-1], whole)
+    assert not same(ends[0]["model"], ends[1]["model"])  # else this shows nothing
+    assert "its layers were computed in C" not in capsys.readouterr().out
+
+
+def test_a_run_in_c_goes_on_where_there_is_no_compiler(char, capsys, monkeypatch):
+    train.main(char, fresh=False)
+    if not newest_checkpoint(char.checkpoint_dir)[1]["in_c"]:
+        pytest.skip("needs a C compiler")
+    interrupt_after(char, 5)
+    monkeypatch.setattr(by_hand_c, "compiled_library", lambda *arguments: None)
+    train.main(char, fresh=False)
+    assert newest_checkpoint(char.checkpoint_dir)[1]["in_c"] is False
+    assert "changed: its layers were computed in C" in capsys.readouterr().out
 
 
 def test_other_data_is_not_the_same_run(char):

@@ -24,6 +24,7 @@ from runs import flags, interrupt_after, log_of, same, steps_of
 import train
 from config import BPE, CHAR, ROOT
 from dataset import open_tokens
+from model import by_hand_c
 from model.gpt import GPT
 from model.monitoring.reporter import check_finite
 from model.storage.checkpoint import newest_checkpoint
@@ -403,6 +404,7 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *batch: (time.sleep(0.02), f(*batch))[1])
     monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 0.0)
     monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(by_hand_c, "use", lambda wanted: False)  # as without a C compiler
     train.main(char, fresh=True)
     assert "Compiled in" in capsys.readouterr().out
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
