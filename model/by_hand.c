@@ -81,8 +81,8 @@ void norm_backward(long N, long C, const float *dY, const float *X, const float 
 
 // === attention =======================================================================================================
 
-/* qkv (B, T, 3, H, D) -> heads (3, B, H, Tp, Dp): queries and keys, normed and rotated, and values. Tp and Dp are T and D
-   rounded up to whole panels; what they add starts at zero and stays so. scale (B, T, 2, H) */
+/* qkv (B, T, 3, H, D) -> heads (3, B, H, Tp, Dp): queries and keys, normed and rotated, and values; scale (B, T, 2, H).
+   Tp is T + ROWS - 1 and Dp is D, rounded up to whole panels; what they add starts at zero and stays so. */
 void split_heads(long B, long T, long H, long D, long Tp, long Dp, float eps, const float *qkv, const float *weight,
                  const float *cosines, const float *sines, float *heads, float *scale) {
     EACH_PART EACH_ROW(B * T) for (int i = 0; i < 3 * H; i++) {

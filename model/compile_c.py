@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.files import whole_file
+from plumbing.files import rename
 
 ONE_TOKEN, BY_HAND = (Path(__file__).parent / name for name in ("generation/one_token.c", "by_hand.c"))
 # Sums may be taken in another order, which vector instructions need. Not -ffast-math: compilers would then forget that
@@ -74,14 +74,12 @@ def library_file(compiler: str, source: Path, *arguments: str) -> Path:
     for path in folder.glob(f"{name}-*.so"):
         if path.stem == f"{name}-{digest(path.read_bytes())}":
             return path
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # several processes may be at this at once
         output = Path(temporary, "library.so")
         command = [compiler, *FLAGS, "-o", output, source, *arguments, "-lm"]
         subprocess.run(command, capture_output=True, check=True, encoding="utf-8", errors="replace")  # noqa: S603
-        data = output.read_bytes()
-    path = folder / f"{name}-{digest(data)}.so"
-    with whole_file(path) as file:
-        file.write(data)
+        path = folder / f"{name}-{digest(output.read_bytes())}.so"
+        rename(output, path)
     return path
 
 

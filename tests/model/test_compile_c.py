@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sources import ROOT
@@ -35,8 +36,15 @@ def test_compiled_once_and_found_again(folder, monkeypatch):
     path = library_file(c_compiler(), ONE_TOKEN)
     assert os.listdir(folder) == [path.name]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    monkeypatch.setattr(compile_c, "whole_file", None)  # it is not written again
+    monkeypatch.setattr(compile_c, "rename", None)  # it is not written again
     assert library_file(c_compiler(), ONE_TOKEN) == path
+
+
+def test_several_processes_compile_at_once(folder):
+    """As the workers of one training do, the first time."""
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: library_file(c_compiler(), ONE_TOKEN), range(4)))
+    assert {path.name for path in paths} == set(os.listdir(folder))
 
 
 @pytest.mark.parametrize("change", ["source", "flags", "processor", "compiler"])
