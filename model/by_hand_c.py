@@ -27,6 +27,11 @@ def use(wanted: bool = True) -> bool:
     return library is not None
 
 
+def takes(x: Tensor) -> bool:
+    """Whether x is computed here: fp32, where use() has switched it on."""
+    return library is not None and x.dtype == torch.float32
+
+
 def call(name: str, *arguments: Tensor | int | float) -> None:
     """Call a function of by_hand.c. A contiguous tensor is handed over as the address of its numbers."""
     function = getattr(library, name)

@@ -34,7 +34,7 @@ def by_hand(x: Tensor) -> ModuleType | None:
     fuses the layers."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    return by_hand_c if by_hand_c.library and x.dtype == torch.float32 else by_hand_torch
+    return by_hand_c if by_hand_c.takes(x) else by_hand_torch
 
 
 def on_gpu(x: Tensor) -> bool:

@@ -427,7 +427,7 @@ def test_typing_is_shown_at_once(opened):
     wait_until(page, "readRows.length > 1")
 
 
-def test_typing_never_waits(opened):
+def test_typing_draws_only_the_line_that_changes(opened):
     """In a text of thousands of characters, only the line that changes is drawn again. How long that takes is for a
     machine that does nothing else."""
     page, _ = opened("bpe")
