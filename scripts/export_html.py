@@ -71,10 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"weights in {args.precision}: {len(weights) / 1e6:.2f} MB; {curve}")
     description = without_infinities(description)
     facts = [f"A GPT with {count:,} parameters for {KINDS[tokenizer.kind]}, {show_training(training)}."]
-    letters = base64.b64encode(weights).decode()
-    text = (json_in_html(description) + letters).encode(errors="backslashreplace")  # as write_page() writes it
-    digest = hashlib.sha256(text).hexdigest()
-    page = fill_page("my_gpt.html", facts, description, weights=letters, sha256=digest)
+    text = json_in_html(description).encode(errors="backslashreplace")  # as write_page() writes it
+    digest = hashlib.sha256(text + weights).hexdigest()
+    page = fill_page("my_gpt.html", facts, description, weights=base64.b64encode(weights).decode(), sha256=digest)
     write_page(args.output, page, f"a model of {count:,} parameters in {args.precision}")
 
 

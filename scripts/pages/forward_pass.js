@@ -190,7 +190,8 @@ function showComponents(all, k) {
 
 let cells = [];  // row after row, L + 1 in each
 
-function makeLens() {
+// Yields now and then, so that a page can draw what is there before it goes on.
+function* makeLens() {
   const table = byId("lens"), heading = table.querySelector("thead"), body = table.querySelector("tbody");
   heading.replaceChildren();
   body.replaceChildren();
@@ -204,8 +205,9 @@ function makeLens() {
     add(add(tr, "td"), "code", pass.textOf(pass.ids[i]));
     for (let l = 0; l <= pass.L; l++) cells.push(add(tr, "td", "", {"data-cell": `${l} ${i}`}));
     add(add(tr, "td"), "code", i + 1 < pass.T ? pass.textOf(pass.ids[i + 1]) : "?");
+    fillLens(i, i + 1);
+    if (i % 16 === 15) yield;
   }
-  fillLens(0, pass.T);
   walk(cells, (index) => {
     tellCell(cells[index]);
     pass.choose(Math.floor(index / (pass.L + 1)));
@@ -214,11 +216,11 @@ function makeLens() {
 
 function fillLens(first, end) {  // the rows of these tokens, as far as they are known
   for (let index = first * (pass.L + 1); index < end * (pass.L + 1); index++) {
-    const found = lensOf(cells[index]);
-    if (!found || cells[index].firstChild) continue;
-    add(cells[index], "code", pass.textOf(found.ids[0]));
-    add(cells[index], "span", ` ${Math.round(100 * found.p[0])}%`);
-    shade(cells[index], found.p[0]);
+    const cell = cells[index], found = cell && lensOf(cell);
+    if (!found || cell.firstChild) continue;
+    add(cell, "code", pass.textOf(found.ids[0]));
+    add(cell, "span", ` ${Math.round(100 * found.p[0])}%`);
+    shade(cell, found.p[0]);
   }
 }
 

@@ -79,20 +79,26 @@ class TextInParts {
     this.box = box;
   }
 
+  // Show these parts instead, and return how many at the start were there before.
   show(parts) {
-    this.parts = parts;
-    this.lines = [{first: 0, texts: []}];
-    parts.forEach((part, i) => part.split("\n").forEach((text, k) => {
+    const [same] = equalEnds(this.parts, parts);
+    this.lines = same ? this.lines.filter(({first}) => first < same) : [{first: 0, texts: []}];
+    const redone = this.lines.length - 1, {first, texts} = this.lines[redone];
+    this.lines[redone] = {first, texts: texts.slice(0, same - first)};
+    for (let i = same; i < parts.length; i++) parts[i].split("\n").forEach((text, k) => {
       if (k) this.lines.push({first: i, texts: []});
       this.lines.at(-1).texts.push(text);
-    }));
-    update(this.box, "div", this.lines.map(({texts}) => JSON.stringify(texts)), (line, i) => {
+    });
+    this.parts = parts;
+    for (const line of this.lines.slice(redone)) line.key = JSON.stringify(line.texts);
+    update(this.box, "div", this.lines.map(({key}) => key), (line, i) => {
       const {texts} = this.lines[i];
       update(line, "span", texts, (span, k) => {
         span.textContent = texts[k];
         span.className = "";
       });
     });
+    return same;
   }
 
   // Give the elements of the parts from `first` to `end` the classes that classOf(part) says.
@@ -136,7 +142,9 @@ function update(box, tag, keys, fill) {
 // === write ===========================================================================================================
 
 let promptIds = [], steps = [], upcoming = null;  // the steps taken, and the one that would come next
+let texts;  // the TextStream of the steps
 let shown = 0;  // the step on display; steps.length is the one that would come next
+let marked = 0;  // the step that is marked in the text
 let playing = false, seed = "0", ended = false, paper;
 
 const written = () => [...promptIds, ...steps.map(({token}) => token)];
@@ -154,23 +162,27 @@ async function prepare() {
 
 function append(step) {
   upcoming = null;  // it comes after other tokens now
-  steps.push(step);
   ended = endsText(step.token);
+  steps.push({...step, text: ended ? "end of the document" : texts.take(step.token)});
 }
 
 function cut(count) {  // keep so many steps
   steps.length = count;
   ended = false;
+  texts = new TextStream();
+  for (const {token} of steps) texts.take(token);
 }
 
 function drawPaper() {
-  const texts = new TextStream();
-  paper.show([byId("prompt").value, ...steps.map(({token}) => endsText(token) ? "end of the document" : texts.take(token))]);
-  paper.mark(0, steps.length + 1, (part) => {
-    if (!part) return "given";
-    const {token, p} = steps[part - 1];
-    return (endsText(token) ? "end" : "l" + level(-Math.log2(p))) + (part - 1 === shown ? " here" : "");
-  });
+  const first = paper.show([byId("prompt").value, ...steps.map(({text}) => text)]);
+  for (const [from, end] of [[first, steps.length + 1], [marked + 1, marked + 2], [shown + 1, shown + 2]]) {
+    paper.mark(from, end, (part) => {
+      if (!part) return "given";
+      const {token, p} = steps[part - 1];
+      return (endsText(token) ? "end" : "l" + level(-Math.log2(p))) + (part - 1 === shown ? " here" : "");
+    });
+  }
+  marked = shown;
 }
 
 async function startOver() {
@@ -209,7 +221,7 @@ async function play() {
     if (!upcoming && !await prepare()) continue;
     append(upcoming);
     shown = steps.length - 1;
-    const rate = Number(byId("speed").value);
+    const rate = Number(byId("speed").value), next = rate || ended ? null : prepare();  // computed while this one is drawn
     if (rate || performance.now() - frame > FRAME) {
       showStep();
       frame = performance.now();
@@ -217,7 +229,7 @@ async function play() {
     }
     const seconds = (performance.now() - start) / 1000, count = steps.length - before;
     byId("pace").textContent = seconds > 0.5 ? `${Math.round(count / seconds)} tokens per second` : "";
-    if (playing && !ended) await prepare();
+    await next;
   }
   playing = false;
   showStep();
@@ -264,9 +276,9 @@ function showStep() {
   moment.value = shown;
   byId("moment-shown").textContent = taken ? `${shown + 1} of ${steps.length}` : steps.length ? `next after ${steps.length}` : "";
   drawPaper();
-  if (playing) byId("paper").scrollTop = byId("paper").scrollHeight;
   byId("step-title").textContent = taken ? `Token ${shown + 1}` : "What comes next?";
   if (step) drawStep(step, taken);
+  if (playing) byId("paper").scrollTop = byId("paper").scrollHeight;
   if (!playing && view === "look") look();
 }
 
@@ -277,34 +289,45 @@ function drawStep(step, taken) {
   add(words, "code", textOf(step.token), {class: "chip"});
   add(words, "span", `, rank ${step.rank.toLocaleString("en")}, a surprise of ${bits.toFixed(2)} bits. ${left.toLocaleString("en")} of `
     + `${step.vocab_size.toLocaleString("en")} tokens could be drawn; the model's own entropy is ${step.entropy.toFixed(2)} bits.`);
-  const line = byId("line");
-  line.replaceChildren();
+  const line = byId("line"), segments = [];
   let before = 0;
   step.ids.forEach((id, i) => {
     const width = step.ends[i] - before;
     before = step.ends[i];
-    if (width < 0.004) return;
-    add(line, "b", width > 0.06 ? textOf(id) : "", {style: `flex: 0 0 ${100 * width}%`, class: id === step.token ? "chosen" : ""});
+    if (width >= 0.004) segments.push([width > 0.06 ? textOf(id) : "", `0 0 ${100 * width}%`, id === step.token ? "chosen" : ""]);
   });
-  if (before < 0.996) add(line, "b", before < 0.9 ? "others" : "", {style: "flex: 1", class: "others"});
-  add(line, "i", "", {style: `left: ${100 * step.randomNumber}%`});
+  if (before < 0.996) segments.push([before < 0.9 ? "others" : "", "1", "others"]);
+  update(line, "b", segments.map(String), (segment, i) => {
+    [segment.textContent, segment.style.flex, segment.className] = segments[i];
+  });
+  line.style.setProperty("--number", `${100 * step.randomNumber}%`);
   byId("line-words").textContent = step.chosenByHand ? "You chose this one yourself."
     : `Laid end to end, the probabilities make a line from 0 to 1. The random number ${step.randomNumber.toFixed(4)} falls on ${textOf(step.token)}.`;
-  const list = byId("candidates"), longest = Math.max(step.sampledP[0], ...step.modelP);
-  list.replaceChildren();
-  const heading = add(list, "li", "", {class: "candidate heading", "aria-hidden": "true"});
-  for (const [text, style] of [["token", ""], ["", ""], ["drawn", "number"], ["model", "number"]]) add(heading, "span", text, {class: style});
-  step.ids.forEach((id, i) => {
-    if (i >= RECORD && id !== step.token) return;
-    const chosen = id === step.token, out = i >= left;
-    const button = add(add(list, "li"), "button", "", {class: `candidate${chosen ? " chosen" : ""}${out ? " out" : ""}`, "data-id": id,
-      "aria-label": `${textOf(id)}, drawn with ${percent(step.sampledP[i])}, model ${percent(step.modelP[i])}${chosen ? ", chosen" : ""}`});
-    add(button, "code", textOf(id));
-    const bars = add(button, "span", "", {class: "bars"});
-    add(bars, "i", "", {style: `width: ${100 * step.sampledP[i] / longest}%`});
-    add(bars, "u", "", {style: `width: ${100 * step.modelP[i] / longest}%`});
-    add(button, "span", percent(step.sampledP[i]), {class: "number"});
-    add(button, "span", percent(step.modelP[i]), {class: "number"});
+  const longest = Math.max(step.sampledP[0], ...step.modelP);
+  const ranks = Array.from(step.ids.keys()).filter((i) => i < RECORD || step.ids[i] === step.token);
+  update(byId("candidates"), "li", ranks.map((i) => String([step.ids[i], step.sampledP[i], step.modelP[i], longest, i < left, step.token])),
+    (item, k) => fillCandidate(item.firstChild ?? makeCandidate(item), step, ranks[k], longest));
+}
+
+function makeCandidate(item) {
+  const button = add(item, "button");
+  add(button, "code");
+  const bars = add(button, "span", "", {class: "bars"});
+  for (const tag of ["i", "u"]) add(bars, tag);
+  for (const text of ["", ""]) add(button, "span", text, {class: "number"});
+  return button;
+}
+
+function fillCandidate(button, step, i, longest) {
+  const id = step.ids[i], chosen = id === step.token, out = i >= step.kept[2], [code, bars, ...numbers] = button.children;
+  button.className = `candidate${chosen ? " chosen" : ""}${out ? " out" : ""}`;
+  button.dataset.id = id;
+  button.setAttribute("aria-label",
+    `${textOf(id)}, drawn with ${percent(step.sampledP[i])}, model ${percent(step.modelP[i])}${chosen ? ", chosen" : ""}`);
+  code.textContent = textOf(id);
+  [step.sampledP[i], step.modelP[i]].forEach((p, k) => {
+    bars.children[k].style.width = `${100 * p / longest}%`;
+    numbers[k].textContent = percent(p);
   });
 }
 
@@ -489,12 +512,14 @@ async function look() {
       showPass({T, L, H, ids, textOf, choose: chooseToken,
         weight: (h, i, j) => j > i ? 0 : now.attention[h][i * (i + 1) / 2 + j],
         lens: (l, i) => now.lens[i] && {...now.lens[i][l], nextP: 2 ** -now.lens[i][l].bits}});
-      for (const draw of [drawTokens, makeLens]) {  // one per frame, so that nothing waits for all of it
+      const frame = async () => {  // so that nothing waits for all of it
         await new Promise(requestAnimationFrame);
-        if (now !== looked) return;
-        draw();
-      }
+        return now === looked;
+      };
+      if (!await frame()) return;
+      drawTokens();
       now.drawn = true;
+      for (const _ of makeLens()) if (!await frame()) return;
       chooseToken(lookAt);
     } else {
       sent.rows.forEach((found, k) => { now.lens[sent.first + k] = found; });
@@ -541,6 +566,8 @@ async function chooseToken(i) {
 // === know ============================================================================================================
 
 function know() {
+  drawCurve();  // it takes the width that it has
+  if (byId("about").firstChild) return;
   const {architecture: a, parameters, training} = model, number = (value) => value.toLocaleString("en");
   const total = Object.values(parameters).reduce((sum, count) => sum + count, 0);
   const kinds = {char: "single characters", bpe: "byte pairs (BPE)", none: "bare ids, whose text is unknown"};
@@ -571,7 +598,6 @@ function know() {
     int8: "int8: each one of 255 values of its row"};
   fill("file", [["weights", precisions[model.precision]], ["size of the weights", `${(model.bytes / 1e6).toFixed(2)} MB`],
     ["made from", model.name], ["SHA-256", byId("data").dataset.sha256]]);
-  drawCurve();
 }
 
 function drawCurve() {
@@ -595,7 +621,7 @@ function openTab(name) {
   }
   if (name === "read" && !readRows.length) read();  // what it expects before any text
   if (name === "look") look();
-  if (name === "know") drawCurve();  // it takes the width that it has
+  if (name === "know") know();
 }
 
 function setUpTabs() {
@@ -618,7 +644,6 @@ async function start() {
     setUpTabs();
     setUpWriting();
     setUpReading();
-    know();
     tellReading();
     await opened;
   } catch (error) {

@@ -19,9 +19,12 @@ function pause() {  // a message to ourselves comes after those that wait; setTi
   });
 }
 
-async function sha256(text) {
+async function sha256(text, bytes) {  // of both, one after the other
   if (!self.crypto?.subtle) return null;  // over plain http, browsers offer no hash
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text)));
+  const start = new TextEncoder().encode(text), both = new Uint8Array(start.length + bytes.length);
+  both.set(start);
+  both.set(bytes, start.length);
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", both));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -62,8 +65,8 @@ function scoringWindow(position, block) {
 const requests = {
   // Load the model. Throws if the file is not what was written.
   async open({text, base64, expected}) {
-    const hash = sha256(text + base64);  // computed beside the rest
     const description = JSON.parse(text), bytes = decodeBase64(base64);
+    const hash = sha256(text, bytes);  // computed beside the rest
     if (bytes.length !== description.bytes) throw new Error(`it has ${bytes.length} bytes of weights instead of ${description.bytes}`);
     model = new GPT(description.architecture, loadWeights(description.tensors, bytes));
     tokenizer = new Tokenizer(description.kind, description.tokenizer, description.architecture.vocab_size);
@@ -156,7 +159,7 @@ const requests = {
     const cache = caches.look, {p} = distribution(model.logitLens(cache, position)), ids = Array.from(mostLikely(p, show));
     if (actual !== undefined && !ids.includes(actual)) ids.push(actual);
     const norm = (x) => Math.sqrt(x.reduce((sum, value) => sum + value * value, 0));
-    const whole = norm(cache.rows(cache.residual.at(-1), position));
+    const whole = norm(cache.row(cache.residual.at(-1), position));
     return {
       ids,
       p: ids.map((id) => p[id]),
