@@ -79,7 +79,7 @@ class TextInParts {
     this.box = box;
   }
 
-  // Show these parts instead, and return how many at the start were there before.
+  // Show these parts instead, and return the first one whose element may be new and has no class yet.
   show(parts) {
     const [same] = equalEnds(this.parts, parts);
     this.lines = same ? this.lines.filter(({first}) => first < same) : [{first: 0, texts: []}];
@@ -98,7 +98,7 @@ class TextInParts {
         span.className = "";
       });
     });
-    return same;
+    return first;
   }
 
   // Give the elements of the parts from `first` to `end` the classes that classOf(part) says.

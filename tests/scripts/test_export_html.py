@@ -321,6 +321,37 @@ def test_it_writes_steps_back_and_starts_over(opened, kind):
     assert page.evaluate("upcoming.token") == expected[0].token
 
 
+COLOURS = """async (ids) => {
+  const wrong = [];
+  const check = () => paper.lines.forEach(({first, texts}, i) => texts.forEach((text, k) => {
+    const span = paper.box.children[i].children[k], part = first + k, here = shown === part - 1 ? " here" : "";
+    const expected = part ? "l" + level(-Math.log2(steps[part - 1].p)) + here : "given";
+    if (span.className !== expected || span.textContent !== text) wrong.push([steps.length, part, span.className, expected]);
+  }));
+  for (const [i, id] of ids.entries()) {
+    append({...upcoming, token: id, p: 2 ** -(i % 14)});
+    shown = steps.length - 1;
+    if (!await prepare()) throw new Error("overtaken");
+    if (i % 3) showStep();
+    if (i % 3) check();
+  }
+  for (const count of [20, 19, 3]) {
+    await back(count);
+    check();
+  }
+  shown = 1;
+  showStep();
+  check();
+  return wrong;
+}"""
+
+
+def test_each_token_keeps_its_colour_while_lines_are_added(opened):
+    page, _ = opened("char", "--prompt", "def\n  add")
+    ids = TOKENIZERS["char"].encode("(a,\n\n  b):\n return a\n\n\n + b\n" * 2).tolist()
+    assert page.evaluate(COLOURS, ids) == []
+
+
 def test_candidates_show_both_probabilities_and_where_the_number_falls(opened):
     page, model = opened("bpe", "--prompt", "def", "--precision", "float32")
     (step,) = expected_steps(model, "bpe", "def", 1)
