@@ -4,7 +4,7 @@
     python scripts/export_html.py --model checkpoints/char/gpt_model.pt --output data/my_char_gpt.html
 
 Reads   gpt_model.pt (train.py, trainv2.py); for the learning curve log.jsonl of its run, if it is still there
-Writes  one file: the weights, the tokenizer, and a GPT in plain JavaScript (scripts/pages/gpt.js)
+Writes  one file: the weights, the tokenizer, and a GPT in JavaScript (scripts/pages/gpt.js)
 Next    open the file, or send it to somebody: it loads nothing and needs no network
 
 The page can write, read a text of yours and colour it by surprise, show the attention and the prediction of every layer

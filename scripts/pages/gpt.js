@@ -61,7 +61,7 @@ class Linear {
 
   forward(x) {
     const {memory, weight, inputs, y} = this;
-    if (!memory.product || inputs % 8) return this.forwardPlain(x);
+    if (!memory.product || inputs % 8) return this.forwardPlain(x);  // WebAssembly takes eight at a time
     memory.x.set(x);
     memory.product(weight.byteOffset, 4 * inputs, memory.y.byteOffset, memory.y.byteOffset + 4 * y.length);
     y.set(memory.y.subarray(0, y.length));
@@ -534,26 +534,30 @@ function attribution(model, cache, position, output) {
 //
 //   product(w, inputs, y, end)   for each y before end: y = the sum of w[i] x[i], where w goes on from row to row
 //
-// The function is built here from its bytes, one line for each step of it.
+// Eight numbers are taken at a time, so a row has a multiple of 8. The function is put together here from the bytes of
+// its instructions: each takes its operands from a stack and leaves its result there.
 function productModule() {
-  const [w, inputs, y, end, at, a, b] = [0, 1, 2, 3, 4, 5, 6];  // a and b: four sums each
+  const [w, inputs, y, end, at, a, b] = [0, 1, 2, 3, 4, 5, 6];  // at: the address in x; a and b: four sums each
   const get = (variable) => [0x20, variable], set = (variable) => [0x21, variable], constant = (n) => [0x41, n];
-  const loop = [0x03, 0x40], endOfLoop = 0x0b, repeatIfBelow = [0x49, 0x0d, 0], plus = 0x6a;
-  const fourZeros = [0x41, 0, 0xfd, 0x11], fourPlus = [0xfd, 0xe4, 1], fourTimes = [0xfd, 0xe6, 1];
-  const fourAt = (address, offset) => [get(address), 0xfd, 0x00, 0, offset], lane = (i) => [get(a), 0xfd, 0x1f, i];
-  const addProduct = (sum, offset) => [get(sum), fourAt(w, offset), fourAt(at, offset), fourTimes, fourPlus, set(sum)];
-  const move = (address, bytes) => [get(address), constant(bytes), plus, set(address)], sum = 0x92, store = [0x38, 0, 0];
+  const loop = [0x03, 0x40], endOfLoop = 0x0b, repeatIfBelow = [0x49, 0x0d, 0], plus = 0x6a;  // of integers
+  const float = {plus: 0x92, store: [0x38, 0, 0]};
+  const four = {  // floats at once; 0xfd is the prefix of these instructions
+    zeros: [0x41, 0, 0xfd, 0x11], load: (address, offset) => [get(address), 0xfd, 0x00, 0, offset],
+    plus: [0xfd, 0xe4, 1], times: [0xfd, 0xe6, 1], lane: (i) => [get(a), 0xfd, 0x1f, i],
+  };
+  const addProduct = (sums, offset) => [get(sums), four.load(w, offset), four.load(at, offset), four.times, four.plus, set(sums)];
+  const move = (address, bytes) => [get(address), constant(bytes), plus, set(address)];
   const body = [
     [2, 1, 0x7f, 2, 0x7b],  // variables that are no parameters: one integer, two times four floats
     loop,
-      fourZeros, set(a), fourZeros, set(b), constant(0), set(at),
+      four.zeros, set(a), four.zeros, set(b), constant(0), set(at),
       loop,
         addProduct(a, 0), addProduct(b, 16),
         move(w, 32), move(at, 32),
         get(at), get(inputs), repeatIfBelow,
       endOfLoop,
-      get(a), get(b), fourPlus, set(a),
-      get(y), lane(0), lane(1), sum, lane(2), sum, lane(3), sum, store,
+      get(a), get(b), four.plus, set(a),
+      get(y), four.lane(0), four.lane(1), float.plus, four.lane(2), float.plus, four.lane(3), float.plus, float.store,
       move(y, 4), get(y), get(end), repeatIfBelow,
     endOfLoop,
     0x0b,  // end of the function

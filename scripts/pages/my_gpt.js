@@ -142,10 +142,13 @@ function update(box, tag, keys, fill) {
 // === write ===========================================================================================================
 
 let promptIds = [], steps = [], upcoming = null;  // the steps taken, and the one that would come next
+let asked = 0;  // how many steps were asked for: only the last one counts
 let texts;  // the TextStream of the steps
 let shown = 0;  // the step on display; steps.length is the one that would come next
 let marked = 0;  // the step that is marked in the text
-let playing = false, seed = "0", ended = false, paper;
+let drawn = null;  // {step, at}: the one whose candidates are drawn, and how many tokens come before it
+let playing = null;  // while it writes: an object that stands for this play()
+let seed = "0", ended = false, paper;
 
 const written = () => [...promptIds, ...steps.map(({token}) => token)];
 const sampling = () => Object.fromEntries(Object.keys(model.sampling).map((name) => [name, Number(byId(name).value)]));
@@ -153,15 +156,17 @@ const endsText = (id) => tokenizer.kind !== "none" && id === tokenizer.end_of_te
 
 // Compute the step that would come next, with the settings of now. False if something newer came in between.
 async function prepare() {
+  const mine = ++asked;
   upcoming = null;
-  const step = await ask("step", {ids: written(), prompt: promptIds.length, seed, sampling: sampling(), show: RECORD});
-  if (!step) return false;
+  const step = promptIds.length && await ask("step", {ids: written(), prompt: promptIds.length, seed, sampling: sampling(), show: RECORD});
+  if (!step || mine !== asked) return false;
   upcoming = step;
   return true;
 }
 
 function append(step) {
-  upcoming = null;  // it comes after other tokens now
+  asked++;  // what comes now would come after other tokens
+  upcoming = null;
   ended = endsText(step.token);
   steps.push({...step, text: ended ? "end of the document" : texts.take(step.token)});
 }
@@ -169,6 +174,7 @@ function append(step) {
 function cut(count) {  // keep so many steps
   steps.length = count;
   ended = false;
+  if (drawn?.at > count) drawn = null;
   texts = new TextStream();
   for (const {token} of steps) texts.take(token);
 }
@@ -186,7 +192,7 @@ function drawPaper() {
 }
 
 async function startOver() {
-  playing = false;
+  playing = null;
   const text = byId("prompt").value;
   let ids, note = "";
   try {
@@ -202,6 +208,7 @@ async function startOver() {
   byId("prompt-note").textContent = note.trim();
   promptIds = ids.slice(-block_size);
   if (!promptIds.length) promptIds = [tokenizer.end_of_text_id];
+  drawn = null;
   cut(0);
   await preview();
 }
@@ -212,52 +219,54 @@ async function preview() {  // the next step, while it does not write
 }
 
 async function play() {
-  if (playing || ended) return pause();
-  playing = true;
+  if (playing || ended || !promptIds.length) return pause();
+  const mine = playing = {}, start = performance.now(), before = steps.length;
+  let due = start, frame = start;  // when the next token is due, and when was the last drawing
   showStep();
-  const start = performance.now(), before = steps.length;
-  let frame = start;
-  while (playing && !ended && steps.length < LONGEST) {
+  while (playing === mine && !ended && steps.length < LONGEST) {
     if (!upcoming && !await prepare()) continue;
+    if (playing !== mine) break;
     append(upcoming);
     shown = steps.length - 1;
     const rate = Number(byId("speed").value), next = rate || ended ? null : prepare();  // computed while this one is drawn
-    if (rate || performance.now() - frame > FRAME) {
+    const now = performance.now(), seconds = (now - start) / 1000;
+    byId("pace").textContent = seconds > 0.5 ? `${Math.round((steps.length - before) / seconds)} tokens per second` : "";
+    if (rate || now - frame > FRAME) {
       showStep();
-      frame = performance.now();
-      if (rate) await new Promise((resolve) => setTimeout(resolve, Math.max(0, start + 1000 / rate * (steps.length - before) - frame)));
+      frame = now;
     }
-    const seconds = (performance.now() - start) / 1000, count = steps.length - before;
-    byId("pace").textContent = seconds > 0.5 ? `${Math.round(count / seconds)} tokens per second` : "";
+    due = rate ? Math.max(now, due + 1000 / rate) : now;
+    if (rate) await new Promise((resolve) => setTimeout(resolve, due - performance.now()));
     await next;
   }
-  playing = false;
-  showStep();
+  if (playing && playing !== mine) return;  // another one has begun meanwhile
+  pause();
 }
 
 function pause() {
-  playing = false;
+  playing = null;
   showStep();
 }
 
 async function one() {
-  playing = false;
+  playing = null;
   if (ended || (!upcoming && !await prepare())) return;
   append(upcoming);
   await preview();
 }
 
 async function back(count) {
-  playing = false;
+  playing = null;
   cut(Math.max(0, count));
   await preview();
 }
 
-async function branch(id) {  // go on with another candidate of the step on display
-  playing = false;
-  const step = shown === steps.length ? upcoming : steps[shown], at = step.ids.indexOf(id);
-  cut(shown);
-  append({...step, token: id, rank: at + 1, p: step.modelP[at], chosenByHand: true});
+async function branch(id) {  // go on with another candidate of the step that is drawn
+  if (!drawn) return;  // the text has changed since
+  playing = null;
+  const {step, at} = drawn, i = step.ids.indexOf(id);
+  cut(at);
+  append({...step, token: id, rank: i + 1, p: step.modelP[i], chosenByHand: true});
   await preview();
 }
 
@@ -283,6 +292,7 @@ function showStep() {
 }
 
 function drawStep(step, taken) {
+  drawn = {step, at: shown};
   const words = byId("step-words"), bits = -Math.log2(step.p), left = step.kept[2];
   words.replaceChildren();
   add(words, "span", taken ? "It chose " : "It would choose ");
@@ -359,7 +369,7 @@ function setUpWriting() {
   byId("back").addEventListener("click", () => back(steps.length - 1));
   byId("restart").addEventListener("click", startOver);
   byId("moment").addEventListener("input", ({target}) => {
-    playing = false;
+    playing = null;
     shown = Math.min(Number(target.value), steps.length);
     if (shown === steps.length && !upcoming) preview();
     else showStep();
@@ -368,7 +378,7 @@ function setUpWriting() {
   byId("paper").addEventListener("click", ({target}) => {
     const part = paper.partOf(target);
     if (part < 1) return;
-    playing = false;
+    playing = null;
     shown = part - 1;
     showStep();
   });
@@ -378,8 +388,10 @@ function setUpWriting() {
   });
 }
 
-function settingsChanged() {  // while it writes, the next step has them anyway
-  if (!playing) preview();
+function settingsChanged() {
+  if (!playing) return preview();
+  asked++;  // a step that was computed with the old ones does not count
+  upcoming = null;
 }
 
 // === read ============================================================================================================
@@ -518,9 +530,10 @@ async function look() {
       };
       if (!await frame()) return;
       drawTokens();
+      chooseToken(lookAt);
       now.drawn = true;
       for (const _ of makeLens()) if (!await frame()) return;
-      chooseToken(lookAt);
+      markLens(lookAt);
     } else {
       sent.rows.forEach((found, k) => { now.lens[sent.first + k] = found; });
       if (!now.drawn) return;
@@ -656,6 +669,7 @@ async function start() {
   });
   await startOver();
   document.documentElement.dataset.ready = Math.round(performance.now());  // milliseconds to the first token
+  know();
 }
 
 addEventListener("DOMContentLoaded", start);

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from fork_server import ForkServer, run_python
+from readme.pasted import missing, pasted_outputs
 
 from config import ROOT
 
@@ -198,11 +199,19 @@ def run_chain(name: str, tmp_path_factory, request) -> None:
         hub = request.getfixturevalue("hub")
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     server = ForkServer(folder)  # importing torch for each command would take most of the time
+    printed = {}
     try:
         for command in commands:
             arguments, start = arguments_of(command), time.perf_counter()
             run = run_python if arguments[0] == "-m" else server.run
-            check(run(arguments, project, environment(**variables), TIMEOUT), command)
+            done = check(run(arguments, project, environment(**variables), TIMEOUT), command)
+            printed[command] = f"{done.stdout}\n{done.stderr}"
             print(f"{time.perf_counter() - start:5.1f} s  {command}")
     finally:
         server.close()
+    changed = {}
+    for pasted_commands, lines in (pair for page in PAGES.values() for pair in pasted_outputs(page)):
+        if pasted_commands[-1] in printed:
+            changed[pasted_commands[-1]] = missing(lines, "\n".join(printed.get(c, "") for c in pasted_commands))
+    changed = {command: lines for command, lines in changed.items() if lines}
+    assert changed == {}, "these lines of a page have the form of nothing that the command prints now"

@@ -352,6 +352,72 @@ def test_each_token_keeps_its_colour_while_lines_are_added(opened):
     assert page.evaluate(COLOURS, ids) == []
 
 
+INTERRUPTED = """async () => {
+  const original = ask, wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  ask = async (name, given, progress) => {
+    const result = await original(name, given, progress);
+    if (name === "step" && result) result.after = given.ids.join();
+    return result;
+  };
+  await startOver();
+  const wrong = [], actions = [one, pause, startOver, () => back(steps.length - 3), () => branch(drawn?.step.ids[1]),
+    () => { pause(); play(); }, () => { one(); one(); }];
+  for (let i = 0; i < 70; i++) {
+    byId("speed").value = ["60", "0", "15"][i % 3];
+    play();
+    await wait(i % 8);
+    actions[i % actions.length]();
+    await wait(20);
+    playing = null;
+    await wait(40);
+    const tokens = written();
+    steps.forEach(({after}, k) => after !== tokens.slice(0, promptIds.length + k).join() && wrong.push([i, k, steps.length]));
+  }
+  return wrong;
+}"""
+
+
+def test_each_token_was_computed_for_the_text_before_it(opened):
+    """Whatever a user does while the page writes: what comes too late does not count."""
+    page, _ = opened("bpe", "--prompt", "def")
+    assert page.evaluate(INTERRUPTED) == []
+
+
+def test_a_candidate_is_that_of_the_step_which_is_drawn(opened):
+    """At full speed the text is ahead of what is drawn."""
+    page, _ = opened("bpe", "--prompt", "def")
+    ahead = """async () => {
+      for (let i = 0; i < 12; i++) {
+        if (!upcoming && !await prepare()) throw new Error("overtaken");
+        append(upcoming);
+        shown = steps.length - 1;
+        if (i === 5) showStep();
+      }
+      const other = drawn.step.ids[1];
+      await branch(other);
+      return [steps.length, steps[5].token === other];
+    }"""
+    assert page.evaluate(ahead) == [6, True]
+
+
+def test_a_slower_speed_counts_from_the_next_token(opened):
+    page, _ = opened("char", "--prompt", "def")
+    page.select_option("#speed", "0")
+    page.click("#play")
+    wait_until(page, "steps.length > 100 || ended")
+    if not page.evaluate("ended"):
+        page.select_option("#speed", "3")
+        page.wait_for_timeout(100)
+        count = page.evaluate("steps.length")
+        wait_until(page, f"steps.length > {count} || ended", tries=60)
+
+
+def test_a_printed_page_says_what_the_model_is(opened):
+    """Also if nobody has opened that part."""
+    page, _ = opened("char")
+    wait_until(page, "byId('about').textContent.includes('parameters')")
+
+
 def test_candidates_show_both_probabilities_and_where_the_number_falls(opened):
     page, model = opened("bpe", "--prompt", "def", "--precision", "float32")
     (step,) = expected_steps(model, "bpe", "def", 1)
