@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from fork_server import ForkServer, run_python
-from readme.pasted import missing, pasted_outputs
+from readme.pasted import missing, pasted_block, pasted_outputs
 
 from config import ROOT
 
@@ -163,6 +163,11 @@ def quickstart(folder: Path) -> Path:
     assert "skipped" not in first
     assert first.count("bits per byte of validation text") == 2
     assert re.findall("^Next: .*$", first, re.MULTILINE) == re.findall("^Next: .*README.*$", first, re.MULTILINE)
+    for page, beginning in (
+        ("README.md", "=== 1."), ("README.md", "Baselines"), ("docs/training.md", "Computing on"),
+    ):  # fmt: skip
+        changed = missing(pasted_block(PAGES[page], beginning), first)
+        assert not changed, f"{page}: the quickstart prints nothing of the form of {changed}"
     (project / "data" / "val_bpe.bin").unlink()
     again = check(run_python(["-c", QUICKSTART_AGAIN], project, environment(), TIMEOUT), command).stdout
     assert again.count("skipped:") == 6
@@ -209,9 +214,10 @@ def run_chain(name: str, tmp_path_factory, request) -> None:
             print(f"{time.perf_counter() - start:5.1f} s  {command}")
     finally:
         server.close()
-    changed = {}
-    for pasted_commands, lines in (pair for page in PAGES.values() for pair in pasted_outputs(page)):
-        if pasted_commands[-1] in printed:
-            changed[pasted_commands[-1]] = missing(lines, "\n".join(printed.get(c, "") for c in pasted_commands))
-    changed = {command: lines for command, lines in changed.items() if lines}
-    assert changed == {}, "these lines of a page have the form of nothing that the command prints now"
+    changed = []
+    for page, text in PAGES.items():
+        for block, lines in pasted_outputs(text):
+            if block[-1] in printed:
+                now = "\n".join(printed.get(command, "") for command in block)
+                changed += [f"{page}: {line}" for line in missing(lines, now)]
+    assert not changed, "\n".join(["these lines have the form of nothing that their commands print now:", *changed])

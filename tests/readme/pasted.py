@@ -1,7 +1,7 @@
 """Whether the output that is pasted into a page still has the form of what its commands print.
 
 A pasted line is looked for among the printed ones. Numbers and bars may differ, and up to half of the words, because
-the models of the test have seen other texts. What a model writes has no form at all, and is left out.
+the models of the test have seen other texts. What has no form is left out: what a model writes, and rows of tokens.
 """
 
 import re
@@ -9,14 +9,28 @@ import re
 # A block of commands, and directly after it one of output
 PAIRS = re.compile(r"^```sh\n((?:(?!```).*\n)+)```\n\n```text\n((?:(?!```).*\n)+)```$", re.MULTILINE)
 WRITES = re.compile(r"^python generate(v2)?\.py .*--quiet")
-LEFT_OUT = ("", "...")
+FREE = re.compile(
+    r"\s*(\.\.\.)?"
+    r"|  \S+(  +\S+)+"  # a row of tokens, or of their ids
+    r"|[\d+ ]+"  # surprises below a line of text
+    r"|def \w+"  # the text of three tokens
+    r"|Gathering .*|  better than .*"  # the test gathers a part, and its models are worse
+    r"|  and so on; characters that occur once: .*"  # there may be none,
+    r"|    .* (bytes at|of the corpus, line) .*"  # and no passage that is in the corpus
+)
+
+
+def pasted_block(text: str, beginning: str) -> list[str]:
+    """The lines of the block of output that begins in this way."""
+    (block,) = re.findall(rf"^```text\n({re.escape(beginning)}(?:(?!```).*\n)+)```$", text, re.MULTILINE)
+    return [line for line in block.splitlines() if not FREE.fullmatch(line)]
 
 
 def pasted_outputs(text: str) -> list[tuple[list[str], list[str]]]:
     """(commands, pasted lines) for each block of commands that has its output after it."""
     pairs = [(commands.splitlines(), output.splitlines()) for commands, output in PAIRS.findall(text)]
     return [
-        (commands, [line for line in output if line.strip() not in LEFT_OUT])
+        (commands, [line for line in output if not FREE.fullmatch(line)])
         for commands, output in pairs
         if not all(map(WRITES.match, commands))
     ]
@@ -25,7 +39,8 @@ def pasted_outputs(text: str) -> list[tuple[list[str], list[str]]]:
 def shape(line: str) -> list[str]:
     """The words of a line, without bars, and with 0 for every number."""
     line = re.sub(r"[▏▎▍▌▋▊▉█]+", "", line)
-    return re.sub(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?", "0", line).split()
+    line = re.sub(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?", "0", line)
+    return line.replace("0 min 0 s", "0 s").split()
 
 
 def same_shape(pasted: list[str], printed: list[str]) -> bool:

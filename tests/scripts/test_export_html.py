@@ -324,9 +324,10 @@ def test_it_writes_steps_back_and_starts_over(opened, kind):
 COLOURS = """async (ids) => {
   const wrong = [];
   const check = () => paper.lines.forEach(({first, texts}, i) => texts.forEach((text, k) => {
-    const span = paper.box.children[i].children[k], part = first + k, here = shown === part - 1 ? " here" : "";
+    const {className: name, textContent} = paper.box.children[i].children[k], part = first + k;
+    const here = shown === part - 1 ? " here" : "";
     const expected = part ? "l" + level(-Math.log2(steps[part - 1].p)) + here : "given";
-    if (span.className !== expected || span.textContent !== text) wrong.push([steps.length, part, span.className, expected]);
+    if (name !== expected || textContent !== text) wrong.push([steps.length, part, name, expected]);
   }));
   for (const [i, id] of ids.entries()) {
     append({...upcoming, token: id, p: 2 ** -(i % 14)});
@@ -370,8 +371,9 @@ INTERRUPTED = """async () => {
     await wait(20);
     playing = null;
     await wait(40);
-    const tokens = written();
-    steps.forEach(({after}, k) => after !== tokens.slice(0, promptIds.length + k).join() && wrong.push([i, k, steps.length]));
+    steps.forEach(({after}, k) => {
+      if (after !== written().slice(0, promptIds.length + k).join()) wrong.push([i, k, steps.length]);
+    });
   }
   return wrong;
 }"""
