@@ -397,6 +397,7 @@ function settingsChanged() {
 // === read ============================================================================================================
 
 let readIds = [], readRows = [], parts = [];  // of each token: its row of scores and its text
+let reads = 0;  // how often the text has changed: what is about an earlier one is not drawn
 let coloured, cursorRow, cursorAt;  // the text as it is drawn; the row on display, and its token
 
 // The text of each token of a text: together they are the text.
@@ -423,7 +424,7 @@ function colourParts(first, end) {
 }
 
 async function read() {
-  const text = byId("given").value;
+  const mine = ++reads, text = byId("given").value;
   const before = coloured.parts;
   let head = 0, tail = 0, at = 0, end = text.length;
   while (head < before.length && text.startsWith(before[head], at)) at += before[head++].length;
@@ -434,11 +435,12 @@ async function read() {
     await ask("score", {text, show: RECORD}, (sent) => {
       if (sent.ids) {
         readRows.length = Math.min(readRows.length, equalEnds(readIds, sent.ids)[0]);  // as the worker has it
-        [readIds, parts] = [sent.ids, partsOf(text, sent.ids)];
-        showParts(parts);
+        readIds = sent.ids;
+        if (mine === reads) showParts(parts = partsOf(text, sent.ids));
         return;
       }
       readRows = readRows.slice(0, sent.first).concat(sent.rows);
+      if (mine !== reads) return;
       colourParts(sent.first, readRows.length);
       tellReading();
       if (cursorRow === undefined || !readRows.includes(cursorRow)) atCursor();

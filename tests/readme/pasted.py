@@ -13,7 +13,8 @@ FREE = re.compile(
     r"\s*(\.\.\.)?"
     r"|  \S+(  +\S+)+"  # a row of tokens, or of their ids
     r"|[\d+ ]+"  # surprises below a line of text
-    r"|def \w+"  # the text of three tokens
+    r"|def.{0,20}"  # the text of three tokens
+    r"|   removed, of the model's probability: .*"  # by one filter, by several or by none
     r"|Gathering .*|  better than .*"  # the test gathers a part, and its models are worse
     r"|  and so on; characters that occur once: .*"  # there may be none,
     r"|    .* (bytes at|of the corpus, line) .*"  # and no passage that is in the corpus

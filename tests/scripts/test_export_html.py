@@ -561,6 +561,26 @@ def test_typing_draws_only_the_line_that_changes(opened):
     )
 
 
+STALE = """async () => {
+  const original = ask, late = [];
+  ask = (name, given, progress) => original(name, given, (sent) => late.push(() => progress(sent)));
+  for (const text of ["one", "one two"]) {
+    given.value = text;
+    read();
+    await new Promise((resolve) => setTimeout(resolve, 150));  // what the worker said is here, and not yet drawn
+    if (text === "one") continue;
+    late.shift()();  // the ids of the first text
+    return byId("coloured-text").textContent;
+  }
+}"""
+
+
+def test_an_answer_about_an_earlier_text_is_not_drawn(opened):
+    page, _ = opened("bpe")
+    page.click("#tab-read")
+    assert page.evaluate(STALE) == "one two"
+
+
 # --- look -------------------------------------------------------------------------------------------------------------
 
 
