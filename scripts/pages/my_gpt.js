@@ -493,7 +493,7 @@ function setUpReading() {
   byId("given").addEventListener("input", read);
   for (const name of ["keyup", "click", "select"]) byId("given").addEventListener(name, atCursor);
   byId("read-example").addEventListener("click", () => {
-    const texts = new TextStream(), text = byId("prompt").value + steps.filter(({token}) => !endsText(token)).map(({token}) => texts.take(token)).join("");
+    const text = byId("prompt").value + steps.filter(({token}) => !endsText(token)).map((step) => step.text).join("");
     byId("given").value = text.slice(0, byId("given").maxLength);
     read();
   });

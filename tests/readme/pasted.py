@@ -21,20 +21,20 @@ FREE = re.compile(
 )
 
 
+def lines_with_form(output: str) -> list[str]:
+    return [line for line in output.splitlines() if not FREE.fullmatch(line)]
+
+
 def pasted_block(text: str, beginning: str) -> list[str]:
     """The lines of the block of output that begins in this way."""
     (block,) = re.findall(rf"^```text\n({re.escape(beginning)}(?:(?!```).*\n)+)```$", text, re.MULTILINE)
-    return [line for line in block.splitlines() if not FREE.fullmatch(line)]
+    return lines_with_form(block)
 
 
 def pasted_outputs(text: str) -> list[tuple[list[str], list[str]]]:
     """(commands, pasted lines) for each block of commands that has its output after it."""
-    pairs = [(commands.splitlines(), output.splitlines()) for commands, output in PAIRS.findall(text)]
-    return [
-        (commands, [line for line in output if not FREE.fullmatch(line)])
-        for commands, output in pairs
-        if not all(map(WRITES.match, commands))
-    ]
+    pairs = [(commands.splitlines(), lines_with_form(output)) for commands, output in PAIRS.findall(text)]
+    return [(commands, lines) for commands, lines in pairs if not all(map(WRITES.match, commands))]
 
 
 def shape(line: str) -> list[str]:
