@@ -1,11 +1,13 @@
 /* One token at a time on a CPU, in C: GPT.forward for B = T = 1. Notation as in model/layers.py.
 
-   one_token_c.py compiles this file where it finds a compiler, lays out the weights, and calls step(). The weights of
-   each RMSNorm are multiplied into the matrix that follows it, as in one_token.py, which is the same in numpy. */
+   one_token_c.py compiles this file where it finds a compiler, lays out the weights, and calls step() and perhaps
+   candidates(). The weights of each RMSNorm are multiplied into the matrix that follows it, as in one_token.py, which is
+   the same in numpy. */
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <string.h>
 
 typedef struct {
@@ -209,4 +211,30 @@ void step(const Model *m, int token, int position) {
     }
     normalise(m->normed, x, C, m->eps);
     product(m->logits, m->head, m->normed, m->V, C, threads);
+}
+
+/* What sampling needs of the logits: the n highest (n) and their ids (n), highest first, of equal ones the lower id
+   first; sums are, over all ids, ln of the sum of exp(logit), and the mean logit by their probabilities. */
+void candidates(const Model *m, int n, double *highest, int64_t *ids, double *sums) {
+    int found = 0;
+    for (int i = 0; i < m->V; i++) {
+        float x = m->logits[i];
+        if (found == n && !(x > highest[n - 1])) continue;
+        int place = found < n ? found++ : n - 1;
+        for (; place > 0 && highest[place - 1] < x; place--) {
+            highest[place] = highest[place - 1];
+            ids[place] = ids[place - 1];
+        }
+        highest[place] = x;
+        ids[place] = i;
+    }
+    double total = 0, weighted = 0;
+    float first = highest[0];
+    for (int i = 0; i < m->V; i++) {
+        float below = m->logits[i] - first, weight = exponential(below);
+        total += weight;
+        weighted += weight * (below < -87 ? -87 : below);  // minus infinity times 0 is not 0
+    }
+    sums[0] = first + log(total);
+    sums[1] = first + weighted / total;
 }

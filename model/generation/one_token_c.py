@@ -42,10 +42,13 @@ class OneTokenInC:
     grows by one. For fp32 weights on the CPU and a cache of one sequence. The next call overwrites the logits. The step
     does not see weights that change after it was made. The result does not depend on the number of threads."""
 
+    most_candidates = 256  # that are inserted one by one; sorting is faster for more
+
     def __init__(self, model: GPT, cache: KeyValueCache, library: ctypes.PyDLL, threads: int):
         self.cache, self.vocab_size, self.block_size = cache, model.vocab_size, model.block_size
-        self.step = library.step
+        self.step, self.select = library.step, library.candidates
         self.step.argtypes, self.step.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int], None
+        self.select.argtypes, self.select.restype = [ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 3], None
         self.kept = [cache.store]  # all that C has a pointer to
         self.free = aligned(sum(padded(len(w)) * w[0].numel() + CACHE_LINE for w in model.state_dict().values()))
         a, blocks = model.architecture, (BlockInC * len(model.blocks))(*map(self.block, model.blocks))
@@ -66,6 +69,8 @@ class OneTokenInC:
         self.model = ModelInC(C, H, len(blocks), F, V, S, model.norm.eps, threads, **pointers)
         self.address = ctypes.addressof(self.model)
         self.kept.append(blocks)
+        self.highest, self.ids, self.sums = np.empty(V), np.empty(V, np.int64), np.empty(2)
+        self.selected = [self.pointer(array) for array in (self.highest, self.ids, self.sums)]
 
     def block(self, block) -> BlockInC:
         attention, mlp = block.attention, block.mlp
@@ -107,6 +112,12 @@ class OneTokenInC:
         self.step(self.address, token, position)
         self.cache.length = position + 1
         return self.logits
+
+    def candidates(self, n: int, token: int) -> tuple[np.ndarray, ...]:
+        """Instead of the logits, what OneTokenOnGPU.candidates() gives for one text."""
+        self(token)
+        self.select(self.address, n, *self.selected)
+        return self.ids[None, :n], self.highest[None, :n], self.sums[:1], self.sums[1:]
 
 
 def padded(outputs: int) -> int:

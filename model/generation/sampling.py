@@ -198,10 +198,11 @@ def next_logits(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_to
 
 
 def next_candidates(model: GPT, texts: list[list[int]], cache: KeyValueCache, one_token: FastStep, settings, seen):
-    """The Candidates after each of B texts; see next_logits(). Where the fast step can select them itself, on a GPU,
-    only they are copied. A penalty, or no top-k, needs all logits."""
-    n, on_gpu = candidate_count(settings, settings.show, model.vocab_size), hasattr(one_token, "candidates")
-    if on_gpu and settings.top_k and settings.repetition_penalty == 1 and cache.length < model.block_size:
+    """The Candidates after each of B texts; see next_logits(). A fast step may select up to `most_candidates` itself,
+    sooner than numpy; on a GPU only they are copied. A penalty, or no top-k, needs all logits."""
+    n = candidate_count(settings, settings.show, model.vocab_size)
+    selects = settings.top_k and n <= getattr(one_token, "most_candidates", 0)
+    if selects and settings.repetition_penalty == 1 and cache.length < model.block_size:
         ids, logits, *sums = one_token.candidates(n, *(text[-1] for text in texts))
         logits = logits.astype(np.float64)
         found = zip(ids.copy(), logits, *sums, strict=True)  # copies, because the next step overwrites them

@@ -12,7 +12,7 @@ from model.compile_c import ONE_TOKEN, c_compiler, compiled_library
 from model.generation import one_token as one_token_module
 from model.generation.one_token import OneToken, fast_one_token
 from model.generation.one_token_c import OneTokenInC
-from model.generation.sampling import generate, read
+from model.generation.sampling import find_candidates, generate, read
 from model.gpt import GPT
 
 SHAPES = [
@@ -155,6 +155,37 @@ def test_one_seed_is_one_text(shape):
         logits.append(one_token(3).tobytes())
     assert texts[0] == texts[1] == texts[2] == texts[3]
     assert logits[1] == logits[2] == logits[3]
+
+
+@IN_C
+@pytest.mark.parametrize("n", [1, 5, 31])
+def test_candidates_in_c_are_those_of_the_logits(n):
+    """Those that numpy finds, equal logits in the order of their ids, very unlikely tokens included."""
+    model = random_model(**SHAPES[2])
+    with torch.no_grad():
+        model.head.weight[7::4] = model.head.weight[7]
+        model.head.weight[12] *= 1000
+    one_token = in_c(1)(model, model.new_cache())
+    for token in (3, 4, 5):
+        ids, logits, log_sum, mean = one_token.candidates(n, token)
+        all_logits = one_token.logits.copy()
+        assert np.ptp(all_logits) > 100 and len(set(all_logits.tolist())) < 31
+        expected = find_candidates(all_logits, replace(CHAR, top_k=n))
+        assert ids[0].tolist() == expected.ids.tolist() and logits[0].tolist() == expected.logits.tolist()
+        np.testing.assert_allclose([log_sum[0], mean[0]], expected[3:5], rtol=1e-5, atol=1e-6)
+
+
+@IN_C
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
+def test_candidates_in_c_show_what_is_not_a_number(weight):
+    model = random_model(**SHAPES[2])
+    with torch.no_grad():
+        model.head.weight[5] = weight
+    one_token = in_c(1)(model, model.new_cache())
+    for token in (3, 4):
+        _, logits, log_sum, _ = one_token.candidates(31, token)
+        assert not np.isfinite(one_token.logits).all()
+        assert np.isnan(logits[0] - log_sum).any() or np.isneginf(one_token.logits[5])
 
 
 @IN_C
