@@ -52,6 +52,8 @@ class GPT(nn.Module):
     def initialise(self) -> None:
         """Draw the initial weights from torch's default generator.
 
+        With --initial-weights bigram, training/bigram_weights.py then replaces the embedding and the head.
+
         Output projections start at zero, so each block starts as the identity. The head starts small: after the final
         norm a channel is about 1, so the logits have a standard deviation of 0.05, and the loss of the untrained model
         is ln(vocab_size). A tied head cannot start small, because it is the embedding: every token would predict

@@ -17,7 +17,7 @@ TYPES = {
     "eval_every eval_tokens sample_tokens checkpoint_every keep_checkpoints log_every top_k tokens samples show",
     float: "val_fraction tokenizer_megabytes rotary_base dropout minutes learning_rate muon_rate decay_fraction "
     "weight_decay momentum beta1 beta2 grad_clip temperature top_p min_p repetition_penalty",
-    str: "device dtype compile",
+    str: "device dtype compile initial_weights",
     bool: "tie_embeddings shard_model deterministic debug explain_step",
 }
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names.split()}
@@ -41,6 +41,7 @@ LIMITS = [  # names, what their values must satisfy, and how to say so
     ("samples", lambda x: x >= 1, "at least 1"),
     ("seed", lambda x: 0 <= x < 2**64, "from 0 to 2**64 - 1"),
     ("compile", lambda x: x in ("auto", "on", "off"), "auto, on or off"),
+    ("initial_weights", lambda x: x in ("random", "bigram"), "random or bigram"),
     ("dtype", lambda x: x in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
 ]
 

@@ -142,7 +142,7 @@ def test_every_setting_but_debug_can_be_given_as_a_flag(settings):
         command_line.add_flags(parser, settings, field.name)
         assert command_line.parse(parser, settings, [])[0] == settings
         flag = "--" + field.name.replace("_", "-")
-        text = {"dtype": "float32", "compile": "off"}.get(field.name, "text")
+        text = {"dtype": "float32", "compile": "off", "initial_weights": "bigram"}.get(field.name, "text")
         value = {bool: None, int: "777", float: "0.7", str: text, Path: "some/path"}[field.type]
         argv = ["--quiet"] if field.name == "debug" else [flag] if value is None else [flag, value]
         changed, _ = command_line.parse(parser, settings, argv)

@@ -197,7 +197,7 @@ class Reporter(AbstractContextManager):
             print("  a sample of its text:\n  | " + printable(text, keep="\n\t").replace("\n", "\n  | "))
         self.log.write(step=run.step, val_loss=loss, val_tokens=tokens, val_bits_per_byte=bits_per_byte, sample=text)
         self.log.evaluations[run.step] = (loss, tokens)
-        if run.step > 0 or run.init_from is None:  # a model that has learned elsewhere does not start at ln(vocab_size)
+        if run.step > 0 or run.starts_uniform:  # else it does not start at ln(vocab_size)
             self.warn(self.diagnostics.evaluated(run.step, loss, tokens, run.model.vocab_size))
         if self.first_step is None:
             run.evaluation_seconds = time.perf_counter() - self.started

@@ -50,6 +50,12 @@ def print_summary(run: Run) -> None:
     if run.init_from is not None:
         print(f"The initial weights come from {shown_path(run.init_from)}.")
         return
+    if not run.starts_uniform:
+        print(
+            "The initial embedding and head come from counting which token follows which "
+            "(model/training/bigram_weights.py), so the untrained model's loss must be near the bigram's."
+        )
+        return
     expected = metrics.uniform_loss(model.vocab_size)
     print(
         f"The untrained model gives all {model.vocab_size:,} tokens nearly the same probability, so its loss must be "

@@ -25,6 +25,7 @@ from model.storage.checks import check_architecture
 from model.storage.model_file import check_is_model, load_model, save_model, show_training
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
+from model.training.bigram_weights import start_from_bigrams
 from model.training.inputs import INIT_SOURCE, Batches, initial_weights, open_inputs, settings_begun_with
 from model.training.optimizer import Optimizer
 from model.training.run_settings import MAY_CHANGE, check_resumable, check_settings, recorded_settings
@@ -72,6 +73,11 @@ class Run:
     def timed(self) -> bool:
         """Whether --minutes decides on the number of steps: for a new run; a resumed one keeps its number."""
         return self.settings.minutes > 0 and self.resumed_at is None
+
+    @property
+    def starts_uniform(self) -> bool:
+        """Whether the untrained model finds all tokens equally likely."""
+        return self.init_from is None and not from_bigrams(self.settings)
 
     @property
     def tokens_per_step(self) -> int:
@@ -242,13 +248,15 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
         from model.training.sharded_optimizer import ShardedOptimizer as optimizer_class  # takes a second to import
 
         with nullcontext() if distributed.is_first() else torch.device("meta"):
-            whole = build_model(settings, tokenizer.vocab_size, weights if distributed.is_first() else None)
+            whole = build_model(settings, tokenizer.vocab_size, weights if distributed.is_first() else None, train)
         model = distributed.shard_model(whole, device)
         del whole
     else:
         if saved is not None:
             weights = {name: distributed.from_first(tensor) for name, tensor in weights.items()}
-        model = build_model(settings, tokenizer.vocab_size, weights)
+        model = build_model(settings, tokenizer.vocab_size, weights, train)
+        for weight in model.parameters() if saved is None else []:
+            weight.data = distributed.from_first(weight.data)  # several machines may round differently
     model.to(device).compute_in(dtype).train()
     optimizer = optimizer_class(model, settings, dtype, distributed.orthogonalise_together)
     batches = Batches(train, settings, device)
@@ -318,8 +326,16 @@ def use_c(saved: dict | None, device: torch.device, dtype: torch.dtype) -> bool:
     return in_c
 
 
-def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None = None) -> GPT:
-    """The model on the CPU, with these weights or, from the seed, with new ones. Raises UsageError."""
+def from_bigrams(settings: Settings) -> bool:
+    """Whether a new model starts from counting (bigram_weights.py), which tied embeddings cannot."""
+    return settings.initial_weights == "bigram" and not settings.tie_embeddings
+
+
+def build_model(
+    settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None = None, train: TokenFile | None = None
+) -> GPT:
+    """The model on the CPU, with these weights or, from the seed and perhaps the training data, with new ones. Raises
+    UsageError."""
     torch.manual_seed(settings.seed)
     architecture = {"vocab_size": vocab_size, **values_of(settings, Model)}
     try:
@@ -329,6 +345,8 @@ def build_model(settings: Settings, vocab_size: int, weights: dict[str, Tensor] 
         raise UsageError(str(error)) from None
     if weights is not None:
         model.load_state_dict(weights)
+    elif train is not None and from_bigrams(settings) and model.device.type != "meta":
+        start_from_bigrams(model, train.tokens)
     return model
 
 

@@ -49,7 +49,7 @@ NARROW = "--n-layer 3 --n-embd 112 --batch-size 8 --learning-rate 0.03"
 # name: (iterations of nanoGPT, our runs). 2000 is from nanoGPT's README; the others take it three minutes.
 RACES = {
     "shakespeare": (2000, [("train.py", SPRINT), ("train.py", LONG)]),
-    "char": (3000, [("train.py", "")]),
+    "char": (3000, [("train.py", "--initial-weights bigram")]),
     "bpe": (2100, [("trainv2.py", NARROW)]),
 }
 

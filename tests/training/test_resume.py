@@ -136,6 +136,7 @@ def test_a_training_where_one_stands(char, tmp_path, monkeypatch):
 
 
 CHANGES = {
+    "initial_weights": "bigram",
     "block_size": 32,
     "n_layer": 3,
     "n_head": 4,

@@ -1,0 +1,62 @@
+"""Initial weights from counting: a GPT that begins where the bigram model of its training tokens ends.
+
+Which token follows which is the first thing that a GPT learns, and counting tells it in a second. The blocks start as
+the identity (GPT.initialise), so at first the logits after token i are x_i H^T: its embedding x_i after the final norm,
+and the head H. They are made to be ln p(j | i), the logarithm of how often token j follows token i:
+
+    S_ij = ln(1 + count(i j) / (PRIOR p(j)))       0 for pairs that never occur, so the matrix is sparse
+    ln p(j | i) = ln p(j) + S_ij + a number that depends on i alone, which the softmax removes
+    [S S'] ~ U diag(s) W^T                         the best matrix of rank C; S' is of pairs with a token between them
+    x = U diag(s)^(1/2), each row scaled to a root mean square of 1, as RMSNorm will
+    H = argmin sum_i count(i) |x_i H^T - ln p(. | i)|^2       least squares
+
+The prior is that every token was followed PRIOR times more, by tokens as frequent as they are everywhere. S' gives
+tokens similar embeddings that are similar for what comes later, too, which attention makes use of. Levy and Goldberg
+factorised how often words occur together in this way: 2014, NeurIPS, "Neural Word Embedding as Implicit Matrix
+Factorization". run.py uses it with --initial-weights bigram. It does not suit tied embeddings: of x x^T, ij is as
+likely as ji.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.gpt import GPT
+
+PRIOR = 200.0  # 60 and 1,000 made an untrained model's loss higher, on Python with 4,096 ids
+COUNTED = 1 << 23  # tokens, from the start of the file
+NOISE = 1e-3  # gives a token that never occurs an embedding that is not zero
+RIDGE = 1e-3  # keeps the least squares solvable where there are fewer tokens than channels
+
+
+@torch.no_grad()
+def start_from_bigrams(model: GPT, tokens: np.ndarray) -> None:
+    """Set the embedding and the head of a new model on the CPU, from training tokens (N,) uint16, N > 1. Draws from
+    torch's default generator."""
+    V, C = model.head.weight.shape
+    tokens = tokens[:COUNTED].astype(np.int64)
+    occurs = np.bincount(tokens, minlength=V) + 1.0  # (V,)
+    p = occurs / occurs.sum()
+    S = excess(tokens, 1, p)
+    U, s, _ = torch.svd_lowrank(torch.cat([S, excess(tokens, 2, p)], 1), q=min(V, C))
+    mixed = torch.linalg.qr(torch.randn(C, len(s))).Q.T  # orthonormal rows, so that every channel has its share
+    x = U * s.sqrt() @ mixed + NOISE * torch.randn(V, C)
+    x = F.normalize(x) * C**0.5  # (V, C)
+
+    ln_p = torch.from_numpy(np.log(p)).float()  # (V,)
+    weighted = x * torch.from_numpy(occurs).float()[:, None]  # (V, C)
+    wanted = S.T @ weighted + ln_p[:, None] * weighted.sum(0)  # (V, C): each logit with each channel
+    gram = x.T @ weighted  # (C, C)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(C)
+    model.embedding.weight.copy_(x)
+    model.head.weight.copy_(torch.linalg.solve(gram, wanted.T).T)
+
+
+def excess(tokens: np.ndarray, distance: int, p: np.ndarray) -> Tensor:
+    """S_ij, (V, V) sparse, of the pairs of tokens (N,) so far apart, for frequencies p (V,)."""
+    V = len(p)
+    pairs, counts = np.unique(tokens[:-distance] * V + tokens[distance:], return_counts=True)
+    i, j = np.divmod(pairs, V)
+    place, values = torch.from_numpy(np.stack([i, j])), torch.from_numpy(np.log1p(counts / (PRIOR * p[j]))).float()
+    return torch.sparse_coo_tensor(place, values, (V, V), is_coalesced=True, check_invariants=False)

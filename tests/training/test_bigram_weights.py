@@ -1,0 +1,119 @@
+"""Initial weights from counting: the untrained model is the bigram model of its training tokens."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline
+from runs import interrupt_after, log_of, same
+
+import train
+from config import CHAR
+from dataset import open_tokens
+from model.gpt import GPT
+from model.storage.checkpoint import newest_checkpoint
+from model.training.bigram_weights import PRIOR, start_from_bigrams
+from model.training.run_settings import check_resumable
+from plumbing.errors import UserError
+
+
+def untrained(V: int, C: int, tokens: np.ndarray) -> GPT:
+    torch.manual_seed(1)
+    model = GPT(V, block_size=8, n_layer=2, n_head=2, n_embd=C).eval()
+    start_from_bigrams(model, tokens)
+    return model
+
+
+def probabilities(model: GPT) -> np.ndarray:
+    """(V, V): p(j | i), for each token i alone in a block."""
+    with torch.inference_mode():
+        return model(torch.arange(model.vocab_size)[:, None])[:, 0].softmax(dim=1).double().numpy()
+
+
+def counted(V: int, tokens: np.ndarray) -> np.ndarray:
+    """The same by plain counting."""
+    counts = np.zeros((V, V))
+    for before, after in zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True):
+        counts[before, after] += 1
+    p = np.bincount(tokens, minlength=V) + 1.0
+    p = counts + PRIOR * p / p.sum()
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def tokens_of(V: int, N: int) -> np.ndarray:
+    """Text in which each token has a few usual followers."""
+    generator, token, tokens = np.random.default_rng(5), 0, []
+    for _ in range(N):
+        tokens.append(token)
+        token = int((token * 3 + generator.integers(0, 3)) % V) if generator.random() < 0.9 else int(V * 0.3)
+    return np.array(tokens, np.uint16)
+
+
+@pytest.mark.parametrize(("V", "C"), [(12, 16), (16, 16), (5, 32)])
+def test_it_is_the_bigram_model_where_the_rank_suffices(V, C):
+    tokens = tokens_of(V, 50_000)
+    expected = counted(V, tokens)
+    assert np.abs(expected - expected.mean(axis=0)).max() > 0.15  # far from being the same after every token
+    np.testing.assert_allclose(probabilities(untrained(V, C, tokens)), expected, atol=0.01)
+
+
+def test_with_fewer_channels_than_tokens_it_is_close():
+    V, tokens = 60, tokens_of(60, 50_000)
+    bits = {"bigram": counted(V, tokens), "model": probabilities(untrained(V, 24, tokens))}
+    loss = {name: -np.log(p[tokens[:-1], tokens[1:]]).mean() for name, p in bits.items()}
+    unigram = -np.log(np.bincount(tokens, minlength=V)[tokens] / len(tokens)).mean()
+    assert loss["bigram"] < loss["model"] + 0.01  # the prior is the same, and no fit of it
+    assert loss["model"] - loss["bigram"] < 0.25 * (unigram - loss["bigram"])
+
+
+def test_tokens_that_never_occur_have_weights_too():
+    model = untrained(40, 16, np.array([3, 4, 3, 4, 5], np.uint16))
+    rms = model.embedding.weight.square().mean(1).sqrt()
+    torch.testing.assert_close(rms, torch.ones(40))
+    assert model.head.weight.isfinite().all()
+    assert probabilities(model)[3].argmax() in (3, 4)
+
+
+def settings_of(folder, **changes):
+    changes = {"initial_weights": "bigram", "max_steps": 20} | changes
+    return replace(make_pipeline(folder, CHAR, "char"), **changes)
+
+
+def test_a_run_begins_at_the_bigram_and_goes_on_to_the_same_bits(tmp_path, capsys):
+    settings = settings_of(tmp_path, eval_every=10, checkpoint_every=10)
+    assert train.main(settings) == 0
+    out = capsys.readouterr().out
+    assert "come from counting which token follows which" in out and "Warning at step 0" not in out
+    first = next(entry for entry in log_of(settings) if "val_loss" in entry)
+    vocab_size = open_tokens(settings.train_file).facts["vocab_size"]
+    assert first["step"] == 0 and first["val_loss"] < 0.8 * math.log(vocab_size)
+    whole = newest_checkpoint(settings.checkpoint_dir)[1]
+
+    interrupt_after(settings, 10)
+    assert train.main(settings) == 0
+    resumed = newest_checkpoint(settings.checkpoint_dir)[1]
+    assert same(whole["model"], resumed["model"]) and same(whole["optimizer"], resumed["optimizer"])
+
+    with pytest.raises(UserError, match="initial_weights was bigram, is random"):
+        train.main(replace(settings, initial_weights="random", max_steps=30))
+
+
+def test_a_run_from_before_there_was_this_setting_goes_on(tmp_path, capsys):
+    settings = settings_of(tmp_path, initial_weights="random")
+    assert train.main(settings) == 0
+    saved = newest_checkpoint(settings.checkpoint_dir)[1]
+    del saved["settings"]["initial_weights"]
+    capsys.readouterr()
+    check_resumable(saved, replace(settings, initial_weights="bigram"), saved["sources"])
+    assert capsys.readouterr().out == ""
+
+
+def test_tied_embeddings_start_at_random(tmp_path, capsys):
+    settings = settings_of(tmp_path, tie_embeddings=True)
+    assert train.main(settings) == 0
+    assert "nearly the same probability" in capsys.readouterr().out
+    first = next(entry for entry in log_of(settings) if "val_loss" in entry)
+    vocab_size = open_tokens(settings.train_file).facts["vocab_size"]
+    assert first["val_loss"] == pytest.approx(math.log(vocab_size), rel=0.01)
