@@ -72,10 +72,14 @@ class Reporter(AbstractContextManager):
             print(f"Baselines on {part}the validation set, in bits per byte (model/monitoring/baselines.py):")
             print(baselines.baselines_table(self.baselines))
         self.recorder = Recorder(run, self.log, self.baselines, self.sample)
-        start = time.perf_counter()
         self.record()
         self.started = time.perf_counter()
-        run.record_seconds = self.started - start
+        if run.timed and self.recorder.wanted:  # the first record compiles, and reads libraries from the disk
+            self.recorder.predictions()
+            self.sampled = (-1, "")
+            self.sample()
+            run.record_seconds = time.perf_counter() - self.started
+            self.started += run.record_seconds
 
     def record(self, norm: Tensor | None = None) -> None:
         self.warn(self.diagnostics.recorded(self.run.step, self.recorder.after(self.run.step, norm)))

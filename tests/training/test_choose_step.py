@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import make_pipeline
 
+import train
 from config import CHAR
 from model.gpt import GPT
+from model.monitoring import reporter
 from model.training import choose_step
 from model.training.choose_step import compiler_missing, pick_step, seconds_per_step, steps_that_fit, worth_compiling
 from model.training.cuda_graph import CudaGraph
@@ -138,6 +141,25 @@ def test_minutes_leave_room_for_evaluations_and_their_records():
     assert steps_that_fit(run, 1.0) == 50
     run.settings = replace(run.settings, eval_every=0)
     assert steps_that_fit(run, 1.0) == 100
+
+
+def test_minutes_do_not_count_what_only_the_first_record_takes(tmp_path, monkeypatch):
+    """The first one compiles, say; each of the others is taken to be as long as the second one."""
+    calls, planned = [], []
+
+    def slow_at_first(*_):
+        calls.append(time.sleep(0 if calls else 1.0))
+        return "text"
+
+    def plan(run, seconds):
+        planned.append(run.record_seconds)
+        return 3
+
+    monkeypatch.setattr(reporter, "sample_text", slow_at_first)
+    monkeypatch.setattr(choose_step, "steps_that_fit", plan)
+    settings = replace(make_pipeline(tmp_path, CHAR, "char"), minutes=1.0)
+    assert train.main(settings) == 0
+    assert 0 < planned[0] < 0.9
 
 
 def test_a_compiler_is_looked_for_by_name(monkeypatch):
