@@ -42,7 +42,7 @@ class OneTokenInC:
     grows by one. For fp32 weights on the CPU and a cache of one sequence. The next call overwrites the logits. The step
     does not see weights that change after it was made. The result does not depend on the number of threads."""
 
-    most_candidates = 256  # that are inserted one by one; sorting is faster for more
+    most_candidates = 100  # that are inserted one by one; for more, sorting in numpy is faster
 
     def __init__(self, model: GPT, cache: KeyValueCache, library: ctypes.PyDLL, threads: int):
         self.cache, self.vocab_size, self.block_size = cache, model.vocab_size, model.block_size
