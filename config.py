@@ -48,8 +48,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Training:
+    initial_weights: str = "random"  # random, or bigram: from counted pairs; not with tied weights or --init-from
     batch_size: int = 16  # sequences of block_size tokens per step, over all processes; 32 to 64 on a GPU
-    initial_weights: str = "random"  # random, or bigram: from counting which token follows which; not if tied
     accumulate: int = 1  # micro-batches per step, computed one after another: less memory, the same step
     max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end
     minutes: float = 0.0  # length of the run in minutes instead: steps are timed, then their number is fixed
@@ -110,8 +110,8 @@ BPE = replace(
     train_file=DATA / "train_bpe.bin",
     val_file=DATA / "val_bpe.bin",
     checkpoint_dir=ROOT / "checkpoints" / "bpe",
-    # A BPE token is rarer and carries more text: what can be counted is counted before, fewer of them per step, and a
-    # higher learning rate for embeddings.
+    # A BPE token is rarer and carries more text. So the embedding begins with what can be counted, a step has fewer
+    # tokens, and the embedding's learning rate is higher.
     initial_weights="bigram",
     n_layer=3,
     batch_size=8,

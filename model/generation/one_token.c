@@ -214,7 +214,8 @@ void step(const Model *m, int token, int position) {
 }
 
 /* What sampling needs of the logits: the n highest (n) and their ids (n), highest first, of equal ones the lower id
-   first; sums are, over all ids, ln of the sum of exp(logit), and the mean logit by their probabilities. */
+   first; sums are, over all ids, ln of the sum of exp(logit), and the mean logit by their probabilities. If a logit is
+   NaN, so are the sums, and the candidates mean nothing. */
 void candidates(const Model *m, int n, double *highest, int64_t *ids, double *sums) {
     int found = 0;
     for (int i = 0; i < m->V; i++) {

@@ -191,7 +191,7 @@ class OneTokenOnGPU:
     a cache of B texts, step(token, ..., token) takes B tokens and gives (B, V). The next call overwrites the logits.
     The step does not see weights that change after it was made. Notation as in layers.py."""
 
-    most_candidates = 1 << 16  # any number: they are the device's to select
+    most_candidates = 1 << 16  # as many as there can be ids
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.model, self.cache, self.block_size = model, cache, model.block_size

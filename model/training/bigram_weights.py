@@ -1,14 +1,14 @@
 """Initial weights from counting: a GPT that begins where the bigram model of its training tokens ends.
 
-Which token follows which is the first thing that a GPT learns, and counting tells it in a second. The blocks start as
-the identity (GPT.initialise), so at first the logits after token i are x_i H^T: its embedding x_i after the final norm,
-and the head H. They are made to be ln p(j | i), the logarithm of how often token j follows token i:
+Which token follows which is the first thing that a GPT learns, and counting tells it in two seconds. The blocks start
+as the identity (GPT.initialise), so at first the logits after token i are x_i H^T: its embedding x_i after the final
+norm, and the head H. They are made to be ln p(j | i), the logarithm of how often token j follows token i:
 
     S_ij = ln(1 + count(i j) / (PRIOR p(j)))       0 for pairs that never occur, so the matrix is sparse
     ln p(j | i) = ln p(j) + S_ij + a number that depends on i alone, which the softmax removes
-    [S S'] ~ U diag(s) W^T                         the best matrix of rank C; S' is of pairs with a token between them
+    [S S'] ~ U diag(s) W^T                         a matrix of rank C; S' is of pairs with a token between them
     x = U diag(s)^(1/2), each row scaled to a root mean square of 1, as RMSNorm will
-    H = argmin sum_i count(i) |x_i H^T - ln p(. | i)|^2       least squares
+    H = argmin sum_i count(i) |x_i H^T - (ln p + S_i)|^2      least squares
 
 The prior is that every token was followed PRIOR times more, by tokens as frequent as they are everywhere. S' gives
 tokens similar embeddings that are similar for what comes later, too, which attention makes use of. Levy and Goldberg
@@ -25,7 +25,8 @@ from torch import Tensor
 from model.gpt import GPT
 
 PRIOR = 200.0  # 60 and 1,000 made an untrained model's loss higher, on Python with 4,096 ids
-COUNTED = 1 << 23  # tokens, from the start of the file
+COUNTED, SPANS = 1 << 23, 64  # at most so many tokens, in so many spans spread evenly over the file
+RANK = 256  # at most; the time grows with its square, and 50,000 tokens take a quarter of a minute
 NOISE = 1e-3  # gives a token that never occurs an embedding that is not zero
 RIDGE = 1e-3  # keeps the least squares solvable where there are fewer tokens than channels
 
@@ -35,11 +36,15 @@ def start_from_bigrams(model: GPT, tokens: np.ndarray) -> None:
     """Set the embedding and the head of a new model on the CPU, from training tokens (N,) uint16, N > 1. Draws from
     torch's default generator."""
     V, C = model.head.weight.shape
-    tokens = tokens[:COUNTED].astype(np.int64)
+    if len(tokens) > COUNTED:
+        length = COUNTED // SPANS
+        starts = np.linspace(0, len(tokens) - length, SPANS).astype(int)
+        tokens = np.concatenate([tokens[start : start + length] for start in starts])
+    tokens = tokens[:].astype(np.int64)
     occurs = np.bincount(tokens, minlength=V) + 1.0  # (V,)
     p = occurs / occurs.sum()
     S = excess(tokens, 1, p)
-    U, s, _ = torch.svd_lowrank(torch.cat([S, excess(tokens, 2, p)], 1), q=min(V, C))
+    U, s, _ = torch.svd_lowrank(torch.cat([S, excess(tokens, 2, p)], 1), q=min(V, C, RANK))
     mixed = torch.linalg.qr(torch.randn(C, len(s))).Q.T  # orthonormal rows, so that every channel has its share
     x = U * s.sqrt() @ mixed + NOISE * torch.randn(V, C)
     x = F.normalize(x) * C**0.5  # (V, C)

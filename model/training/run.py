@@ -63,7 +63,7 @@ class Run:
     in_c: bool = False  # whether the layers between the products are those of by_hand.c
     started: float = 0.0  # by time.perf_counter(); --minutes counts from here
     evaluation_seconds: float = 0.0  # of the first evaluation, which predicts the others
-    record_seconds: float = 0.0  # of the first record, with a sample of the model's text, likewise
+    record_seconds: float = 0.0  # of a repeated first record, with a sample of the model's text, likewise
 
     @property
     def max_steps(self) -> int:
@@ -170,7 +170,8 @@ class Run:
         except UserError:  # none, or a damaged one
             return None
         same = [
-            {name: value for name, value in facts.get("settings", {}).items() if name not in MAY_CHANGE}
+            {"initial_weights": "random"}  # as in files of versions that had no other
+            | {name: value for name, value in facts.get("settings", {}).items() if name not in MAY_CHANGE}
             | {name: facts.get(name) for name in ("data", "init_from")}
             for facts in (training, self.summary(None))
         ]
@@ -235,6 +236,8 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     if saved is not None:
         if settings.minutes > 0:  # their number of steps was fixed when the run began
             settings = replace(settings, max_steps=saved["settings"]["max_steps"])
+        if "initial_weights" not in saved["settings"]:  # of a version in which all runs began at random
+            settings = replace(settings, initial_weights="random")
         if tokenizer.is_named(saved["sources"]["tokenizer"]):
             sources["tokenizer"] = saved["sources"]["tokenizer"]
         if INIT_SOURCE in saved["sources"]:  # its weights are in the checkpoint, further trained
@@ -254,9 +257,9 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     else:
         if saved is not None:
             weights = {name: distributed.from_first(tensor) for name, tensor in weights.items()}
-        model = build_model(settings, tokenizer.vocab_size, weights, train)
+        model = build_model(settings, tokenizer.vocab_size, weights, train if distributed.is_first() else None)
         for weight in model.parameters() if saved is None else []:
-            weight.data = distributed.from_first(weight.data)  # several machines may round differently
+            weight.data = distributed.from_first(weight.data)
     model.to(device).compute_in(dtype).train()
     optimizer = optimizer_class(model, settings, dtype, distributed.orthogonalise_together)
     batches = Batches(train, settings, device)

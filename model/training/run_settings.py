@@ -48,9 +48,8 @@ def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
     """Compare the content of a checkpoint with the settings and the SHA-256 sums of the inputs of today. Raises
     UserError if the result would change; prints the other changes."""
     now = recorded_settings(settings)
-    # A setting that is newer than the checkpoint had no effect then, which is what its default stands for. How a run
-    # began makes no difference any more.
-    then = recorded_settings(CHAR) | {name: now[name] for name in (*MAY_CHANGE, "initial_weights")} | saved["settings"]
+    # A setting that is newer than the checkpoint had no effect then, which is what its default stands for.
+    then = recorded_settings(CHAR) | {name: now[name] for name in MAY_CHANGE} | saved["settings"]
     changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
     harmful = [text for name, text in changed.items() if name not in MAY_CHANGE]
     compiled = "on" if saved["compiled"] else "off"

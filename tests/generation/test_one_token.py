@@ -176,16 +176,42 @@ def test_candidates_in_c_are_those_of_the_logits(n):
 
 
 @IN_C
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
-def test_candidates_in_c_show_what_is_not_a_number(weight):
+@pytest.mark.parametrize("place", [0, 2, 20])
+def test_candidates_in_c_of_logits_that_are_not_finite(place):
+    """NaN and infinity make the sums NaN, so the chosen token's p is no number either; minus infinity is p = 0."""
     model = random_model(**SHAPES[2])
-    with torch.no_grad():
-        model.head.weight[5] = weight
     one_token = in_c(1)(model, model.new_cache())
-    for token in (3, 4):
-        _, logits, log_sum, _ = one_token.candidates(31, token)
-        assert not np.isfinite(one_token.logits).all()
-        assert np.isnan(logits[0] - log_sum).any() or np.isneginf(one_token.logits[5])
+    for value in (np.nan, np.inf, -np.inf):
+        one_token(3)
+        one_token.cache.length, one_token.logits[place] = 0, value
+        one_token.select(one_token.address, 4, *one_token.selected)
+        if value == -np.inf:
+            expected = find_candidates(one_token.logits, replace(CHAR, top_k=4, show=4))
+            assert one_token.ids[:4].tolist() == expected.ids.tolist()
+            np.testing.assert_allclose(one_token.sums, expected[3:5], rtol=1e-5)
+        else:
+            assert np.isnan(one_token.sums).all()
+
+
+@IN_C
+@pytest.mark.parametrize(
+    ("settings", "selected"),
+    [
+        ({"top_k": 20}, True),
+        ({"top_k": 0}, False),
+        ({"top_k": 101}, False),
+        ({"top_k": 20, "repetition_penalty": 1.2}, False),
+    ],
+)
+def test_who_selects_the_candidates(monkeypatch, settings, selected):
+    asked = []
+    select = OneTokenInC.candidates
+    monkeypatch.setattr(OneTokenInC, "candidates", lambda *args: asked.append(1) or select(*args))
+    model = random_model(vocab_size=150, **SHAPES[0])
+    cache = model.new_cache()
+    settings = replace(CHAR, tokens=3, **settings)
+    list(generate(model, [1], read(model, [1], cache)[-1], cache, settings, in_c(1)(model, cache)))
+    assert len(asked) == (2 if selected else 0)
 
 
 @IN_C

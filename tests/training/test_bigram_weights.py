@@ -13,9 +13,9 @@ import train
 from config import CHAR
 from dataset import open_tokens
 from model.gpt import GPT
-from model.storage.checkpoint import newest_checkpoint
+from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
+from model.training import bigram_weights
 from model.training.bigram_weights import PRIOR, start_from_bigrams
-from model.training.run_settings import check_resumable
 from plumbing.errors import UserError
 
 
@@ -68,6 +68,14 @@ def test_with_fewer_channels_than_tokens_it_is_close():
     assert loss["model"] - loss["bigram"] < 0.25 * (unigram - loss["bigram"])
 
 
+def test_a_long_text_is_counted_all_over(monkeypatch):
+    """Not only at its start, whose tokens may be others."""
+    monkeypatch.setattr(bigram_weights, "COUNTED", 64 * 100)
+    halves = tokens_of(10, 20_000), tokens_of(10, 20_000) + 10
+    p = probabilities(untrained(20, 32, np.concatenate(halves).astype(np.uint16)))
+    assert p[:10, :10].sum(axis=1).min() > 0.6 and p[10:, 10:].sum(axis=1).min() > 0.6
+
+
 def test_tokens_that_never_occur_have_weights_too():
     model = untrained(40, 16, np.array([3, 4, 3, 4, 5], np.uint16))
     rms = model.embedding.weight.square().mean(1).sqrt()
@@ -105,9 +113,14 @@ def test_a_run_from_before_there_was_this_setting_goes_on(tmp_path, capsys):
     assert train.main(settings) == 0
     saved = newest_checkpoint(settings.checkpoint_dir)[1]
     del saved["settings"]["initial_weights"]
+    path = checkpoint_path(settings.checkpoint_dir, 20)
+    path.unlink()
+    save_checkpoint(settings.checkpoint_dir, 20, {name: saved[name] for name in saved if name != "step"}, 3)
     capsys.readouterr()
-    check_resumable(saved, replace(settings, initial_weights="bigram"), saved["sources"])
-    assert capsys.readouterr().out == ""
+    assert train.main(replace(settings, initial_weights="bigram", max_steps=25)) == 0
+    out = capsys.readouterr().out
+    assert "come from counting" not in out and "of another run" not in out
+    assert newest_checkpoint(settings.checkpoint_dir)[1]["settings"]["initial_weights"] == "random"
 
 
 def test_tied_embeddings_start_at_random(tmp_path, capsys):
