@@ -191,6 +191,15 @@ def test_tied_embeddings(alone, tmp_path):
         assert difference(losses(one), losses(settings)) < 1e-5
 
 
+def test_initial_weights_from_counting(alone, tmp_path):
+    """Only the first process counts; the others have its weights, whole or sharded."""
+    counted = replace(alone, initial_weights="bigram", max_steps=5, eval_every=0)
+    assert end_of(start(training(one := anew(counted, tmp_path / "one")))) == 0
+    for name, shard_model in (("two", False), ("sharded", True)):
+        settings = trained(2, anew(counted, tmp_path / name), shard_model=shard_model)
+        assert difference(losses(one), losses(settings)) < 1e-5
+
+
 # --- how they do it ---------------------------------------------------------------------------------------------------
 
 
