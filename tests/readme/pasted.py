@@ -15,6 +15,7 @@ FREE = re.compile(
     r"|[\d+ ]+"  # surprises below a line of text
     r"|def.{0,20}"  # the text of three tokens
     r"|   removed, of the model's probability: .*"  # by one filter, by several or by none
+    r"|3\. Backward\. The whole gradient has a norm of [^ ]+"  # more is said where it is clipped
     r"|Gathering .*|  better than .*"  # the test gathers a part, and its models are worse
     r"|  and so on; characters that occur once: .*"  # there may be none,
     r"|    .* (bytes at|of the corpus, line) .*"  # and no passage that is in the corpus
