@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import MODEL_NAME, Model, Settings
+from config import CHAR, MODEL_NAME, Model, Settings
 from dataset import TokenFile
 from model import by_hand_c, metrics
 from model.device import compute_deterministically, free_memory, keep_memory, pick_device, pick_dtype
@@ -169,9 +169,9 @@ class Run:
             _, tokenizer, training = load_model(self.settings.model_file)
         except UserError:  # none, or a damaged one
             return None
+        defaults = recorded_settings(CHAR)  # of a setting that is newer than the file, as in check_resumable()
         same = [
-            {"initial_weights": "random"}  # as in files of versions that had no other
-            | {name: value for name, value in facts.get("settings", {}).items() if name not in MAY_CHANGE}
+            {name: value for name, value in (defaults | facts.get("settings", {})).items() if name not in MAY_CHANGE}
             | {name: facts.get(name) for name in ("data", "init_from")}
             for facts in (training, self.summary(None))
         ]

@@ -14,6 +14,7 @@ from config import CHAR
 from dataset import open_tokens
 from model.gpt import GPT
 from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
+from model.storage.model_file import load_model, save_model
 from model.training import bigram_weights
 from model.training.bigram_weights import PRIOR, start_from_bigrams
 from plumbing.errors import UserError
@@ -61,8 +62,8 @@ def test_it_is_the_bigram_model_where_the_rank_suffices(V, C):
 
 def test_with_fewer_channels_than_tokens_it_is_close():
     V, tokens = 60, tokens_of(60, 50_000)
-    bits = {"bigram": counted(V, tokens), "model": probabilities(untrained(V, 24, tokens))}
-    loss = {name: -np.log(p[tokens[:-1], tokens[1:]]).mean() for name, p in bits.items()}
+    p_of = {"bigram": counted(V, tokens), "model": probabilities(untrained(V, 24, tokens))}
+    loss = {name: -np.log(p[tokens[:-1], tokens[1:]]).mean() for name, p in p_of.items()}
     unigram = -np.log(np.bincount(tokens, minlength=V)[tokens] / len(tokens)).mean()
     assert loss["bigram"] < loss["model"] + 0.01  # the prior is the same, and no fit of it
     assert loss["model"] - loss["bigram"] < 0.25 * (unigram - loss["bigram"])
@@ -113,9 +114,11 @@ def test_a_run_from_before_there_was_this_setting_goes_on(tmp_path, capsys):
     assert train.main(settings) == 0
     saved = newest_checkpoint(settings.checkpoint_dir)[1]
     del saved["settings"]["initial_weights"]
-    path = checkpoint_path(settings.checkpoint_dir, 20)
-    path.unlink()
+    checkpoint_path(settings.checkpoint_dir, 20).unlink()
     save_checkpoint(settings.checkpoint_dir, 20, {name: saved[name] for name in saved if name != "step"}, 3)
+    model, tokenizer, training = load_model(settings.model_file)
+    del training["settings"]["initial_weights"]
+    save_model(settings.model_file, model, tokenizer, training)
     capsys.readouterr()
     assert train.main(replace(settings, initial_weights="bigram", max_steps=25)) == 0
     out = capsys.readouterr().out
