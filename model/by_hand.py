@@ -143,38 +143,27 @@ class HeadLossByHand(Function):
     so they never exist as a whole: they are computed for some tokens at a time, which stay in the processor's cache.
     Their gradient, dlogits = (softmax(logits) - one_hot(targets)) / N, needs nothing from later layers. So dx and
     dweight are computed in the forward pass, chunk by chunk, and the backward pass only scales them.
-
-    On a GPU chunks are large, since only their size in memory matters. There the head is padded to a multiple of 128
-    rows: kernels for products are slow where rows of logits do not start at round addresses.
     """
 
     CHUNK_LOGITS = 1 << 20  # logits per chunk, 4 MB in fp32
-    CHUNK_LOGITS_ON_GPU = 1 << 31  # 4 GB in bfloat16
     MIN_TOKENS = 256  # at least this many tokens per chunk, because every chunk updates all of dweight (V, C)
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        V, loss, chunk_logits = len(weight), torch.zeros((), device=x.device), HeadLossByHand.CHUNK_LOGITS
-        if x.is_cuda:
-            chunk_logits = HeadLossByHand.CHUNK_LOGITS_ON_GPU
-            weight = F.pad(weight, (0, 0, 0, -V % 128))
+        loss = torch.zeros(())
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
-        n = max(HeadLossByHand.MIN_TOKENS, chunk_logits // V)  # tokens per chunk
+        n = max(HeadLossByHand.MIN_TOKENS, HeadLossByHand.CHUNK_LOGITS // len(weight))  # tokens per chunk
         for x_chunk, target, dx_chunk in zip(x.split(n), targets.split(n), dx.split(n), strict=True):
-            losses, dlogits = HeadLossByHand.gradient(x_chunk @ weight.T, target, V)
+            losses, dlogits = HeadLossByHand.gradient(x_chunk @ weight.T, target)
             loss += losses.sum()
             torch.mm(dlogits, weight, out=dx_chunk)
             dweight += dlogits.T @ x_chunk
-        ctx.save_for_backward(dx, dweight[:V])
+        ctx.save_for_backward(dx, dweight)
         return loss / len(x)
 
     @staticmethod
-    def gradient(logits: Tensor, targets: Tensor, V: int) -> tuple[Tensor, Tensor]:
-        """Logits (n, V), on a GPU padded, and targets (n) -> -ln p of the targets (n) and the gradient of their sum"""
-        if logits.is_cuda:
-            from model.by_hand_gpu import losses_and_gradients
-
-            return losses_and_gradients(logits, targets, V), logits  # which it has overwritten
+    def gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, V) and targets (n) -> -ln p of the targets (n) and the gradient of their sum (n, V)"""
         if by_hand_c.takes(logits):
             return by_hand_c.losses_in_c(logits, targets), logits
         log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)

@@ -9,7 +9,6 @@ tools without custom code. tests/model/test_model.py compares the two, number by
 if __name__ == "__main__":
     raise SystemExit("This file is the model, and no script: python train.py trains a model.")
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -96,17 +95,19 @@ class GPT(nn.Module):
             cache.length = end
         return self.norm(x)
 
-    def loss(self, idx: Tensor, targets: Tensor, features: Callable | None = None) -> Tensor:
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean of -ln p of the targets, in nats per token: idx (B, T), targets (B, T) -> 0-dim fp32
 
-        targets are the tokens one position later: targets[:, i] follows idx[:, i]. `features` is self.features, perhaps
-        compiled.
+        targets are the tokens one position later: targets[:, i] follows idx[:, i].
         """
-        x = (features or self.features)(idx).flatten(0, 1)  # (B T, C)
+        x = self.features(idx).flatten(0, 1)  # (B T, C)
         targets = targets.flatten()
-        if (by_hand(x) or on_gpu(x)) and torch.is_grad_enabled():
-            dtype = self.head.compute
-            return HeadLossByHand.apply(x.to(dtype), self.head.weight.to(dtype), targets)
+        if torch.is_grad_enabled():
+            weight, dtype = self.head.weight, self.head.compute
+            if gpu := on_gpu(x):
+                return gpu.head_loss(x, weight, dtype, targets)
+            if by_hand(x):
+                return HeadLossByHand.apply(x.to(dtype), weight.to(dtype), targets)
         return F.cross_entropy(self.head(x).float(), targets)
 
     def compute_in(self, dtype: torch.dtype) -> "GPT":

@@ -24,7 +24,7 @@ from model import by_hand_c
 
 # Up to this many tokens, a CPU trains faster without the fused attention kernel, whose backward pass is slow there.
 EXPLICIT_UP_TO = 512
-WITH_TRITON = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+WITH_TRITON = torch.cuda.is_available() and torch.version.cuda and importlib.util.find_spec("triton") is not None
 if WITH_TRITON:
     from model import by_hand_gpu
 
@@ -37,9 +37,10 @@ def by_hand(x: Tensor) -> ModuleType | None:
     return by_hand_c if by_hand_c.takes(x) else by_hand_torch
 
 
-def on_gpu(x: Tensor) -> bool:
-    """Whether to use the kernels of by_hand_gpu.py: faster on an NVIDIA GPU, unless a compiler fuses the layers."""
-    return x.is_cuda and WITH_TRITON and not torch.compiler.is_compiling()
+def on_gpu(x: Tensor) -> ModuleType | None:
+    """by_hand_gpu.py where x is on an NVIDIA GPU, unless a compiler fuses the layers: it is faster than what that makes
+    of them."""
+    return by_hand_gpu if x.is_cuda and WITH_TRITON and not torch.compiler.is_compiling() else None
 
 
 class Linear(nn.Linear):
@@ -52,6 +53,8 @@ class Linear(nn.Linear):
     compute = torch.float32  # changed by GPT.compute_in()
 
     def forward(self, x: Tensor) -> Tensor:
+        if (gpu := on_gpu(x)) and torch.is_grad_enabled():
+            return gpu.linear(x, self.weight, self.compute)
         return F.linear(x.to(self.compute), self.weight.to(self.compute))
 
 
@@ -68,9 +71,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.beside(x)[0]
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x; and x beside it, for the residual stream."""
+        if gpu := on_gpu(x):
+            return gpu.norm_beside(x, self.weight, self.eps)
         if (hand := by_hand(x)) and x.dtype == torch.float32:
-            return hand.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
+            return hand.rms_norm(x, self.weight, self.eps), x
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x), x
 
 
 def rotary_table(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
@@ -145,7 +154,7 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 #       tests/model/test_by_hand.py::test_a_whole_model
 #   The same in C: model/by_hand.c
 #       tests/model/test_by_hand.py::test_a_whole_model
-#   Parts of it on a GPU, in Triton: model/by_hand_gpu.py
+#   The same on a GPU, in Triton: model/by_hand_gpu.py
 #       tests/model/test_by_hand_gpu.py::test_attention
 #   One token on a CPU, in numpy: model/generation/one_token.py
 #       tests/generation/test_one_token.py::test_logits_and_cache_are_the_models
@@ -191,11 +200,9 @@ class Attention(nn.Module):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight]).unsqueeze(1)  # (2, 1, D)
             return self.output(hand.attention(qkv, norms, cos, sin, H, self.query_norm.eps))
 
-        if on_gpu(qkv):
+        if gpu := on_gpu(qkv):
             norms = torch.stack([self.query_norm.weight, self.key_norm.weight])  # (2, D)
-            q, k, v = by_hand_gpu.SplitHeadsOnGPU.apply(
-                qkv, norms, cos, sin, H, self.query_norm.eps
-            )  # (B, T, H, D) each
+            q, k, v = gpu.split_heads(qkv, norms, cos, sin, H, self.query_norm.eps)  # (B, T, H, D) each
         else:
             q, k, v = (each.view(B, T, H, D) for each in qkv.split(C, dim=2))
             q = rotate(self.query_norm(q), cos[:, None], sin[:, None])
@@ -232,10 +239,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)  # (B, T, 2 hidden)
-        if hand := by_hand(gate_up):
+        if hand := by_hand(gate_up) or on_gpu(gate_up):
             return self.down(hand.swiglu(gate_up))
-        if on_gpu(gate_up):
-            return self.down(by_hand_gpu.SwiGLUOnGPU.apply(gate_up))
         gate, up = gate_up.chunk(2, dim=-1)  # (B, T, hidden) each
         return self.down(F.silu(gate) * up)
 
@@ -264,5 +269,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache=None, layer=0, weights=None) -> Tensor:
-        x = x + self.drop(self.attention(self.attention_norm(x), cos, sin, cache, layer, weights))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+        normed, x = self.attention_norm.beside(x)
+        x = x + self.drop(self.attention(normed, cos, sin, cache, layer, weights))
+        normed, x = self.mlp_norm.beside(x)
+        return x + self.drop(self.mlp(normed))

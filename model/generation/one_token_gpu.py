@@ -29,6 +29,7 @@ from model.layers import KeyValueCache
 CHUNK = 256  # cached tokens per program of the attention
 CHUNKS = 8  # chunks merged at once
 TILE = 8192  # most weights that one program of a product holds at once
+LOGITS = 4096  # that are added up at once
 PROGRAMS = 256  # fewest programs per product, where it is large enough: an H200 has 132 processors
 
 
@@ -174,6 +175,26 @@ def add_attended(
     tl.store(x_ptr + rows, x + product(weight_ptr, y, rows, outputs, outputs, COLUMNS), rows < outputs)
 
 
+@triton.jit
+def log_sum_and_mean(logits_ptr, sums_ptr, V, COLUMNS: tl.constexpr):
+    """Of one text's logits: ln of the sum of exp(logit), and the expected logit."""
+    logits_ptr += tl.program_id(0) * V
+    column = tl.arange(0, COLUMNS)
+    highest = tl.full([COLUMNS], float("-inf"), tl.float32)
+    for first in range(0, V, COLUMNS):
+        highest = tl.maximum(highest, tl.load(logits_ptr + first + column, first + column < V, float("-inf")))
+    highest = tl.max(highest, 0)
+    total, weighted = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
+    for first in range(0, V, COLUMNS):
+        x = tl.load(logits_ptr + first + column, first + column < V, 0.0)
+        exps = tl.where(first + column < V, tl.exp(x - highest), 0.0)
+        total += exps
+        weighted += exps * x
+    total, weighted = tl.sum(total, 0), tl.sum(weighted, 0)
+    tl.store(sums_ptr + tl.program_id(0) * 2, highest + tl.log(total))
+    tl.store(sums_ptr + tl.program_id(0) * 2 + 1, weighted / total)
+
+
 # --- the step ---------------------------------------------------------------------------------------------------------
 
 
@@ -255,9 +276,11 @@ class OneTokenOnGPU:
         self.step()
         logits, ids = self.logits.topk(n)  # (B, n) each
         host_logits, host_ids = self.host_candidates(n)
-        log_sum = self.logits.logsumexp(1, keepdim=True)  # (B, 1)
-        mean = ((self.logits - log_sum).exp() * self.logits).sum(1, keepdim=True)
-        host_logits.copy_(torch.cat([logits, log_sum, mean], 1), non_blocking=True)
+        B, V = self.logits.shape
+        columns = min(LOGITS, triton.next_power_of_2(V))
+        sums = self.logits.new_empty(B, 2)
+        log_sum_and_mean[(B,)](self.logits, sums, V, COLUMNS=columns, num_warps=max(1, columns // 256))
+        host_logits.copy_(torch.cat([logits, sums], 1), non_blocking=True)
         host_ids.copy_(ids, non_blocking=True)
 
     def run(self, work: Callable, n: int, tokens: tuple[int, ...]) -> None:

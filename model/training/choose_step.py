@@ -5,7 +5,6 @@ weights, the optimizer's state and random numbers come out as they went in. With
 many steps the run will have.
 """
 
-import importlib.util
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ import torch
 
 from model.device import wait_for
 from model.gpt import GPT
+from model.layers import WITH_TRITON
 from model.training import distributed
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
@@ -28,11 +28,8 @@ from model.training.schedule import EVALUATIONS
 from plumbing.errors import UserError
 from plumbing.text import duration, plural
 
-# Seconds of steps from which compiling pays for itself, by device. On two cores it takes 15 to 40 s and saves about a
-# fifth of each step; on a machine with an H200 it takes 25 to 45 s and saves about half (docs/experiments.md).
-COMPILE_FROM = {"cpu": 200.0, "cuda": 80.0}
-SAVES = {"cpu": "about a fifth", "cuda": "about half"}
-LARGE_VOCABULARY = 4096  # ids from which a compiled step on a GPU computes the loss by hand: it was faster at 50,257
+# Seconds of steps from which compiling pays for itself on a CPU: it takes 15 to 40 s and saves about a fifth of each.
+COMPILE_FROM = 200.0
 OTHER_RECORDS = 12  # that a run makes between evaluations, about (model/monitoring/recorder.py)
 TIMED_STEPS = 20  # at most, after the warm-up
 FEW_STEPS = 20  # a run of --minutes that comes to fewer steps than these gets a warning
@@ -42,6 +39,8 @@ def choose_step(run: Run, train_step: Callable) -> Callable:
     """step(inputs, targets, fraction): the fastest form of train_step for this run. Sets run.compiled and, for a new
     run with --minutes, the number of steps."""
     settings, choice = run.settings, run.settings.compile
+    if run.device.type == "cuda" and not WITH_TRITON:
+        print("Steps take about twice as long without the package triton, which is not installed.")
     if run.resumed_at is not None:
         choice = "on" if run.compiled else "off"
     if settings.shard_model:
@@ -61,15 +60,15 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
     """The step to train with, the seconds that it takes, and whether it is compiled. `choice` is "on", "off", or
     "auto": if the run is long enough to make it worthwhile, and the compiled step proves to be faster."""
     plain = partial(train_step, run, run.model.loss, run.optimizer.step)
-    if choice == "auto" and run.in_c:  # faster than what torch.compile makes (docs/experiments.md)
-        choice = "off"
+    if choice == "auto" and (run.in_c or run.device.type != "cpu"):
+        choice = "off"  # layers by hand, in C or for a GPU, are faster than what torch.compile makes of the plain ones
     if choice == "off" and not run.timed and run.device.type == "cpu":  # nothing to decide, so the run starts at once
         return plain, math.nan, False
     at_most, seconds = 0.02 * seconds_left(run) if run.timed else 0.0, math.nan
     if choice != "on":
         step, seconds = graph_if_possible(run, plain, at_most)
         planned = seconds_left(run) if run.timed else seconds * (run.max_steps - run.step)
-        if choice == "off" or not distributed.broadcast(worth_compiling(run.device, planned)):
+        if choice == "off" or not distributed.broadcast(worth_compiling(planned)):
             return step, seconds, False
         del step  # a recorded step keeps the memory of all its activations
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
@@ -100,12 +99,8 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
 
 
 def compile_step(model: GPT, optimizer: Optimizer) -> tuple[Callable, Callable]:
-    """The loss and the update of train_step, compiled at their first calls. On a GPU, the part of a large head in the
-    loss is left as it is, by hand (model/by_hand_gpu.py)."""
-    compiled = partial(torch.compile, dynamic=False)
-    if model.device.type == "cuda" and model.vocab_size >= LARGE_VOCABULARY:
-        return partial(model.loss, features=compiled(model.features)), compiled(optimizer.step)
-    return compiled(model.loss), compiled(optimizer.step)
+    """The loss and the update of train_step, compiled at their first calls."""
+    return torch.compile(model.loss, dynamic=False), torch.compile(optimizer.step, dynamic=False)
 
 
 def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callable, float]:
@@ -166,23 +161,21 @@ def steps_that_fit(run: Run, seconds: float) -> int:
 # === compiling ========================================================================================================
 
 
-def compiler_missing(device: torch.device) -> str | None:
-    """What torch.compile would need on this device and does not find, or None where it can work."""
-    if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+def compiler_missing() -> str | None:
+    """What torch.compile would need on a CPU and does not find, or None where it can work."""
     compilers = ["cl"] if os.name == "nt" else [os.environ.get("CXX", "g++"), "clang++"]
     return None if any(map(shutil.which, compilers)) else f"there is no C++ compiler ({' or '.join(compilers)})"
 
 
-def worth_compiling(device: torch.device, planned: float) -> bool:
-    """Whether to compile a run whose eager steps take `planned` seconds. Says what was decided and why."""
-    if planned < COMPILE_FROM.get(device.type, math.inf):
+def worth_compiling(planned: float) -> bool:
+    """Whether to compile a run whose steps on a CPU would take `planned` seconds. Says what was decided and why."""
+    if planned < COMPILE_FROM:
         return False
-    if missing := compiler_missing(device):
-        print(f"Not compiling the model: {missing}. With one, a step would take {SAVES[device.type]} less time.")
+    if missing := compiler_missing():
+        print(f"Not compiling the model: {missing}. With one, a step would take about a fifth less time.")
         return False
     print(
-        f"Compiling the model: uncompiled, its steps would take {duration(planned)}. Compiling takes 15 to 45 s and "
-        f"saves {SAVES[device.type]} of each. (--compile off skips it.)"
+        f"Compiling the model: uncompiled, its steps would take {duration(planned)}. Compiling takes 15 to 40 s and "
+        "saves about a fifth of each. (--compile off skips it.)"
     )
     return True

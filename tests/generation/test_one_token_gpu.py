@@ -34,7 +34,7 @@ if DEVICE == "cuda":  # where larger ones take no longer
 @pytest.fixture
 def gpu_step(monkeypatch):
     """The module, its kernels cut so small that a text of 5 tokens needs several programs and chunks of everything."""
-    for name, value in {"CHUNK": 2, "CHUNKS": 2, "PROGRAMS": 2}.items():
+    for name, value in {"CHUNK": 2, "CHUNKS": 2, "PROGRAMS": 2, "LOGITS": 4}.items():
         monkeypatch.setattr(one_token_gpu, name, value)
     return one_token_gpu
 

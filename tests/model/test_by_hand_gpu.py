@@ -3,6 +3,12 @@
 Where there is no GPU, Triton's interpreter runs the kernels in numpy: slowly, so the shapes are small.
 """
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +16,12 @@ from test_by_hand import randomise, results
 
 pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
 
-from model import by_hand, by_hand_gpu, layers
+from config import CHAR, ROOT
+from model import by_hand_gpu, gpt, layers
 from model.by_hand_gpu import losses_and_gradients
 from model.gpt import GPT
-from model.layers import Attention, SwiGLU, rotary_table
+from model.layers import Attention, RMSNorm, SwiGLU, rotary_table
+from model.training.optimizer import Optimizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -22,10 +30,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def kernels(monkeypatch):
     """Layers that use the kernels here, too, cut so small that each needs several programs."""
     monkeypatch.setattr(by_hand_gpu, "ROWS", 4)
+    monkeypatch.setattr(by_hand_gpu, "TILE", 8)
+    monkeypatch.setattr(by_hand_gpu, "TILES", 2)
     monkeypatch.setattr(by_hand_gpu, "COLUMNS", 8)
-    monkeypatch.setattr(layers, "by_hand", lambda x: False)
-    monkeypatch.setattr(layers, "by_hand_gpu", by_hand_gpu, raising=False)
-    return lambda use: monkeypatch.setattr(layers, "on_gpu", lambda x: use)
+    monkeypatch.setattr(by_hand_gpu, "CHUNK_LOGITS", 128)
+    for module in (layers, gpt):
+        monkeypatch.setattr(module, "by_hand", lambda x: None)
+
+    def use(kernels: bool) -> None:
+        for module in (layers, gpt):
+            monkeypatch.setattr(module, "on_gpu", lambda x: by_hand_gpu if kernels else None)
+
+    return use
 
 
 def compare(kernels, module, x, *args) -> None:
@@ -60,6 +76,12 @@ def test_gradients_in_any_layout(kernels):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("size", [8, 20])
+def test_norm(kernels, size):
+    """Of rows that are no multiple of a program's, and no power of two long."""
+    compare(kernels, randomise(RMSNorm(size)), torch.randn(2, 5, size, generator=torch.Generator().manual_seed(1)) * 3)
+
+
 def test_swiglu(kernels):
     compare(kernels, randomise(SwiGLU(12)), torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(3)) * 3)
 
@@ -82,12 +104,44 @@ def test_losses_and_gradients(kernels, V, columns, dtype):
     assert not logits[:, V:].any()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_add_up(kernels, tied):
+    """Of two micro-batches, in the gradients that the optimizer has made, as autograd's do."""
+    shape = {"vocab_size": 31, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 8, "tie_embeddings": tied}
+    idx, targets = torch.randint(31, (2, 4, 6), generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    found = []
+    for use in (True, False):
+        kernels(use)
+        model = randomise(GPT(**shape)).to(DEVICE)
+        optimizer = Optimizer(model, CHAR)
+        losses = [model.loss(idx[rows], targets[rows]) for rows in ([0, 1, 2], [3])]
+        for loss in losses:
+            (loss / 2).backward()
+        found.append((torch.stack(losses).detach(), optimizer.grads))
+    for ours, autograds in zip(*found, strict=True):
+        torch.testing.assert_close(ours, autograds, rtol=1e-4, atol=1e-5 * autograds.abs().max().item())
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the other tests compile them")
+def test_every_kernel_compiles(tmp_path):
+    """The interpreter knows no types, so it runs what a GPU refuses."""
+    files = ROOT / "model/by_hand_gpu.py", ROOT / "model/generation/one_token_gpu.py"
+    launched = {name for file in files for name in re.findall(r"(\w+)\[(?:grid|\(.+\))\]\(", file.read_text("utf-8"))}
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "compile_kernels.py"
+    done = subprocess.run(
+        [sys.executable, script], env=env | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(done.stdout.split()) == launched and len(launched) > 10
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
 def test_a_whole_model(monkeypatch, dtype, allowed, compiled):
     """Its loss and all gradients, against the CPU in fp32, in several chunks of tokens."""
-    monkeypatch.setattr(by_hand.HeadLossByHand, "CHUNK_LOGITS_ON_GPU", 1)
+    monkeypatch.setattr(by_hand_gpu, "CHUNK_LOGITS", 1 << 17)
     model = randomise(GPT(vocab_size=300, block_size=128, n_layer=2, n_head=2, n_embd=64))
     idx, targets = torch.randint(300, (2, 6, 128), generator=torch.Generator().manual_seed(4))
     expected = model.loss(idx, targets)
@@ -95,7 +149,7 @@ def test_a_whole_model(monkeypatch, dtype, allowed, compiled):
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     model.to("cuda").compute_in(dtype)
-    loss = model.loss(idx.cuda(), targets.cuda(), torch.compile(model.features) if compiled else None)
+    loss = (torch.compile(model.loss) if compiled else model.loss)(idx.cuda(), targets.cuda())
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=allowed)
     for name, weight in model.named_parameters():

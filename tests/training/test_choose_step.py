@@ -51,20 +51,16 @@ def test_steps_that_are_timed_leave_no_trace():
 
 
 @pytest.mark.parametrize(
-    ("device", "planned", "missing", "expected", "said"),
+    ("planned", "missing", "expected", "said"),
     [
-        ("cpu", 1000.0, None, True, "Compiling the model: uncompiled, its steps would take 16 min 40 s"),
-        ("cuda", 1000.0, None, True, "Compiling the model"),
-        ("cuda", 150.0, None, True, "Compiling the model"),
-        ("cpu", 150.0, None, False, ""),
-        ("mps", 1000.0, None, False, ""),
-        ("cpu", 10.0, None, False, ""),
-        ("cpu", 1000.0, "there is no C++ compiler", False, "Not compiling the model: there is no C++ compiler"),
+        (1000.0, None, True, "Compiling the model: uncompiled, its steps would take 16 min 40 s"),
+        (150.0, None, False, ""),
+        (1000.0, "there is no C++ compiler", False, "Not compiling the model: there is no C++ compiler"),
     ],
 )
-def test_when_compiling_is_worth_it(monkeypatch, capsys, device, planned, missing, expected, said):
-    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: missing)
-    assert worth_compiling(torch.device(device), planned) is expected
+def test_when_compiling_is_worth_it(monkeypatch, capsys, planned, missing, expected, said):
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda: missing)
+    assert worth_compiling(planned) is expected
     assert capsys.readouterr().out.startswith(said)
 
 
@@ -96,8 +92,8 @@ def train_step():
     ],
 )
 def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, expected):
-    monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 100.0)
-    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(choose_step, "COMPILE_FROM", 100.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
     times = {"plain": seconds, "compiled": compiled_seconds}
     run = fake_run(monkeypatch, "cpu", lambda step: times[kind_of(step)])
@@ -105,13 +101,27 @@ def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, 
     assert (kind_of(step), rest) == (expected, [times[expected], expected == "compiled"])
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 @pytest.mark.parametrize(("choice", "expected"), [("auto", "plain"), ("on", "compiled")])
-def test_a_run_with_layers_in_c_is_compiled_only_when_asked(monkeypatch, choice, expected):
+def test_layers_by_hand_are_compiled_only_when_asked(monkeypatch, device, choice, expected):
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
-    run = fake_run(monkeypatch, "cpu", lambda step: 10.0)
-    run.in_c = True
+    monkeypatch.setattr(choose_step, "graph_if_possible", lambda run, step, at_most: (step, 10.0))
+    run = fake_run(monkeypatch, device, lambda step: 10.0)
+    run.in_c = device == "cpu"
     step, *_ = pick_step(run, train_step, choice)
     assert kind_of(step) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "triton", "said"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_a_gpu_without_triton_is_told_so(monkeypatch, capsys, device, triton, said):
+    monkeypatch.setattr(choose_step, "WITH_TRITON", triton)
+    monkeypatch.setattr(choose_step, "pick_step", lambda run, train_step, choice: (train_step, 1.0, False))
+    run = fake_run(monkeypatch, device, None)
+    run.resumed_at = None
+    choose_step.choose_step(run, train_step)
+    assert ("without the package triton" in capsys.readouterr().out) == said
 
 
 def test_uncompiled_steps_are_timed_only_for_minutes(monkeypatch):
@@ -165,13 +175,11 @@ def test_minutes_do_not_count_what_only_the_first_record_takes(tmp_path, monkeyp
 def test_a_compiler_is_looked_for_by_name(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    assert "no C++ compiler (g++ or clang++)" in compiler_missing(torch.device("cpu"))
+    assert "no C++ compiler (g++ or clang++)" in compiler_missing()
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc" if name == "my-c++" else None)
-    assert compiler_missing(torch.device("cpu"))
+    assert compiler_missing()
     monkeypatch.setenv("CXX", "my-c++")
-    assert compiler_missing(torch.device("cpu")) is None
-    monkeypatch.setattr(choose_step.importlib.util, "find_spec", lambda name: None)
-    assert "triton" in compiler_missing(torch.device("cuda"))
+    assert compiler_missing() is None
 
 
 class Graph:

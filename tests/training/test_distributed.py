@@ -403,8 +403,8 @@ def test_several_processes_need_torchrun(alone, tmp_path):
 def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeypatch):
     """--minutes and --compile auto, with clocks that disagree."""
     monkeypatch.setattr(by_hand_c, "use", lambda wanted: False)  # as without a C compiler
-    monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 0.0)
-    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(choose_step, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda: None)
     monkeypatch.setattr(
         torch,
         "compile",

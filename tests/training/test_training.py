@@ -403,8 +403,8 @@ def test_a_compiler_that_fails_or_slows_down_is_done_without(char, capsys, monke
     assert newest_checkpoint(char.checkpoint_dir)[1]["compiled"] is False
 
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *batch: (time.sleep(0.02), f(*batch))[1])
-    monkeypatch.setitem(choose_step.COMPILE_FROM, "cpu", 0.0)
-    monkeypatch.setattr(choose_step, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(choose_step, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda: None)
     monkeypatch.setattr(by_hand_c, "use", lambda wanted: False)  # as without a C compiler
     train.main(char, fresh=True)
     assert "Compiled in" in capsys.readouterr().out
