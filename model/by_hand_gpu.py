@@ -26,7 +26,7 @@ CHUNK_LOGITS = 1 << 31  # logits that exist at once, 4 GB in bfloat16
 # --- products ---------------------------------------------------------------------------------------------------------
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor, keep: bool = True) -> None:
+def accumulate_product(total: Tensor, a: Tensor, b: Tensor, keep: bool = True) -> None:
     """total (m, n) += a (m, k) @ b (k, n), summed in the precision of the total. Without `keep`, total = a @ b."""
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, beta=float(keep), out=total)
@@ -50,7 +50,7 @@ class LinearOnGPU(Function):
         tokens_dy, tokens_x = dy.reshape(-1, dy.size(-1)), x.reshape(-1, x.size(-1))
         if ctx.weight.grad is None:
             return dy @ low, (tokens_dy.T @ tokens_x).to(ctx.weight.dtype), None
-        add_product(ctx.weight.grad, tokens_dy.T, tokens_x)
+        accumulate_product(ctx.weight.grad, tokens_dy.T, tokens_x)
         return dy @ low, None, None
 
 
@@ -359,7 +359,7 @@ class HeadLossOnGPU(Function):
             logits = x[chunk] @ padded.T
             loss += losses_and_gradients(logits, targets[chunk], V).sum()  # from here on, logits are their gradient
             torch.mm(logits, padded, out=dx[chunk])
-            add_product(dweight, logits.T, x[chunk], keep=begin > 0)
+            accumulate_product(dweight, logits.T, x[chunk], keep=begin > 0)
         ctx.weight = weight
         ctx.save_for_backward(dx, dweight[:V])
         return loss / len(x)

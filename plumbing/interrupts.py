@@ -24,16 +24,28 @@ def end_at_once() -> None:
 
 
 def raise_interrupt() -> None:
-    """From now on, Ctrl-C raises KeyboardInterrupt; or, where Python could only print and forget it, as in a function
-    that frees an object, ends the process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From now on, Ctrl-C raises KeyboardInterrupt; or ends the process, where that would become something else: in a
+    function that frees an object, Python prints and forgets it, and an import of torch can make another error of it."""
+    signal.signal(signal.SIGINT, interrupt if is_script() else signal.default_int_handler)
     if is_script():
         sys.unraisablehook = end_after_interrupt
+
+
+def interrupt(number, frame) -> None:
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            say_stopped()
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def end_after_interrupt(unraisable) -> None:
     if unraisable.exc_type is not KeyboardInterrupt:
         return sys.__unraisablehook__(unraisable)
+    say_stopped()
+
+
+def say_stopped() -> None:
     os.write(2, b"\nstopped\n")
     os._exit(130)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import re
 import sys
@@ -94,7 +95,7 @@ def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
                     found[data] = None
                     size += len(data)
     print(f"{size / 1e6:,.0f} MB of different Python files", file=sys.stderr)
-    return list(found) * max(1, round(megabytes * 1e6 / size))
+    return list(found) * math.ceil(megabytes * 1e6 / size)
 
 
 def text_batches(texts: list[bytes], size: int = 1 << 23) -> Iterator[list[bytes]]:

@@ -41,7 +41,7 @@ from model.gpt import GPT
 
 layers.by_hand = gpt.by_hand = lambda x: None
 layers.on_gpu = gpt.on_gpu = lambda x: by_hand_gpu
-by_hand_gpu.add_product = lambda total, *_, **__: total  # torch has this product on a GPU only
+by_hand_gpu.accumulate_product = lambda total, *_, **__: total  # torch has this product on a GPU only
 
 model = GPT(vocab_size=300, block_size=16, n_layer=1, n_head=3, n_embd=96).compute_in(torch.bfloat16)
 model.loss(*torch.zeros(2, 2, 16, dtype=torch.long)).backward()

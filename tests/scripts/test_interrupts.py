@@ -40,6 +40,21 @@ def main():
 """
 
 
+IMPORTED = f"""
+class Field:
+    def __set_name__(self, owner, name):  # an error here becomes a RuntimeError
+        {INTERRUPT}
+        [i for i in range(1000)]
+class Owner:
+    field = Field()
+"""
+IMPORTING = f"""
+def main():
+    open(os.path.join(sys.path[0], "imported.py"), "w").write('import os, signal' + {IMPORTED!r})
+    import imported
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "end", "said"),
     [
@@ -47,6 +62,7 @@ def main():
         (f"{RUN}run_script(lambda: {INTERRUPT})", 130, "\nstopped\n"),
         (f"{RUN}import atexit; atexit.register(lambda: {INTERRUPT})\nrun_script(lambda: 0)", -2, ""),  # at its end
         (f"{RUN}{SWALLOWED}run_script(main)", 130, "\nstopped\n"),  # where Python prints and forgets it
+        (f"{RUN}{IMPORTING}run_script(main)", 130, "\nstopped\n"),  # while main() imports
         (f"{RUN}def main():\n try: raise UserError('x')\n finally: {INTERRUPT}\nrun_script(main)", 130, "\nstopped\n"),
         ("import plumbing.errors as e\nclass B(e.UserError):\n  def __str__(self):\n    "  # while it says an error
          f"{INTERRUPT}\n    return 'x'\ndef main(): raise B\ne.run_script(main)", -2, ""),
