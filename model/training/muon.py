@@ -30,6 +30,7 @@ POLAR_EXPRESS = (
 # bfloat16 pushes some values past that maximum, and later steps would blow them up to thousands. So all steps but the
 # last divide their input by this factor, as the paper advises for low precision.
 MARGIN = 1.01
+LARGE, BLOCKS = 512, 4  # rows of a matrix from which a CPU computes X X^T in blocks, and how many
 
 
 def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = MARGIN) -> Tensor:
@@ -42,10 +43,29 @@ def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = 
     x = matrices / (norm * margin + 1e-7)
     for step, (a, b, c) in enumerate(coefficients, 1):
         m = margin if step < len(coefficients) else 1.0
-        gram = x @ x.mT  # (k, m, m)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b / m**3, alpha=c / m**5)  # b (X X^T) + c (X X^T)^2
-        x = torch.baddbmm(x, polynomial, x, beta=a / m)
+        x = torch.baddbmm(x, polynomial(x, b / m**3, c / m**5), x, beta=a / m)
     return x
+
+
+def polynomial(x: Tensor, b: float, c: float) -> Tensor:
+    """b X X^T + c (X X^T)^2 of each matrix in a stack: (k, m, n) -> (k, m, m)"""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and x.size(1) >= LARGE:
+        gram = times_transposed(x)
+        return times_transposed(gram).mul_(c).add_(gram, alpha=b)
+    gram = x @ x.mT
+    return torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+
+
+def times_transposed(x: Tensor) -> Tensor:
+    """X X^T of each matrix in a stack: (k, m, n) -> (k, m, m). It is symmetric, so only its blocks up to the diagonal
+    are computed, and those behind it copied."""
+    m = x.size(1)
+    result, rows = x.new_empty(len(x), m, m), -(-m // BLOCKS)
+    for begin in range(0, m, rows):
+        end = begin + rows
+        result[:, begin:end, :end] = x[:, begin:end] @ x[:, :end].mT
+        result[:, :begin, begin:end] = result[:, begin:end, :begin].mT
+    return result
 
 
 def muon_update(grad: Tensor, mean: Tensor, momentum: float) -> Tensor:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from config import Training
 from model.gpt import GPT
 from model.storage.checkpoint import optimizer_shapes
+from model.training import muon
 from model.training.muon import muon_update, orthogonalise, update_scale
 from model.training.optimizer import Optimizer
 from model.training.schedule import learning_rate_at
@@ -197,6 +198,19 @@ def test_orthogonalise_against_an_svd(shape):
     assert (values[large] - 1).abs().max() < 0.15
     off_diagonal = U.mT @ result @ Vh.mT - torch.diag_embed(values)
     assert off_diagonal.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 13, 40), (2, 40, 13)])
+def test_orthogonalise_in_blocks(monkeypatch, shape):
+    """As large matrices are on a CPU: the same, also where the last block is a smaller one."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    whole = orthogonalise(matrices)
+    taken = []
+    by_blocks = muon.times_transposed
+    monkeypatch.setattr(muon, "LARGE", 4)
+    monkeypatch.setattr(muon, "times_transposed", lambda x: taken.append(x) or by_blocks(x))
+    torch.testing.assert_close(orthogonalise(matrices), whole, rtol=1e-4, atol=1e-5)
+    assert len(taken) == 2 * len(muon.POLAR_EXPRESS)
 
 
 @pytest.mark.parametrize("shape", [(400, 8, 8), (100, 16, 16), (20, 12, 40)])
