@@ -73,7 +73,7 @@ class Training:
     dtype: str = "auto"  # auto, float32 or bfloat16; auto takes bfloat16 if a short timing shows that it is faster
     shard_model: bool = False  # under torchrun: each process holds a shard of the weights, for what no device can hold
     deterministic: bool = False  # on a GPU: the same bits each time, so a resumed run is the same run; a bit slower
-    compile: str = "auto"  # auto, on or off: compile the model to machine code; auto does so if the run is long
+    compile: str = "auto"  # auto, on or off: let torch compile the layers; auto: in long runs on a CPU, unless in C
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 The plain twin is layers.py (and GPT.loss), where autograd finds the same gradients. But autograd runs a hundred small
 operations, each of which reads and writes whole tensors, and on a CPU most of a small model's step goes into that. Here
-the algebra is done on paper first, which leaves few operations. A CPU takes this path, everything else the plain one;
-by_hand() in layers.py decides. Where there is a C compiler, by_hand.c does the same for fp32 in fewer passes over
-memory. tests/model/test_by_hand.py holds all of them together.
+the algebra is done on paper first, which leaves few operations. A CPU takes this path: by_hand() in layers.py decides.
+Where there is a C compiler, by_hand.c does the same for fp32 in fewer passes over memory. An NVIDIA GPU has
+by_hand_gpu.py, everything else the plain layers. tests/model/test_by_hand.py holds the first three together.
 
 Read layers.py first; the notation is the same. dx is the gradient of the loss with respect to x, in the shape of x.
 """

@@ -1,12 +1,14 @@
-"""A layer's passes written by hand for an NVIDIA GPU, in Triton: a training step without torch.compile.
+"""A layer's passes written by hand for an NVIDIA GPU, in Triton: norms, QK-norm with rotation, SwiGLU, and the loss.
 
 The plain twin is layers.py (and GPT.loss); tests/model/test_by_hand_gpu.py compares the two, in Triton's interpreter
 where there is no GPU. by_hand.py has the algebra.
 
 A GPU multiplies matrices at 700 TFLOP/s and reads 4 TB/s, so much of a step is reading and writing tensors. In torch,
 each operation of a layer reads and writes all its channels; here a kernel reads its input once and writes its result
-once. Products stay torch's. Where a weight has a .grad already, as optimizer.py makes them, its gradient is not
-returned to autograd, which would write it, convert it to fp32 and add it: the product itself adds to .grad, in fp32.
+once. Products, attention's softmax, dropout and the residual additions stay torch's.
+
+Where a weight has a .grad already, as optimizer.py makes them, its gradient is not returned to autograd, which would
+write it, convert it to fp32 and add it: the product itself adds to .grad, in fp32. torch.autograd.grad() would miss it.
 """
 
 import torch
@@ -19,7 +21,7 @@ from torch.autograd import Function
 TILE = 1024  # pairs of channels that a program rotates at once
 TILES = 16  # and how often, in the backward pass
 ROWS = 16  # tokens per program of the norm's backward pass
-COLUMNS = 2048  # logits at once per program of the loss
+LOGITS = 2048  # that a program of the loss has at once
 CHUNK_LOGITS = 1 << 31  # logits that exist at once, 4 GB in bfloat16
 
 
@@ -47,11 +49,12 @@ class LinearOnGPU(Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         x, low = ctx.saved_tensors
-        tokens_dy, tokens_x = dy.reshape(-1, dy.size(-1)), x.reshape(-1, x.size(-1))
-        if ctx.weight.grad is None:
-            return dy @ low, (tokens_dy.T @ tokens_x).to(ctx.weight.dtype), None
-        accumulate_product(ctx.weight.grad, tokens_dy.T, tokens_x)
-        return dy @ low, None, None
+        tokens_dy, tokens_x, dweight = dy.reshape(-1, dy.size(-1)), x.reshape(-1, x.size(-1)), None
+        if ctx.needs_input_grad[1] and ctx.weight.grad is None:
+            dweight = (tokens_dy.T @ tokens_x).to(ctx.weight.dtype)
+        elif ctx.needs_input_grad[1]:
+            accumulate_product(ctx.weight.grad, tokens_dy.T, tokens_x)
+        return dy @ low, dweight, None
 
 
 # --- RMSNorm ----------------------------------------------------------------------------------------------------------
@@ -63,10 +66,10 @@ class LinearOnGPU(Function):
 def norm_kernel(x_ptr, weight_ptr, y_ptr, size, eps, COLUMNS: tl.constexpr):
     """One row: y = x / sqrt(mean(x^2) + eps) * weight"""
     column = tl.arange(0, COLUMNS)
-    place, inside = tl.program_id(0).to(tl.int64) * size + column, column < size
-    x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
+    offsets, inside = tl.program_id(0).to(tl.int64) * size + column, column < size
+    x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
     weight = tl.load(weight_ptr + column, inside, 0.0)
-    tl.store(y_ptr + place, x * (1 / tl.sqrt(tl.sum(x * x, 0) / size + eps)) * weight, inside)
+    tl.store(y_ptr + offsets, x * (1 / tl.sqrt(tl.sum(x * x, 0) / size + eps)) * weight, inside)
 
 
 @triton.jit
@@ -80,13 +83,13 @@ def norm_backward_kernel(
     weight, dweight = tl.load(weight_ptr + column, column < size, 0.0), tl.zeros([COLUMNS], tl.float32)
     for i in tl.range(ROWS, num_stages=STAGES):  # the next rows are read while one is computed
         row = tl.program_id(0).to(tl.int64) * ROWS + i
-        place, inside = row * size + column, column < tl.where(row < rows, size, 0)
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + place, inside, 0.0).to(tl.float32)
-        residual = tl.load(residual_ptr + place, inside, 0.0).to(tl.float32)
+        offsets, inside = row * size + column, column < tl.where(row < rows, size, 0)
+        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + offsets, inside, 0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + offsets, inside, 0.0).to(tl.float32)
         scale = (1 / tl.sqrt(tl.sum(x * x, 0) / size + eps)).to(tl.float32)
         normed, g = x * scale, dy * weight
-        tl.store(dx_ptr + place, residual + scale * (g - normed * (tl.sum(g * normed, 0) / size)), inside)
+        tl.store(dx_ptr + offsets, residual + scale * (g - normed * (tl.sum(g * normed, 0) / size)), inside)
         dweight += dy * normed
     tl.store(dweight_ptr + tl.program_id(0).to(tl.int64) * size + column, dweight, column < size)
 
@@ -118,6 +121,7 @@ class RMSNormOnGPU(Function):
 
 
 def norm_columns(size: int) -> dict:
+    """The constants of the norm's kernels for rows of this size."""
     columns = triton.next_power_of_2(size)
     return {"COLUMNS": columns, "num_warps": min(16, max(1, columns // 256))}
 
@@ -230,7 +234,9 @@ class SplitHeadsOnGPU(Function):
         (B, T, _), D = qkv.shape, norms.size(1)
         ctx.numbers = (B * T, n_head, T, D // 2, eps)
         HEADS, HALF = map(triton.next_power_of_2, (n_head, D // 2))
-        ctx.constants = {"TOKENS": max(1, TILE // (HEADS * HALF)), "HEADS": HEADS, "HALF": HALF}
+        TOKENS = max(1, TILE // (HEADS * HALF))
+        warps = min(16, max(1, TOKENS * HEADS * HALF // 256))
+        ctx.constants = {"TOKENS": TOKENS, "HEADS": HEADS, "HALF": HALF, "num_warps": warps}
         tiles = triton.cdiv(B * T, ctx.constants["TOKENS"])
         ctx.save_for_backward(qkv, norms, cos, sin)
         y = qkv.new_empty(3, B, T, n_head, D)
@@ -360,6 +366,7 @@ class HeadLossOnGPU(Function):
             loss += losses_and_gradients(logits, targets[chunk], V).sum()  # from here on, logits are their gradient
             torch.mm(logits, padded, out=dx[chunk])
             accumulate_product(dweight, logits.T, x[chunk], keep=begin > 0)
+            del logits  # before the next ones are made
         ctx.weight = weight
         ctx.save_for_backward(dx, dweight[:V])
         return loss / len(x)
@@ -368,16 +375,17 @@ class HeadLossOnGPU(Function):
     def backward(ctx, dloss: Tensor):
         (dx, dweight), grad = ctx.saved_tensors, ctx.weight.grad
         scale = dloss / len(dx)
-        if grad is not None:
+        if ctx.needs_input_grad[1] and grad is not None:
             grad.addcmul_(dweight, scale)
-        return dx * scale.to(dx.dtype), dweight * scale if grad is None else None, None, None
+        returned = dweight * scale if ctx.needs_input_grad[1] and grad is None else None
+        return dx * scale.to(dx.dtype), returned, None, None
 
 
 def losses_and_gradients(logits: Tensor, targets: Tensor, V: int) -> Tensor:
     """-ln p of the targets (N,), from logits (N, at least V) of which the first V count. The gradient of their sum
     replaces the logits."""
     losses = logits.new_empty(len(logits), dtype=torch.float32)
-    columns = min(COLUMNS, triton.next_power_of_2(logits.size(1)))
+    columns = min(LOGITS, triton.next_power_of_2(logits.size(1)))
     loss_and_gradient[(len(logits),)](
         logits, targets, losses, V, logits.stride(0), COLUMNS=columns, num_warps=max(1, columns // 512)
     )

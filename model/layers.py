@@ -9,7 +9,9 @@ Notation, here and in gpt.py:
 S is T plus the tokens in the KV cache. A comment such as (B, T, C) gives the shape of the result on its line.
 """
 
-import importlib.util
+import subprocess
+import sys
+from functools import cache as cached
 from types import ModuleType
 
 if __name__ == "__main__":
@@ -24,9 +26,6 @@ from model import by_hand_c
 
 # Up to this many tokens, a CPU trains faster without the fused attention kernel, whose backward pass is slow there.
 EXPLICIT_UP_TO = 512
-WITH_TRITON = torch.cuda.is_available() and torch.version.cuda and importlib.util.find_spec("triton") is not None
-if WITH_TRITON:
-    from model import by_hand_gpu
 
 
 def by_hand(x: Tensor) -> ModuleType | None:
@@ -38,9 +37,24 @@ def by_hand(x: Tensor) -> ModuleType | None:
 
 
 def on_gpu(x: Tensor) -> ModuleType | None:
-    """by_hand_gpu.py where x is on an NVIDIA GPU, unless a compiler fuses the layers: it is faster than what that makes
-    of them."""
-    return by_hand_gpu if x.is_cuda and WITH_TRITON and not torch.compiler.is_compiling() else None
+    """by_hand_gpu.py where x is on an NVIDIA GPU. Its kernels are faster than what a compiler makes of the layers."""
+    return gpu_kernels(x.device) if x.is_cuda and not torch.compiler.is_compiling() else None
+
+
+@cached
+def gpu_kernels(device: torch.device) -> ModuleType | None:
+    """by_hand_gpu.py, if its kernels run on this device. Otherwise None, and why is said."""
+    if torch.version.cuda is None:  # AMD
+        return None
+    try:
+        from model import by_hand_gpu
+
+        by_hand_gpu.norm_beside(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-6)
+        return by_hand_gpu
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:  # of Triton's C compiler, say
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        print(f"The kernels for a GPU do not work here, so training takes twice as long: {reason}", file=sys.stderr)
+        return None
 
 
 class Linear(nn.Linear):

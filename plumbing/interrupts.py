@@ -32,6 +32,7 @@ def raise_interrupt() -> None:
 
 
 def interrupt(number, frame) -> None:
+    """SIGINT's handler: KeyboardInterrupt, or the end while something is imported."""
     while frame is not None:
         if "importlib._bootstrap" in frame.f_code.co_filename:
             say_stopped()
@@ -46,8 +47,11 @@ def end_after_interrupt(unraisable) -> None:
 
 
 def say_stopped() -> None:
-    os.write(2, b"\nstopped\n")
-    os._exit(130)
+    """End the process now."""
+    try:
+        os.write(2, b"\nstopped\n")
+    finally:  # also where nobody reads it: the same Ctrl-C ends `2>&1 | tee`
+        os._exit(130)
 
 
 end_at_once()

@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
     train = subjects.add_parser("train", parents=[common], help="tokens/s by model size, or races to a loss")
     train.add_argument("--sizes", nargs="+", choices=BATCH_SIZES, default=["0.8M", "10.7M"], help="[0.8M 10.7M]")
-    train.add_argument("--compile", action="store_true", help="compile our model first, as long runs do")
+    train.add_argument("--compile", action="store_true", help="compile our model first, as --compile on does")
     train.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step [1]")
     train.add_argument(
         "--race", choices=["shakespeare", "char", "bpe"], help="whole trainings instead, on the token files in --data"

@@ -36,8 +36,8 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     _, seconds = graph_if_possible(run, step, at_most=math.inf)
     steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
     print("\n".join(estimate_lines(run, steps, seconds, other_seconds(run, steps, seconds, evaluate))))
-    on_cpu = run.device.type == "cpu" and not run.in_c
-    if settings.compile == "auto" and on_cpu and seconds * steps >= COMPILE_FROM:
+    layers_in_torch = run.device.type == "cpu" and not run.in_c
+    if settings.compile == "auto" and layers_in_torch and seconds * steps >= COMPILE_FROM:
         print("A run as long as this is compiled first, if that is possible and proves to be faster.")
 
 

@@ -19,7 +19,6 @@ import torch
 
 from model.device import wait_for
 from model.gpt import GPT
-from model.layers import WITH_TRITON
 from model.training import distributed
 from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
@@ -39,10 +38,10 @@ def choose_step(run: Run, train_step: Callable) -> Callable:
     """step(inputs, targets, fraction): the fastest form of train_step for this run. Sets run.compiled and, for a new
     run with --minutes, the number of steps."""
     settings, choice = run.settings, run.settings.compile
-    if run.device.type == "cuda" and not WITH_TRITON:
-        print("Steps take about twice as long without the package triton, which is not installed.")
     if run.resumed_at is not None:
         choice = "on" if run.compiled else "off"
+        if run.compiled and run.device.type == "cuda":
+            print("This run was compiled and stays so. On a GPU that is slower now than a run begun with --fresh.")
     if settings.shard_model:
         choice = "off"
     step, seconds, run.compiled = pick_step(run, train_step, choice)
@@ -58,10 +57,10 @@ def choose_step(run: Run, train_step: Callable) -> Callable:
 
 def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, float, bool]:
     """The step to train with, the seconds that it takes, and whether it is compiled. `choice` is "on", "off", or
-    "auto": if the run is long enough to make it worthwhile, and the compiled step proves to be faster."""
+    "auto": on a CPU without layers in C, if the run is long enough and the compiled step proves to be faster."""
     plain = partial(train_step, run, run.model.loss, run.optimizer.step)
     if choice == "auto" and (run.in_c or run.device.type != "cpu"):
-        choice = "off"  # layers by hand, in C or for a GPU, are faster than what torch.compile makes of the plain ones
+        choice = "off"  # layers in C or Triton are faster than what torch.compile makes of the plain ones
     if choice == "off" and not run.timed and run.device.type == "cpu":  # nothing to decide, so the run starts at once
         return plain, math.nan, False
     at_most, seconds = 0.02 * seconds_left(run) if run.timed else 0.0, math.nan
@@ -70,7 +69,6 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
         planned = seconds_left(run) if run.timed else seconds * (run.max_steps - run.step)
         if choice == "off" or not distributed.broadcast(worth_compiling(planned)):
             return step, seconds, False
-        del step  # a recorded step keeps the memory of all its activations
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     begin = time.perf_counter()
     try:
@@ -93,8 +91,7 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
     )
     if choice == "auto" and compiled_seconds >= seconds:
         print("Continuing uncompiled.")
-        del compiled
-        return *graph_if_possible(run, plain, at_most), False
+        return plain, seconds, False
     return compiled, compiled_seconds, True
 
 

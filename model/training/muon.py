@@ -35,8 +35,8 @@ LARGE, BLOCKS = 512, 4  # rows of a matrix from which a CPU computes X X^T in bl
 
 def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = MARGIN) -> Tensor:
     """U V^T of each matrix U S V^T in a stack (k, m, n), approximately: singular values come out between 0.85 and 1.15,
-    or lower where they were below a thousandth of the norm. Each step is three batched products over the whole stack,
-    in its precision; bfloat16 is enough."""
+    or lower where they were below a thousandth of the norm. Each step is three batched products over the whole stack
+    (or, for large matrices on a CPU, over blocks of it), in its precision; bfloat16 is enough."""
     if matrices.size(1) > matrices.size(2):  # the products are (m, m), so let m be the shorter side
         return orthogonalise(matrices.mT, coefficients, margin).mT
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)  # at least the largest singular value

@@ -5,6 +5,7 @@ import signal
 from contextlib import suppress
 
 from model.training import distributed
+from plumbing.interrupts import raise_interrupt
 
 MESSAGE = b"\nstopping after this step; press again to stop at once, without a checkpoint\n"
 
@@ -30,7 +31,7 @@ class StopFlag:
 
     def note(self, number, frame):
         self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise_interrupt()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)

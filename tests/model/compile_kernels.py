@@ -45,5 +45,7 @@ by_hand_gpu.accumulate_product = lambda total, *_, **__: total  # torch has this
 
 model = GPT(vocab_size=300, block_size=16, n_layer=1, n_head=3, n_embd=96).compute_in(torch.bfloat16)
 model.loss(*torch.zeros(2, 2, 16, dtype=torch.long)).backward()
+normed, x = by_hand_gpu.norm_beside(torch.ones(2, 4096).requires_grad_(), torch.ones(4096), 1e-6)  # without stages
+(normed + x).sum().backward()
 one_token = OneTokenOnGPU(model.eval(), model.new_cache())
 one_token.candidates(5, 1)

@@ -32,7 +32,7 @@ def kernels(monkeypatch):
     monkeypatch.setattr(by_hand_gpu, "ROWS", 4)
     monkeypatch.setattr(by_hand_gpu, "TILE", 8)
     monkeypatch.setattr(by_hand_gpu, "TILES", 2)
-    monkeypatch.setattr(by_hand_gpu, "COLUMNS", 8)
+    monkeypatch.setattr(by_hand_gpu, "LOGITS", 8)
     monkeypatch.setattr(by_hand_gpu, "CHUNK_LOGITS", 128)
     for module in (layers, gpt):
         monkeypatch.setattr(module, "by_hand", lambda x: None)
@@ -104,22 +104,46 @@ def test_losses_and_gradients(kernels, V, columns, dtype):
     assert not logits[:, V:].any()
 
 
+LOW = pytest.param(torch.bfloat16, 6e-2, marks=pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU"))
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), LOW])
 @pytest.mark.parametrize("tied", [False, True])
-def test_gradients_add_up(kernels, tied):
-    """Of two micro-batches, in the gradients that the optimizer has made, as autograd's do."""
+def test_gradients_add_up(kernels, tied, dtype, allowed):
+    """Of two micro-batches, in the gradients that the optimizer has made, as autograd's do; and none where a block is
+    frozen."""
     shape = {"vocab_size": 31, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 8, "tie_embeddings": tied}
     idx, targets = torch.randint(31, (2, 4, 6), generator=torch.Generator().manual_seed(4)).to(DEVICE)
     found = []
     for use in (True, False):
         kernels(use)
-        model = randomise(GPT(**shape)).to(DEVICE)
+        model = randomise(GPT(**shape)).to(DEVICE).compute_in(dtype)
+        model.blocks[0].requires_grad_(False)
         optimizer = Optimizer(model, CHAR)
         losses = [model.loss(idx[rows], targets[rows]) for rows in ([0, 1, 2], [3])]
         for loss in losses:
             (loss / 2).backward()
+        assert not any(weight.grad.any() for weight in model.blocks[0].parameters())
+        assert all(weight.grad.any() for weight in model.blocks[1].parameters())
         found.append((torch.stack(losses).detach(), optimizer.grads))
     for ours, autograds in zip(*found, strict=True):
-        torch.testing.assert_close(ours, autograds, rtol=1e-4, atol=1e-5 * autograds.abs().max().item())
+        assert torch.linalg.vector_norm(ours - autograds) < allowed * torch.linalg.vector_norm(autograds)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find C compiler."), ImportError("No module named 'triton'")])
+def test_a_gpu_that_runs_no_kernel_takes_the_plain_layers(monkeypatch, capsys, error):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(by_hand_gpu, "norm_beside", broken)
+    layers.gpu_kernels.cache_clear()
+    assert [layers.gpu_kernels(torch.device("cpu")) for _ in range(2)] == [None, None]
+    assert (
+        capsys.readouterr().err == f"The kernels for a GPU do not work here, so training takes twice as long: {error}\n"
+    )
+    monkeypatch.undo()
+    layers.gpu_kernels.cache_clear()
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the other tests compile them")

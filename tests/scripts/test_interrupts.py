@@ -41,12 +41,11 @@ def main():
 
 
 IMPORTED = f"""
-class Field:
-    def __set_name__(self, owner, name):  # an error here becomes a RuntimeError
-        {INTERRUPT}
-        [i for i in range(1000)]
-class Owner:
-    field = Field()
+try:
+    {INTERRUPT}
+    [i for i in range(1000)]
+except BaseException:
+    raise RuntimeError("as an import of torch makes one of it")
 """
 IMPORTING = f"""
 def main():
@@ -85,7 +84,7 @@ runpy.run_path(__file__, run_name="__main__")
 """
 
 
-@runs(6, 200)
+@runs(3, 200)
 def test_ctrl_c_at_any_moment(tmp_path, number):
     """Two scripts that were once caught, at moments spread over their whole runs."""
     (tmp_path / "a.py").write_text("x = 1\n", "utf-8")

@@ -105,23 +105,25 @@ def test_the_step_that_is_taken(monkeypatch, choice, seconds, compiled_seconds, 
 @pytest.mark.parametrize(("choice", "expected"), [("auto", "plain"), ("on", "compiled")])
 def test_layers_by_hand_are_compiled_only_when_asked(monkeypatch, device, choice, expected):
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: "compiled")
-    monkeypatch.setattr(choose_step, "graph_if_possible", lambda run, step, at_most: (step, 10.0))
-    run = fake_run(monkeypatch, device, lambda step: 10.0)
+    monkeypatch.setattr(choose_step, "compiler_missing", lambda: None)
+    times = {"plain": 10.0, "compiled": 1.0}
+    monkeypatch.setattr(choose_step, "graph_if_possible", lambda run, step, at_most: (step, times[kind_of(step)]))
+    run = fake_run(monkeypatch, device, None)
     run.in_c = device == "cpu"
     step, *_ = pick_step(run, train_step, choice)
     assert kind_of(step) == expected
 
 
 @pytest.mark.parametrize(
-    ("device", "triton", "said"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+    ("device", "compiled", "said"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
 )
-def test_a_gpu_without_triton_is_told_so(monkeypatch, capsys, device, triton, said):
-    monkeypatch.setattr(choose_step, "WITH_TRITON", triton)
-    monkeypatch.setattr(choose_step, "pick_step", lambda run, train_step, choice: (train_step, 1.0, False))
+def test_a_compiled_run_on_a_gpu_is_told_that_it_is_slow(monkeypatch, capsys, device, compiled, said):
+    monkeypatch.setattr(choose_step, "pick_step", lambda run, train_step, choice: (train_step, 1.0, choice == "on"))
     run = fake_run(monkeypatch, device, None)
-    run.resumed_at = None
+    run.resumed_at, run.compiled = 5, compiled
     choose_step.choose_step(run, train_step)
-    assert ("without the package triton" in capsys.readouterr().out) == said
+    assert run.compiled is compiled
+    assert ("slower now" in capsys.readouterr().out) == said
 
 
 def test_uncompiled_steps_are_timed_only_for_minutes(monkeypatch):
