@@ -110,11 +110,10 @@ BPE = replace(
     train_file=DATA / "train_bpe.bin",
     val_file=DATA / "val_bpe.bin",
     checkpoint_dir=ROOT / "checkpoints" / "bpe",
-    # A BPE token is rarer and carries more text. So the embedding begins with what can be counted, a step has fewer
-    # tokens, and the embedding's learning rate is higher.
+    # A BPE token is rarer and carries more text. So the embedding begins with what can be counted, its learning rate is
+    # higher, and there is a layer less.
     initial_weights="bigram",
     n_layer=3,
-    batch_size=8,
     learning_rate=0.03,
 )
 

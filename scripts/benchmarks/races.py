@@ -45,7 +45,7 @@ SPRINT = """--block-size 64 --n-layer 2 --max-steps 190 --rotary-base 10 --momen
 LONG = "--block-size 64 --batch-size 32 --n-layer 3 --n-embd 192 --n-head 6 --rotary-base 20"
 # With 4,096 ids and no tied embeddings, the two tables are two thirds of the weights. This width gives as many weights
 # as nanoGPT's model has.
-NARROW = "--n-layer 3 --n-embd 112 --batch-size 8 --learning-rate 0.03"
+NARROW = "--n-embd 112"
 # Characters begin with counted weights, too, which is not their default: it shows more to begin with nothing.
 # name: (iterations of nanoGPT, our runs). 2000 is from nanoGPT's README; the others take it three minutes.
 RACES = {

@@ -112,15 +112,15 @@ LOW = pytest.param(torch.bfloat16, 6e-2, marks=pytest.mark.skipif(DEVICE == "cpu
 def test_gradients_add_up(kernels, tied, dtype, allowed):
     """Of two micro-batches, in the gradients that the optimizer has made, as autograd's do; and none where a block is
     frozen."""
-    shape = {"vocab_size": 31, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 8, "tie_embeddings": tied}
-    idx, targets = torch.randint(31, (2, 4, 6), generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    shape = {"vocab_size": 31, "block_size": 3, "n_layer": 2, "n_head": 2, "n_embd": 8, "tie_embeddings": tied}
+    idx, targets = torch.randint(31, (2, 3, 3), generator=torch.Generator().manual_seed(4)).to(DEVICE)
     found = []
     for use in (True, False):
         kernels(use)
         model = randomise(GPT(**shape)).to(DEVICE).compute_in(dtype)
         model.blocks[0].requires_grad_(False)
         optimizer = Optimizer(model, CHAR)
-        losses = [model.loss(idx[rows], targets[rows]) for rows in ([0, 1, 2], [3])]
+        losses = [model.loss(idx[rows], targets[rows]) for rows in ([0, 1], [2])]
         for loss in losses:
             (loss / 2).backward()
         assert not any(weight.grad.any() for weight in model.blocks[0].parameters())
