@@ -9,9 +9,9 @@ Notation, here and in gpt.py:
 S is T plus the tokens in the KV cache. A comment such as (B, T, C) gives the shape of the result on its line.
 """
 
+import functools
 import subprocess
 import sys
-from functools import cache as cached
 from types import ModuleType
 
 if __name__ == "__main__":
@@ -23,9 +23,12 @@ from torch import Tensor, nn
 
 from model import by_hand as by_hand_torch
 from model import by_hand_c
+from plumbing.errors import reason
 
 # Up to this many tokens, a CPU trains faster without the fused attention kernel, whose backward pass is slow there.
 EXPLICIT_UP_TO = 512
+# What Triton raises where it, or the C compiler that it needs, cannot work.
+TRITON_FAILS = RuntimeError, OSError, ImportError, subprocess.SubprocessError
 
 
 def by_hand(x: Tensor) -> ModuleType | None:
@@ -41,7 +44,7 @@ def on_gpu(x: Tensor) -> ModuleType | None:
     return gpu_kernels(x.device) if x.is_cuda and not torch.compiler.is_compiling() else None
 
 
-@cached
+@functools.cache
 def gpu_kernels(device: torch.device) -> ModuleType | None:
     """by_hand_gpu.py, if its kernels run on this device. Otherwise None, and why is said."""
     if torch.version.cuda is None:  # AMD
@@ -51,9 +54,8 @@ def gpu_kernels(device: torch.device) -> ModuleType | None:
 
         by_hand_gpu.norm_beside(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-6)
         return by_hand_gpu
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:  # of Triton's C compiler, say
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        print(f"The kernels for a GPU do not work here, so training takes twice as long: {reason}", file=sys.stderr)
+    except TRITON_FAILS as error:
+        print(f"The kernels for a GPU do not work here, so it computes more slowly: {reason(error)}", file=sys.stderr)
         return None
 
 

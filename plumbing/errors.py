@@ -17,6 +17,11 @@ class UsageError(UserError):
     """A flag or setting that cannot be used."""
 
 
+def reason(error: Exception) -> str:
+    """The first line of what a library says, or its type where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def run_script(main: Callable[[], int | None], when_unread: str = "end") -> None:
     """Run a script's main(). A UserError becomes a line on stderr and exit code 1 (2 for wrong usage), Ctrl-C 130. When
     the reader of stdout has gone, the script ends; or it goes on, its text lost ("go on") or put on stderr ("stderr").

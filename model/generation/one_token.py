@@ -12,7 +12,6 @@ model's own memory, seen by numpy: the step and the model each continue what the
 
 import importlib.util
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -23,7 +22,8 @@ from torch import Tensor
 from model.compile_c import ONE_TOKEN, compiled_library
 from model.generation.one_token_c import OneTokenInC
 from model.gpt import GPT
-from model.layers import KeyValueCache
+from model.layers import TRITON_FAILS, KeyValueCache
+from plumbing.errors import reason
 
 # From so many weights on, OpenBLAS, which numpy uses on most machines, runs a product on all cores.
 THREADED = 460_800
@@ -182,7 +182,6 @@ def fast_one_token(model: GPT, cache: KeyValueCache) -> Callable | None:
         from model.generation.one_token_gpu import OneTokenOnGPU  # Triton takes a second to import
 
         return OneTokenOnGPU(model, cache)
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:  # of Triton's C compiler, say
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        print(f"The fast step for a GPU does not work here, so generating is slower: {reason}", file=sys.stderr)
+    except TRITON_FAILS as error:
+        print(f"The fast step for a GPU does not work here, so generating is slower: {reason(error)}", file=sys.stderr)
         return None

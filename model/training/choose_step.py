@@ -24,7 +24,7 @@ from model.training.cuda_graph import CudaGraph
 from model.training.optimizer import Optimizer
 from model.training.run import Run
 from model.training.schedule import EVALUATIONS
-from plumbing.errors import UserError
+from plumbing.errors import UserError, reason
 from plumbing.text import duration, plural
 
 # Seconds of steps from which compiling pays for itself on a CPU: it takes 15 to 40 s and saves about a fifth of each.
@@ -75,15 +75,14 @@ def pick_step(run: Run, train_step: Callable, choice: str) -> tuple[Callable, fl
         step = partial(train_step, run, *compile_step(run.model, run.optimizer))
         compiled, compiled_seconds = graph_if_possible(run, step, at_most)
     except (RuntimeError, OSError, ImportError) as error:  # what a compiler runs into must not end a training
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         if run.resumed_at is not None:
             raise UserError(
-                f"This run was compiled, and here compiling fails: {reason}. Uncompiled it would be another run. "
-                "Resume it where compiling works, or start over with --fresh."
+                f"This run was compiled, and here compiling fails: {reason(error)}. "
+                "Uncompiled it would be another run. Resume it where compiling works, or start over with --fresh."
             ) from None
         if distributed.world_size() > 1:  # but several processes do it alike, or not at all
-            raise UserError(f"Compiling failed, so give --compile off: {reason}") from None
-        print(f"Compiling failed, continuing without: {reason}")
+            raise UserError(f"Compiling failed, so give --compile off: {reason(error)}") from None
+        print(f"Compiling failed, continuing without: {reason(error)}")
         return *graph_if_possible(run, plain, at_most), False
     before = "" if math.isnan(seconds) else f", uncompiled {1000 * seconds:.1f} ms"
     print(
@@ -107,7 +106,7 @@ def graph_if_possible(run: Run, step: Callable, at_most: float) -> tuple[Callabl
             graph = CudaGraph(step)
             return graph, seconds_per_step(run, graph, at_most)
         except RuntimeError as error:
-            print(f"The step cannot be recorded as a CUDA graph, so it is slower: {str(error).splitlines()[0]}")
+            print(f"The step cannot be recorded as a CUDA graph, so it is slower: {reason(error)}")
     return step, seconds_per_step(run, step, at_most)
 
 
