@@ -30,42 +30,64 @@ POLAR_EXPRESS = (
 # bfloat16 pushes some values past that maximum, and later steps would blow them up to thousands. So all steps but the
 # last divide their input by this factor, as the paper advises for low precision.
 MARGIN = 1.01
-LARGE, BLOCKS = 512, 4  # rows of a matrix from which a CPU computes X X^T in blocks, and how many
+LARGE, BLOCKS = 384, 4  # rows of a matrix from which a CPU computes X X^T in blocks, and how many
 
 
 def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = MARGIN) -> Tensor:
     """U V^T of each matrix U S V^T in a stack (k, m, n), approximately: singular values come out between 0.85 and 1.15,
-    or lower where they were below a thousandth of the norm. Each step is three batched products over the whole stack
-    (or, for large matrices on a CPU, over blocks of it), in its precision; bfloat16 is enough."""
+    or lower where they were below a thousandth of the norm. Computed in batched products over the whole stack, in its
+    precision; bfloat16 is enough."""
     if matrices.size(1) > matrices.size(2):  # the products are (m, m), so let m be the shorter side
         return orthogonalise(matrices.mT, coefficients, margin).mT
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)  # at least the largest singular value
     x = matrices / (norm * margin + 1e-7)
-    for step, (a, b, c) in enumerate(coefficients, 1):
-        m = margin if step < len(coefficients) else 1.0
-        x = torch.baddbmm(x, polynomial(x, b / m**3, c / m**5), x, beta=a / m)
+    margins = [margin] * (len(coefficients) - 1) + [1.0]
+    steps = [(a / m, b / m**3, c / m**5) for (a, b, c), m in zip(coefficients, margins, strict=True)]
+    if x.size(1) < x.size(2) and x.dtype == torch.float32:
+        return through_gram(through_gram(x, steps[:2]), steps[2:])
+    for a, b, c in steps:
+        x = torch.baddbmm(x, polynomial(symmetric_product(x, x), b, c), x, beta=a)
     return x
 
 
-def polynomial(x: Tensor, b: float, c: float) -> Tensor:
-    """b X X^T + c (X X^T)^2 of each matrix in a stack: (k, m, n) -> (k, m, m)"""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and x.size(1) >= LARGE:
-        gram = times_transposed(x)
-        return times_transposed(gram).mul_(c).add_(gram, alpha=b)
-    gram = x @ x.mT
+def through_gram(x: Tensor, steps: list[tuple[float, float, float]]) -> Tensor:
+    """The same for wide matrices (k, m, n), in products of (m, m) save the first and the last. Each step multiplies X
+    by P = a I + b G + c G^2, where G = X X^T. G and P commute, so the next G is P G P, and the result is the product of
+    all P, times X: Amsel et al., appendix F. Errors of rounding in G grow with each step, so after two of them it is
+    computed from X again; with all five on one G, the first updates of a run were off by up to a tenth."""
+    gram, product, p = symmetric_product(x, x), None, None
+    for a, b, c in steps:
+        if p is not None:
+            gram = symmetric_product(p, symmetric_product(p, gram))
+        p = polynomial(gram, b, c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        product = p if product is None else symmetric_product(product, p)
+    return product @ x
+
+
+def polynomial(gram: Tensor, b: float, c: float) -> Tensor:
+    """b G + c G^2 of each symmetric matrix in a stack: (k, m, m) -> (k, m, m)"""
+    if in_blocks(gram):
+        return symmetric_product(gram, gram).mul_(c).add_(gram, alpha=b)
     return torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
 
 
-def times_transposed(x: Tensor) -> Tensor:
-    """X X^T of each matrix in a stack: (k, m, n) -> (k, m, m). It is symmetric, so only its blocks up to the diagonal
-    are computed, and those behind it copied."""
+def symmetric_product(x: Tensor, y: Tensor) -> Tensor:
+    """X Y^T of each pair of matrices in two stacks, where it is symmetric: (k, m, n) twice -> (k, m, m). Of large ones,
+    only the blocks up to the diagonal are computed, and those behind it copied."""
+    if not in_blocks(x):
+        return x @ y.mT
     m = x.size(1)
     result, rows = x.new_empty(len(x), m, m), -(-m // BLOCKS)
     for begin in range(0, m, rows):
         end = begin + rows
-        result[:, begin:end, :end] = x[:, begin:end] @ x[:, :end].mT
+        torch.bmm(x[:, begin:end], y[:, :end].mT, out=result[:, begin:end, :end])
         result[:, :begin, begin:end] = result[:, begin:end, :begin].mT
     return result
+
+
+def in_blocks(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.size(1) >= LARGE
 
 
 def muon_update(grad: Tensor, mean: Tensor, momentum: float) -> Tensor:

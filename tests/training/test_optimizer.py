@@ -205,12 +205,27 @@ def test_orthogonalise_in_blocks(monkeypatch, shape):
     """As large matrices are on a CPU: the same, also where the last block is a smaller one."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     whole = orthogonalise(matrices)
-    taken = []
-    by_blocks = muon.times_transposed
     monkeypatch.setattr(muon, "LARGE", 4)
-    monkeypatch.setattr(muon, "times_transposed", lambda x: taken.append(x) or by_blocks(x))
+    assert not torch.equal(orthogonalise(matrices), whole), "the sums have another order"
     torch.testing.assert_close(orthogonalise(matrices), whole, rtol=1e-4, atol=1e-5)
-    assert len(taken) == 2 * len(muon.POLAR_EXPRESS)
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "in blocks"])
+@pytest.mark.parametrize("smallest", [1e-2, 1e-5, 1e-10, 0.0])
+def test_wide_matrices_go_through_their_gram_matrix(monkeypatch, smallest, blocks):
+    """Which has the squares of the singular values: 1e-20 is far below the rounding of fp32. The reference multiplies
+    the matrices themselves, in double precision."""
+    generator = torch.Generator().manual_seed(5)
+    U, V = (torch.linalg.qr(torch.randn(2, n, 24, generator=generator, dtype=torch.float64)).Q for n in (24, 70))
+    values = torch.logspace(0, np.log10(smallest), 24) if smallest else (torch.arange(24) < 3).double()
+    matrices = U * values @ V.mT
+    taken, through_gram = [], muon.through_gram
+    monkeypatch.setattr(muon, "LARGE", 4 if blocks else 10**9)
+    monkeypatch.setattr(muon, "through_gram", lambda x, steps: taken.append(x) or through_gram(x, steps))
+    exact = orthogonalise(matrices)
+    assert not taken
+    torch.testing.assert_close(orthogonalise(matrices.float()).double(), exact, rtol=0, atol=1e-4)
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize("shape", [(400, 8, 8), (100, 16, 16), (20, 12, 40)])
