@@ -51,7 +51,7 @@ class GPT(nn.Module):
     def initialise(self) -> None:
         """Draw the initial weights from torch's default generator.
 
-        With --initial-weights bigram, training/bigram_weights.py then replaces the embedding and the head.
+        With another --initial-weights than random, training/initial_weights.py then changes some of them.
 
         Output projections start at zero, so each block starts as the identity. The head starts small: after the final
         norm a channel is about 1, so the logits have a standard deviation of 0.05, and the loss of the untrained model
@@ -134,20 +134,13 @@ class GPT(nn.Module):
         return KeyValueCache(a["n_layer"], batch, a["n_head"], a["block_size"], head_size, like)
 
     def hidden_matrices(self) -> list[tuple[Tensor, int]]:
-        """The weight matrices in the blocks, which Muon updates, each with the number of matrices stacked in it.
-
-        qkv holds three, gate_up two.
-        """
-        return [
-            pair
-            for block in self.blocks
-            for pair in (
-                (block.attention.qkv.weight, 3),
-                (block.attention.output.weight, 1),
-                (block.mlp.gate_up.weight, 2),
-                (block.mlp.down.weight, 1),
-            )
-        ]
+        """The weight matrices in the blocks, which Muon updates, each with the number of matrices stacked in it: qkv
+        holds three for each head, gate_up two. The optimizer's state in a checkpoint has this order."""
+        matrices = []
+        for attention in (block.attention for block in self.blocks):
+            matrices += (attention.qkv.weight, 3 * attention.n_head), (attention.output.weight, 1)
+        matrices += [(block.mlp.gate_up.weight, 2) for block in self.blocks]
+        return matrices + [(block.mlp.down.weight, 1) for block in self.blocks]
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each type of module has, in the order of the forward pass. A tied head counts as 0."""

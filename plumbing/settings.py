@@ -41,7 +41,7 @@ LIMITS = [  # names, what their values must satisfy, and how to say so
     ("samples", lambda x: x >= 1, "at least 1"),
     ("seed", lambda x: 0 <= x < 2**64, "from 0 to 2**64 - 1"),
     ("compile", lambda x: x in ("auto", "on", "off"), "auto, on or off"),
-    ("initial_weights", lambda x: x in ("random", "bigram"), "random or bigram"),
+    ("initial_weights", lambda x: x in ("random", "previous", "bigram"), "random, previous or bigram"),
     ("dtype", lambda x: x in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
 ]
 

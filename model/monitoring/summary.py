@@ -53,7 +53,7 @@ def print_summary(run: Run) -> None:
     if not run.starts_uniform:
         print(
             "The initial embedding and head come from counting which token follows which "
-            "(model/training/bigram_weights.py), so the untrained model's loss is near the bigram's."
+            "(model/training/initial_weights.py), so the untrained model's loss is near the bigram's."
         )
         return
     expected = metrics.uniform_loss(model.vocab_size)

@@ -1,11 +1,14 @@
 """The optimizer: Muon (muon.py) for the matrices inside the blocks, AdamW for all other weights.
 
 All weights are stored end to end in one long vector, and their gradients in a second one; every parameter and its .grad
-are views into these. AdamW is then a handful of operations, however many layers there are. Matrices of the same shape
-are neighbours, so Muon orthogonalises each group in one batched product:
+are views into these. AdamW is then a handful of operations, however many layers there are:
 
-    [ (C, C) matrices | (hidden, C) matrices | (C, hidden) matrices | norms, embedding | head ]
-      `------------------------ Muon ----------------------------'   `-------- AdamW -------'
+    [ attention's matrices | (hidden, C) matrices | (C, hidden) matrices | norms, embedding | head ]
+      `------------------------------ Muon ---------------------------'   `-------- AdamW -------'
+
+Muon orthogonalises all matrices of one shape in one batched product. The queries, keys and values of a head are
+matrices of their own, (D, C): every head learns as fast as the others, and small matrices cost next to nothing. The
+report on GLM-5 (2026, "from Vibe Coding to Agentic Engineering") calls it Muon Split.
 """
 
 import torch
@@ -28,11 +31,13 @@ class Optimizer:
         self.allocate(model)
 
     def allocate(self, model: nn.Module) -> None:
-        groups, others, heads = parameter_layout(model)
-        hidden = [weight for group in groups.values() for weight in group]
-        self.weights, self.grads = flatten(hidden + others + heads)
-        self.shapes = [(sum(w.numel() for w in group) // (m * n), m, n) for (m, n), group in groups.items()]
-        self.n_hidden = sum(w.numel() for w in hidden)  # Muon's; AdamW takes the rest
+        hidden, others, heads = parameter_layout(model)
+        self.weights, self.grads = flatten([weight for weight, _ in hidden] + others + heads)
+        self.groups: dict[tuple[int, int], list[slice]] = {}  # where in the long vector there are matrices of a shape
+        self.n_hidden = 0  # weights of Muon's; AdamW takes the rest
+        for weight, shape in hidden:
+            begin, self.n_hidden = self.n_hidden, self.n_hidden + weight.numel()
+            self.groups.setdefault(shape, []).append(slice(begin, self.n_hidden))
         self.n_output = sum(w.numel() for w in heads)
         self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for Muon and AdamW
         self.square = torch.zeros_like(self.weights[self.n_hidden :])  # moving mean of their squares, for AdamW
@@ -64,13 +69,14 @@ class Optimizer:
         self.adamw(self.weights[n:], self.grads[n:], self.mean[n:], self.square, rate)
 
     def muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
-        """Weight decay, momentum, then an orthogonalised update for each group of matrices (k, m, n)."""
+        """Weight decay, momentum, then an orthogonalised update for all matrices of a shape (m, n) at once."""
         weights.mul_(1 - rate * self.settings.weight_decay)
         update = muon_update(grads, mean, self.settings.momentum)
-        sizes = [k * m * n for k, m, n in self.shapes]
-        for weight, direction, shape in zip(weights.split(sizes), update.split(sizes), self.shapes, strict=True):
-            orthogonal = self.orthogonalise(direction.view(shape).to(self.dtype)).to(weight.dtype)
-            weight.view(shape).addcmul_(orthogonal, rate, value=-update_scale(*shape[1:]))
+        for shape, places in self.groups.items():
+            directions = [update[at].view(-1, *shape).to(self.dtype) for at in places]  # (k, m, n) each
+            orthogonal = self.orthogonalise(torch.cat(directions)).to(weights.dtype).split([len(d) for d in directions])
+            for at, matrices in zip(places, orthogonal, strict=True):
+                weights[at].addcmul_(matrices.flatten(), rate, value=-update_scale(*shape))
 
     def adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, square: Tensor, rate: Tensor) -> None:
         """Loshchilov and Hutter 2017 (arXiv:1711.05101), algorithm 2, without the decay. Of these weights only the head
@@ -91,15 +97,13 @@ class Optimizer:
             tensor.copy_(state[name])
 
 
-def parameter_layout(model: nn.Module) -> tuple[dict[tuple[int, int], list[Tensor]], list[Tensor], list[Tensor]]:
-    """The parameters in the order of the long vector: hidden matrices grouped by their shape (m, n), all others, the
-    head. A fused weight is grouped by the shape of the matrices inside it; a head tied to the embedding is left out."""
-    groups: dict[tuple[int, int], list[Tensor]] = {}
-    for weight, fused in model.hidden_matrices():
-        groups.setdefault((weight.size(0) // fused, weight.size(1)), []).append(weight)
+def parameter_layout(model: nn.Module) -> tuple[list[tuple[Tensor, tuple[int, int]]], list[Tensor], list[Tensor]]:
+    """The parameters in the order of the long vector: the hidden ones, each with the shape (m, n) of the matrices that
+    are stacked in it; all others; the head. A head tied to the embedding is left out."""
+    hidden = [(weight, (weight.size(0) // stacked, weight.size(1))) for weight, stacked in model.hidden_matrices()]
     heads = [model.head.weight] if model.head.weight is not model.embedding.weight else []
-    placed = {id(weight) for weight in (*heads, *(weight for group in groups.values() for weight in group))}
-    return groups, [weight for weight in model.parameters() if id(weight) not in placed], heads
+    placed = {id(weight) for weight in (*heads, *(weight for weight, _ in hidden))}
+    return hidden, [weight for weight in model.parameters() if id(weight) not in placed], heads
 
 
 def flatten(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from model.storage.checks import check_architecture
 from model.storage.model_file import check_is_model, load_model, save_model, show_training
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
-from model.training.bigram_weights import start_from_bigrams
+from model.training.initial_weights import look_back, start_from_bigrams
 from model.training.inputs import INIT_SOURCE, Batches, initial_weights, open_inputs, settings_begun_with
 from model.training.optimizer import Optimizer
 from model.training.run_settings import MAY_CHANGE, check_resumable, check_settings, recorded_settings
@@ -330,7 +330,7 @@ def use_c(saved: dict | None, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def from_bigrams(settings: Settings) -> bool:
-    """Whether a new model starts from counting (bigram_weights.py), which tied embeddings cannot."""
+    """Whether a new model starts from counting (initial_weights.py), which tied embeddings cannot."""
     return settings.initial_weights == "bigram" and not settings.tie_embeddings
 
 
@@ -348,8 +348,10 @@ def build_model(
         raise UsageError(str(error)) from None
     if weights is not None:
         model.load_state_dict(weights)
-    elif train is not None and from_bigrams(settings) and model.device.type != "meta":
-        start_from_bigrams(model, train.tokens)
+    elif train is not None and settings.initial_weights != "random" and model.device.type != "meta":
+        look_back(model)
+        if from_bigrams(settings):
+            start_from_bigrams(model, train.tokens)
     return model
 
 

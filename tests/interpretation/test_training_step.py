@@ -142,7 +142,7 @@ def test_what_muon_updates_is_its_svd_with_the_singular_values_brought_near_one(
             for i, (a, b, c) in enumerate(POLAR_EXPRESS, 1):
                 m = MARGIN if i < len(POLAR_EXPRESS) else 1.0
                 x = a * x / m + b * (x / m) ** 3 + c * (x / m) ** 5
-            close(after[k], np.sort(x)[::-1].copy(), atol=2e-5)
+            close(after[k], np.sort(x)[::-1].copy(), atol=1e-4)
             rate, scale = step.fraction * settings.muon_rate, 0.2 * max(direction.shape) ** 0.5
             close(became, was * (1 - rate * settings.weight_decay) - rate * scale * torch.from_numpy((U * x) @ V))
         row, column = ts.strongest_weight(step, name)

@@ -60,6 +60,18 @@ def test_weights_and_gradients_are_views_of_two_vectors(tied):
     assert all(p.grad.count_nonzero() == 0 for p in model.parameters())
 
 
+def test_checkpoints_keep_the_order_of_the_state():
+    """That of the versions before, whose checkpoints have no names in it."""
+    model = tiny()
+    make(model)
+    names = {p.storage_offset(): name.removesuffix(".weight") for name, p in model.named_parameters()}
+    attention = [f"blocks.{i}.attention.{name}" for i in (0, 1) for name in ("qkv", "output")]
+    assert [names[at] for at in sorted(names)][:8] == [
+        *attention, "blocks.0.mlp.gate_up", "blocks.1.mlp.gate_up", "blocks.0.mlp.down", "blocks.1.mlp.down",
+    ]  # fmt: skip
+    assert names[max(names)] == "head"
+
+
 def test_clip_scales_all_gradients_together():
     model = tiny()
     optimizer = make(model)
@@ -117,11 +129,12 @@ def test_a_tied_head_does_not_decay():
 
 
 def test_the_matrices_of_the_blocks_follow_muon_one_by_one():
-    """Query, key, value, gate and up are matrices of their own, although they lie fused in one weight."""
+    """The queries, keys and values of each head, gate and up are matrices of their own, although they lie fused in one
+    weight."""
     model = tiny()
     optimizer = make(model, muon_rate=0.5, weight_decay=0.2, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
-    fused = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
+    fused = {"qkv": 3 * 2, "output": 1, "gate_up": 2, "down": 1}  # two heads
     weights = {name: p for name, p in model.named_parameters() if hidden(name)}
     by_hand = {name: p.detach().clone() for name, p in weights.items()}
     means = {name: torch.zeros_like(p) for name, p in weights.items()}

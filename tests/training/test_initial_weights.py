@@ -1,4 +1,4 @@
-"""Initial weights from counting: the untrained model is the bigram model of its training tokens."""
+"""Initial weights: heads look back, and the untrained model is the bigram model of its training tokens."""
 
 import math
 from dataclasses import replace
@@ -15,8 +15,8 @@ from dataset import open_tokens
 from model.gpt import GPT
 from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
 from model.storage.model_file import load_model, save_model
-from model.training import bigram_weights
-from model.training.bigram_weights import PRIOR, start_from_bigrams
+from model.training import initial_weights
+from model.training.initial_weights import PRIOR, look_back, start_from_bigrams
 from plumbing.errors import UserError
 
 
@@ -52,7 +52,44 @@ def tokens_of(V: int, N: int) -> np.ndarray:
     return np.array(tokens, np.uint16)
 
 
-@pytest.mark.parametrize(("V", "C"), [(12, 16), (16, 16), (5, 32)])
+@pytest.mark.parametrize(
+    ("C", "H", "block_size", "base"),
+    [
+        (128, 4, 128, 30.0),
+        (192, 6, 64, 20.0),
+        (112, 4, 128, 30.0),
+        (256, 4, 64, 10_000.0),
+        (16, 4, 3, 30.0),
+        (8, 1, 16, 30.0),
+    ],
+)
+def test_heads_begin_by_looking_back(C, H, block_size, base):
+    torch.manual_seed(1)
+    model = GPT(50, block_size=block_size, n_layer=2, n_head=H, n_embd=C, rotary_base=base).eval()
+    look_back(model)
+    weights = []
+    with torch.inference_mode():
+        logits = model(torch.randint(50, (64, block_size)), weights=weights)
+    assert logits.std() < 0.1, "the blocks are still the identity, and the tokens equally likely"
+    last = weights[0][:, :, -1].mean(0)  # (H, T): from the last token to each one
+    for head, attended in enumerate(last[: block_size - 1]):
+        assert attended.flip(0).argmax() == head + 1
+        assert attended[-head - 2] > 1.2 / block_size
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("choice", ["random", "previous", "bigram"])
+def test_which_runs_look_back(tmp_path, capsys, choice, tied):
+    """All but those that begin at random; with tied embeddings, too, where counting would not help."""
+    settings = settings_of(tmp_path, initial_weights=choice, tie_embeddings=tied, max_steps=1)
+    assert train.main(settings) == 0
+    assert ("nearly the same probability" in capsys.readouterr().out) == (tied or choice != "bigram")
+    embedding = newest_checkpoint(settings.checkpoint_dir)[1]["model"]["embedding.weight"]
+    constant = (embedding[:, 0] - initial_weights.CONSTANT).abs().max() < 0.05
+    assert constant == (choice != "random")
+
+
+@pytest.mark.parametrize(("V", "C"), [(12, 16), (16, 20), (5, 32)])
 def test_it_is_the_bigram_model_where_the_rank_suffices(V, C):
     tokens = tokens_of(V, 50_000)
     expected = counted(V, tokens)
@@ -71,7 +108,7 @@ def test_with_fewer_channels_than_tokens_it_is_close():
 
 def test_a_long_text_is_counted_all_over(monkeypatch):
     """Not only at its start, whose tokens may be others."""
-    monkeypatch.setattr(bigram_weights, "COUNTED", 64 * 100)
+    monkeypatch.setattr(initial_weights, "COUNTED", 64 * 100)
     halves = tokens_of(10, 20_000), tokens_of(10, 20_000) + 10
     p = probabilities(untrained(20, 32, np.concatenate(halves).astype(np.uint16)))
     assert p[:10, :10].sum(axis=1).min() > 0.6 and p[10:, 10:].sum(axis=1).min() > 0.6
@@ -79,8 +116,9 @@ def test_a_long_text_is_counted_all_over(monkeypatch):
 
 def test_tokens_that_never_occur_have_weights_too():
     model = untrained(40, 16, np.array([3, 4, 3, 4, 5], np.uint16))
-    rms = model.embedding.weight.square().mean(1).sqrt()
-    torch.testing.assert_close(rms, torch.ones(40))
+    own = model.embedding.weight[:, 1:]  # channel 0 is the same for all
+    rms = own.square().mean(1).sqrt()
+    assert rms.min() > 0.3 and rms.max() < 1.1
     assert model.head.weight.isfinite().all()
     assert probabilities(model)[3].argmax() in (3, 4)
 
