@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import CHAR, MODEL_NAME, Model, Settings
+from config import MODEL_NAME, Model, Settings
 from dataset import TokenFile
 from model import by_hand_c, metrics
 from model.device import compute_deterministically, free_memory, keep_memory, pick_device, pick_dtype
@@ -28,7 +28,13 @@ from model.training import distributed
 from model.training.initial_weights import look_back, start_from_bigrams
 from model.training.inputs import INIT_SOURCE, Batches, initial_weights, open_inputs, settings_begun_with
 from model.training.optimizer import Optimizer
-from model.training.run_settings import MAY_CHANGE, check_resumable, check_settings, recorded_settings
+from model.training.run_settings import (
+    MAY_CHANGE,
+    check_resumable,
+    check_settings,
+    recorded_settings,
+    settings_of_old,
+)
 from model.training.schedule import evaluation_interval
 from model.training.stop import StopFlag
 from plumbing.command_line import refuse_same
@@ -169,9 +175,12 @@ class Run:
             _, tokenizer, training = load_model(self.settings.model_file)
         except UserError:  # none, or a damaged one
             return None
-        defaults = recorded_settings(CHAR)  # of a setting that is newer than the file, as in check_resumable()
         same = [
-            {name: value for name, value in (defaults | facts.get("settings", {})).items() if name not in MAY_CHANGE}
+            {
+                name: value
+                for name, value in settings_of_old(facts.get("settings", {})).items()
+                if name not in MAY_CHANGE
+            }
             | {name: facts.get(name) for name in ("data", "init_from")}
             for facts in (training, self.summary(None))
         ]
@@ -236,8 +245,8 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     if saved is not None:
         if settings.minutes > 0:  # their number of steps was fixed when the run began
             settings = replace(settings, max_steps=saved["settings"]["max_steps"])
-        if "initial_weights" not in saved["settings"]:  # of a version in which all runs began at random
-            settings = replace(settings, initial_weights="random")
+        if "initial_weights" not in saved["settings"]:
+            settings = replace(settings, initial_weights=settings_of_old({})["initial_weights"])
         if tokenizer.is_named(saved["sources"]["tokenizer"]):
             sources["tokenizer"] = saved["sources"]["tokenizer"]
         if INIT_SOURCE in saved["sources"]:  # its weights are in the checkpoint, further trained

@@ -44,12 +44,17 @@ def recorded_settings(settings: Settings) -> dict:
     return {name: value for name, value in values.items() if name not in RESOLVED}
 
 
+def settings_of_old(saved: dict) -> dict:
+    """The settings that a file records, and those that are newer than the file: they had no effect then, which is what
+    their defaults stand for. Only initial weights were random, without a name."""
+    return recorded_settings(CHAR) | {"initial_weights": "random"} | saved
+
+
 def check_resumable(saved: dict, settings: Settings, sources: dict) -> None:
     """Compare the content of a checkpoint with the settings and the SHA-256 sums of the inputs of today. Raises
     UserError if the result would change; prints the other changes."""
     now = recorded_settings(settings)
-    # A setting that is newer than the checkpoint had no effect then, which is what its default stands for.
-    then = recorded_settings(CHAR) | {name: now[name] for name in MAY_CHANGE} | saved["settings"]
+    then = settings_of_old({name: now[name] for name in MAY_CHANGE} | saved["settings"])
     changed = {name: f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]}
     harmful = [text for name, text in changed.items() if name not in MAY_CHANGE]
     compiled = "on" if saved["compiled"] else "off"

@@ -40,13 +40,13 @@ print(total / (len(tokens) - 1))
 """
 
 # Our runs. Without --max-steps, a run gets the time that nanoGPT's run took.
-SPRINT = """--block-size 64 --n-layer 2 --max-steps 190 --rotary-base 10 --momentum 0.8 --muon-rate 0.03
-    --learning-rate 0.02 --decay-fraction 1"""
+SPRINT = """--block-size 64 --n-layer 2 --max-steps 125 --rotary-base 10 --momentum 0.8 --muon-rate 0.03
+    --learning-rate 0.02 --warmup-steps 10 --decay-fraction 1"""
 LONG = "--block-size 64 --batch-size 32 --n-layer 3 --n-embd 192 --n-head 6 --rotary-base 20"
 # With 4,096 ids and no tied embeddings, the two tables are two thirds of the weights. This width gives as many weights
 # as nanoGPT's model has.
 NARROW = "--n-embd 112"
-# Characters begin with counted weights, too, which is not their default: it shows more to begin with nothing.
+# Characters begin with counted weights, too, which is not their default: it shows more to begin without.
 # name: (iterations of nanoGPT, our runs). 2000 is from nanoGPT's README; the others take it three minutes.
 RACES = {
     "shakespeare": (2000, [("train.py", SPRINT), ("train.py", LONG)]),

@@ -183,7 +183,8 @@ def test_weights_and_matrices_can_be_chosen(page, data):
     names = options.all_inner_texts()
     heads = len([name for name in names if name.startswith("blocks.0.attention.qkv")]) // 3
     assert len(names) == 2 * (3 * heads + 1 + 2 + 1) and heads > 1
-    assert names[heads - 1].endswith(f"qkv, queries of head {heads - 1}") and names[heads].endswith("qkv, keys of head 0")
+    assert names[heads - 1].endswith(f"qkv, queries of head {heads - 1}")
+    assert names[heads].endswith("qkv, keys of head 0")
     assert names[3 * heads].endswith("attention.output")
     page.select_option("#muon", index=4)
     assert page.locator("#singular path").count() == 2
