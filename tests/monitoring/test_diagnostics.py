@@ -50,7 +50,7 @@ def test_a_healthy_run_raises_none(tmp_path, capsys, base, kind):
         {"n_embd": 16, "dropout": 0.1, "tie_embeddings": True},
         {"n_layer": 1, "muon_rate": 0.03, "learning_rate": 0.02},
     ):
-        assert warnings(settings, capsys, kind, max_steps=100, **changes) == []
+        assert warnings(settings, capsys, kind, max_steps=80, **changes) == []  # with 100, BPE overfits
 
 
 @pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])

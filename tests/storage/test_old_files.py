@@ -107,6 +107,7 @@ def test_models(name, kind, steps):
 
 
 def test_the_run_resumes_to_the_same_losses(tmp_path, capsys):
+    """Nearly: for Muon, queries, keys and values were matrices of all heads together then."""
     settings = replace(SETTINGS, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
     shutil.copytree(OLD / "run", settings.checkpoint_dir)
     log = settings.checkpoint_dir / "log.jsonl"
@@ -116,8 +117,8 @@ def test_the_run_resumes_to_the_same_losses(tmp_path, capsys):
     train.main(settings, fresh=False)
     assert "Resuming from" in capsys.readouterr().out
     reached = {step: loss for step, loss in losses(settings, "loss").items() if step > 10}
-    assert reached == pytest.approx(TRAINING_LOSS, rel=1e-4)
-    assert losses(settings, "val_loss") == pytest.approx(VALIDATION_LOSS, rel=1e-4)
+    assert reached == pytest.approx(TRAINING_LOSS, rel=5e-4)
+    assert losses(settings, "val_loss") == pytest.approx(VALIDATION_LOSS, rel=5e-4)
     _, _, training = load_model(settings.model_file)
-    assert training["steps"] == 30 and training["val_loss"] == pytest.approx(VALIDATION_LOSS[30], rel=1e-4)
+    assert training["steps"] == 30 and training["val_loss"] == pytest.approx(VALIDATION_LOSS[30], rel=5e-4)
     assert "".join(before) == "".join(log.read_text("utf-8").splitlines(keepends=True)[: len(before)])
