@@ -48,7 +48,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Training:
-    initial_weights: str = "previous"  # heads begin by looking back; bigram: and from counted pairs; random: neither
+    initial_weights: str = "previous"  # heads look at the tokens before; bigram: and counted pairs, unless tied; random
     batch_size: int = 16  # sequences of block_size tokens per step, over all processes; 32 to 64 on a GPU
     accumulate: int = 1  # micro-batches per step, computed one after another: less memory, the same step
     max_steps: int = 2000  # length of the run, in steps; the learning rate decays towards this end

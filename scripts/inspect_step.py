@@ -174,7 +174,7 @@ def print_muon(u: dict) -> None:
     print("   Muon:")
     print(f"   mean of gradients      {u['mean_before']:+.7f} -> {u['mean']:+.7f}")
     print(f"   with this gradient once more (Nesterov): {u['direction']:+.7f}")
-    print(f"   orthogonalised with its whole matrix: {u['orthogonal']:+.7f}, times the scale {u['scale']:.4f}")
+    print(f"   orthogonalised with its matrix: {u['orthogonal']:+.7f}, times the scale {u['scale']:.4f}")
     print_move(u, u["scale"] * u["orthogonal"])
 
 

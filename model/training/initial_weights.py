@@ -8,7 +8,7 @@ query that is a key turned back by n positions fits the key n tokens before it b
     from it, key_h reads a random vector u_h, and query_h reads u_h turned back by h + 1 positions (h = 0, 1, ...)
 
 So head h of the first block begins by attending to the token h + 1 before, and less to that one's neighbours. The other
-channels are read with random weights, as before, and what they give is about half as long as u_h.
+channels are read with random weights, as ever. What they give is about half as long as what the constant gives.
 
 --initial-weights bigram: counting as well. It makes the untrained model the bigram model of its training tokens. The
 blocks start as the identity (GPT.initialise), so at first the logits after token i are x_i H^T: its embedding x_i after
@@ -16,8 +16,8 @@ the final norm, and the head H. They are made to be ln p(j | i), the logarithm o
 
     S_ij = ln(1 + count(i j) / (PRIOR p(j)))       0 for pairs that never occur, so the matrix is sparse
     ln p(j | i) = ln p(j) + S_ij + a number that depends on i alone, which the softmax removes
-    [S S'] ~ U diag(s) W^T                         a matrix of rank C; S' is of pairs with a token between them
-    x = U diag(s)^(1/2), each row scaled to a root mean square of 1, as RMSNorm will
+    [S S'] ~ U diag(s) W^T                         a matrix of rank C - 1; S' is of pairs with a token between them
+    x = U diag(s)^(1/2), each row scaled to a root mean square of 1, as RMSNorm will, and CONSTANT in channel 0
     H = argmin sum_i count(i) |x_i H^T - (ln p + S_i)|^2      least squares
 
 The prior is that every token was followed PRIOR times more, by tokens as frequent as they are everywhere. S' gives
@@ -71,13 +71,12 @@ def start_from_bigrams(model: GPT, tokens: np.ndarray) -> None:
     occurs = np.bincount(tokens, minlength=V) + 1.0  # (V,)
     p = occurs / occurs.sum()
     S = excess(tokens, 1, p)
-    U, s, _ = torch.svd_lowrank(torch.cat([S, excess(tokens, 2, p)], 1), q=min(V, C, RANK))
-    mixed = torch.linalg.qr(torch.randn(C, len(s))).Q.T  # orthonormal rows, so that every channel has its share
-    x = U * s.sqrt() @ mixed + NOISE * torch.randn(V, C)
-    x = F.normalize(x) * C**0.5  # (V, C)
-    x[:, 0] = CONSTANT
-    model.embedding.weight.copy_(x)
-    x = F.normalize(x) * C**0.5  # as the head will see them
+    U, s, _ = torch.svd_lowrank(torch.cat([S, excess(tokens, 2, p)], 1), q=min(V, C - 1, RANK))
+    mixed = torch.linalg.qr(torch.randn(C - 1, len(s))).Q.T  # orthonormal rows, so that every channel has its share
+    x = U * s.sqrt() @ mixed + NOISE * torch.randn(V, C - 1)
+    model.embedding.weight[:, 0] = CONSTANT
+    model.embedding.weight[:, 1:] = F.normalize(x) * (C - 1) ** 0.5
+    x = F.normalize(model.embedding.weight) * C**0.5  # (V, C), as the head will see it
 
     ln_p = torch.from_numpy(np.log(p)).float()  # (V,)
     weighted = x * torch.from_numpy(occurs).float()[:, None]  # (V, C)

@@ -88,7 +88,7 @@ class Batches:
         return window[:, :-1], window[:, 1:]
 
 
-def initial_weights(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:
+def weights_of_folder(settings: Settings, folder: Path, kind: str) -> tuple[Settings, dict[str, Tensor], str]:
     """What --init-from brings: the settings with the architecture and the tokenizer of a folder in Hugging Face's
     layout, its weights, and their SHA-256. Raises UsageError for a flag that contradicts the folder."""
     architecture, weights, sha256 = read_folder(folder, settings.block_size)

@@ -44,17 +44,20 @@ def orthogonalise(matrices: Tensor, coefficients=POLAR_EXPRESS, margin: float = 
     margins = [margin] * (len(coefficients) - 1) + [1.0]
     steps = [(a / m, b / m**3, c / m**5) for (a, b, c), m in zip(coefficients, margins, strict=True)]
     if x.size(1) < x.size(2) and x.dtype == torch.float32:
-        return through_gram(through_gram(x, steps[:2]), steps[2:])
+        # Errors of rounding in the Gram matrix grow with each polynomial, so it is computed again after two. With
+        # all five on one, the first updates of a run were off by up to a tenth; bfloat16 would be too coarse.
+        for some in (steps[:2], steps[2:]):
+            x = through_gram(x, some) if some else x
+        return x
     for a, b, c in steps:
         x = torch.baddbmm(x, polynomial(symmetric_product(x, x), b, c), x, beta=a)
     return x
 
 
 def through_gram(x: Tensor, steps: list[tuple[float, float, float]]) -> Tensor:
-    """The same for wide matrices (k, m, n), in products of (m, m) save the first and the last. Each step multiplies X
-    by P = a I + b G + c G^2, where G = X X^T. G and P commute, so the next G is P G P, and the result is the product of
-    all P, times X: Amsel et al., appendix F. Errors of rounding in G grow with each step, so after two of them it is
-    computed from X again; with all five on one G, the first updates of a run were off by up to a tenth."""
+    """Some polynomials (a, b, c) of a stack of wide matrices (k, m, n), all products but the first and the last of size
+    (m, m). Each multiplies X by P = a I + b G + c G^2, where G = X X^T. G and P commute, so the next G is P G P, and
+    the result is the product of all P, times X: Amsel et al., appendix F."""
     gram, product, p = symmetric_product(x, x), None, None
     for a, b, c in steps:
         if p is not None:
@@ -87,7 +90,9 @@ def symmetric_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def in_blocks(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.size(1) >= LARGE
+    """Whether to compute products with so many rows in blocks. A compiler would stumble over them."""
+    large = x.device.type == "cpu" and x.dtype == torch.float32 and x.size(1) >= LARGE
+    return large and not torch.compiler.is_compiling()
 
 
 def muon_update(grad: Tensor, mean: Tensor, momentum: float) -> Tensor:

@@ -7,8 +7,9 @@ are views into these. AdamW is then a handful of operations, however many layers
       `------------------------------ Muon ---------------------------'   `-------- AdamW -------'
 
 Muon orthogonalises all matrices of one shape in one batched product. The queries, keys and values of a head are
-matrices of their own, (D, C): every head learns as fast as the others, and small matrices cost next to nothing. The
-report on GLM-5 (2026, "from Vibe Coding to Agentic Engineering") calls it Muon Split.
+matrices of their own, (D, C): no head's gradient is weighed against another's, and small matrices cost next to nothing.
+The report on GLM-5 (2026, "from Vibe Coding to Agentic Engineering") calls it Muon Split. The order is that of
+checkpoints from before, when a layer's four matrices (C, C) were neighbours.
 """
 
 import torch
@@ -37,7 +38,10 @@ class Optimizer:
         self.n_hidden = 0  # weights of Muon's; AdamW takes the rest
         for weight, shape in hidden:
             begin, self.n_hidden = self.n_hidden, self.n_hidden + weight.numel()
-            self.groups.setdefault(shape, []).append(slice(begin, self.n_hidden))
+            places = self.groups.setdefault(shape, [])
+            if places and places[-1].stop == begin:  # neighbours are one place
+                begin = places.pop().start
+            places.append(slice(begin, self.n_hidden))
         self.n_output = sum(w.numel() for w in heads)
         self.mean = torch.zeros_like(self.weights)  # moving mean of the gradients, for Muon and AdamW
         self.square = torch.zeros_like(self.weights[self.n_hidden :])  # moving mean of their squares, for AdamW
@@ -71,12 +75,12 @@ class Optimizer:
     def muon(self, weights: Tensor, grads: Tensor, mean: Tensor, rate: Tensor) -> None:
         """Weight decay, momentum, then an orthogonalised update for all matrices of a shape (m, n) at once."""
         weights.mul_(1 - rate * self.settings.weight_decay)
-        update = muon_update(grads, mean, self.settings.momentum)
+        update = muon_update(grads, mean, self.settings.momentum).to(self.dtype)
         for shape, places in self.groups.items():
-            directions = [update[at].view(-1, *shape).to(self.dtype) for at in places]  # (k, m, n) each
+            directions = [update[at].view(-1, *shape) for at in places]  # (k, m, n) each
             orthogonal = self.orthogonalise(torch.cat(directions)).to(weights.dtype).split([len(d) for d in directions])
             for at, matrices in zip(places, orthogonal, strict=True):
-                weights[at].addcmul_(matrices.flatten(), rate, value=-update_scale(*shape))
+                weights[at].view(-1, *shape).addcmul_(matrices, rate, value=-update_scale(*shape))
 
     def adamw(self, weights: Tensor, grads: Tensor, mean: Tensor, square: Tensor, rate: Tensor) -> None:
         """Loshchilov and Hutter 2017 (arXiv:1711.05101), algorithm 2, without the decay. Of these weights only the head

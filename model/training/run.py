@@ -26,7 +26,7 @@ from model.storage.model_file import check_is_model, load_model, save_model, sho
 from model.tokenization.tokenizer import BareIds, Tokenizer
 from model.training import distributed
 from model.training.initial_weights import look_back, start_from_bigrams
-from model.training.inputs import INIT_SOURCE, Batches, initial_weights, open_inputs, settings_begun_with
+from model.training.inputs import INIT_SOURCE, Batches, open_inputs, settings_begun_with, weights_of_folder
 from model.training.optimizer import Optimizer
 from model.training.run_settings import (
     MAY_CHANGE,
@@ -235,7 +235,7 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     if init_from is not None and saved is not None and INIT_SOURCE in saved["sources"]:
         settings, stored = settings_begun_with(saved, settings, init_from, kind)
     elif init_from is not None:
-        settings, weights, sha256 = initial_weights(settings, init_from, kind)
+        settings, weights, sha256 = weights_of_folder(settings, init_from, kind)
         init_source = {INIT_SOURCE: sha256}
     train, val, tokenizer = open_inputs(settings, kind, ids, stored)
     data = {"training data": train.facts["sha256"], "validation data": val.facts["sha256"]}
@@ -245,8 +245,10 @@ def make_run(settings: Settings, kind: str, init_from: Path | None, ids: int | N
     if saved is not None:
         if settings.minutes > 0:  # their number of steps was fixed when the run began
             settings = replace(settings, max_steps=saved["settings"]["max_steps"])
-        if "initial_weights" not in saved["settings"]:
-            settings = replace(settings, initial_weights=settings_of_old({})["initial_weights"])
+        began = settings_of_old(saved["settings"])["initial_weights"]
+        if settings.initial_weights != began:
+            print(f"  The run began with --initial-weights {printable(began)}. Others need --fresh.")
+            settings = replace(settings, initial_weights=began)
         if tokenizer.is_named(saved["sources"]["tokenizer"]):
             sources["tokenizer"] = saved["sources"]["tokenizer"]
         if INIT_SOURCE in saved["sources"]:  # its weights are in the checkpoint, further trained
@@ -346,8 +348,8 @@ def from_bigrams(settings: Settings) -> bool:
 def build_model(
     settings: Settings, vocab_size: int, weights: dict[str, Tensor] | None = None, train: TokenFile | None = None
 ) -> GPT:
-    """The model on the CPU, with these weights or, from the seed and perhaps the training data, with new ones. Raises
-    UsageError."""
+    """The model on the CPU, with these weights or, from the seed and the training data, with new ones. Without either,
+    new weights are random, whatever the settings say. Raises UsageError."""
     torch.manual_seed(settings.seed)
     architecture = {"vocab_size": vocab_size, **values_of(settings, Model)}
     try:

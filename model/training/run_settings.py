@@ -46,7 +46,7 @@ def recorded_settings(settings: Settings) -> dict:
 
 def settings_of_old(saved: dict) -> dict:
     """The settings that a file records, and those that are newer than the file: they had no effect then, which is what
-    their defaults stand for. Only initial weights were random, without a name."""
+    their defaults stand for. Only initial_weights has another default now: they were always random."""
     return recorded_settings(CHAR) | {"initial_weights": "random"} | saved
 
 

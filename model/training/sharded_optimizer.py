@@ -22,10 +22,10 @@ class ShardedOptimizer(Optimizer):
 
     def allocate(self, model: nn.Module) -> None:
         hidden, self.others, self.heads = parameter_layout(model)
-        self.groups: dict[tuple[int, int], list[int]] = {}  # which of the weights hold matrices of a shape
+        self.members: dict[tuple[int, int], list[int]] = {}  # which of the weights hold matrices of a shape
         for i, (_, shape) in enumerate(hidden):
-            self.groups.setdefault(shape, []).append(i)
-        self.n_hidden = len(hidden)
+            self.members.setdefault(shape, []).append(i)
+        self.hidden_count = len(hidden)
         self.weights = [weight for weight, _ in hidden] + self.others + self.heads
         self.mean = [torch.zeros_like(weight) for weight in self.weights]
         self.square = [torch.zeros_like(weight) for weight in self.others + self.heads]
@@ -50,13 +50,15 @@ class ShardedOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, fraction: Tensor) -> None:
         self.steps += 1
-        for shape, group in self.groups.items():
+        for shape, group in self.members.items():
             weights, means = ([tensors[i] for i in group] for tensors in (self.weights, self.mean))
             self.muon_group(shape, weights, means, fraction * self.settings.muon_rate)
         rate = fraction * self.settings.learning_rate
         for weight in self.heads:
             local_rows(weight).mul_(1 - rate * self.settings.weight_decay)
-        for weight, mean, square in zip(self.others + self.heads, self.mean[self.n_hidden :], self.square, strict=True):
+        for weight, mean, square in zip(
+            self.others + self.heads, self.mean[self.hidden_count :], self.square, strict=True
+        ):
             self.adamw(local_rows(weight), local_rows(weight.grad), local_rows(mean), local_rows(square), rate)
 
     def muon_group(self, shape: tuple[int, int], group: list[DTensor], means: list[DTensor], rate: Tensor) -> None:

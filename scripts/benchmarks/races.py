@@ -46,7 +46,7 @@ LONG = "--block-size 64 --batch-size 32 --n-layer 3 --n-embd 192 --n-head 6 --ro
 # With 4,096 ids and no tied embeddings, the two tables are two thirds of the weights. This width gives as many weights
 # as nanoGPT's model has.
 NARROW = "--n-embd 112"
-# Characters begin with counted weights, too, which is not their default: it shows more to begin without.
+# Characters begin with counted weights, too, which is not their default, because then there is less to watch.
 # name: (iterations of nanoGPT, our runs). 2000 is from nanoGPT's README; the others take it three minutes.
 RACES = {
     "shakespeare": (2000, [("train.py", SPRINT), ("train.py", LONG)]),

@@ -17,7 +17,6 @@ from model.storage.checkpoint import checkpoint_path, newest_checkpoint, save_ch
 from model.storage.model_file import load_model, save_model
 from model.training import initial_weights
 from model.training.initial_weights import PRIOR, look_back, start_from_bigrams
-from plumbing.errors import UserError
 
 
 def untrained(V: int, C: int, tokens: np.ndarray) -> GPT:
@@ -83,10 +82,16 @@ def test_which_runs_look_back(tmp_path, capsys, choice, tied):
     """All but those that begin at random; with tied embeddings, too, where counting would not help."""
     settings = settings_of(tmp_path, initial_weights=choice, tie_embeddings=tied, max_steps=1)
     assert train.main(settings) == 0
-    assert ("nearly the same probability" in capsys.readouterr().out) == (tied or choice != "bigram")
-    embedding = newest_checkpoint(settings.checkpoint_dir)[1]["model"]["embedding.weight"]
-    constant = (embedding[:, 0] - initial_weights.CONSTANT).abs().max() < 0.05
-    assert constant == (choice != "random")
+    uniform = "nearly the same probability" in capsys.readouterr().out
+    assert uniform == (tied or choice != "bigram")
+    weights = newest_checkpoint(settings.checkpoint_dir)[1]["model"]
+    constant = (weights["embedding.weight"][:, 0] - initial_weights.CONSTANT).abs().max() < 0.05
+    queries, keys, _ = weights["blocks.0.attention.qkv.weight"].chunk(3)
+    is_read = [matrix[:, 0].norm() > 1.5 * matrix.norm(dim=0)[1:].mean() for matrix in (queries, keys)]
+    assert [constant, *is_read] == [choice != "random"] * 3
+    first = next(entry for entry in log_of(settings) if "val_loss" in entry)
+    loss = math.log(open_tokens(settings.train_file).facts["vocab_size"])
+    assert first["step"] == 0 and (first["val_loss"] == pytest.approx(loss, rel=0.01)) == uniform
 
 
 @pytest.mark.parametrize(("V", "C"), [(12, 16), (16, 20), (5, 32)])
@@ -143,8 +148,10 @@ def test_a_run_begins_at_the_bigram_and_goes_on_to_the_same_bits(tmp_path, capsy
     resumed = newest_checkpoint(settings.checkpoint_dir)[1]
     assert same(whole["model"], resumed["model"]) and same(whole["optimizer"], resumed["optimizer"])
 
-    with pytest.raises(UserError, match="initial_weights was bigram, is random"):
-        train.main(replace(settings, initial_weights="random", max_steps=30))
+    train.main(replace(settings, initial_weights="random", max_steps=21))  # it has begun, and nothing to ask for
+    assert "The run began with --initial-weights bigram. Others need --fresh." in capsys.readouterr().out
+    content = newest_checkpoint(settings.checkpoint_dir)[1]
+    assert content["step"] == 21 and content["settings"]["initial_weights"] == "bigram"
 
 
 def test_a_run_from_before_there_was_this_setting_goes_on(tmp_path, capsys):
@@ -162,12 +169,3 @@ def test_a_run_from_before_there_was_this_setting_goes_on(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "come from counting" not in out and "of another run" not in out
     assert newest_checkpoint(settings.checkpoint_dir)[1]["settings"]["initial_weights"] == "random"
-
-
-def test_tied_embeddings_start_at_random(tmp_path, capsys):
-    settings = settings_of(tmp_path, tie_embeddings=True)
-    assert train.main(settings) == 0
-    assert "nearly the same probability" in capsys.readouterr().out
-    first = next(entry for entry in log_of(settings) if "val_loss" in entry)
-    vocab_size = open_tokens(settings.train_file).facts["vocab_size"]
-    assert first["val_loss"] == pytest.approx(math.log(vocab_size), rel=0.01)
