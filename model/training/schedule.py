@@ -10,7 +10,7 @@ def learning_rate_at(step: int, max_steps: int, warmup_steps: int, decay_fractio
         0.25  0.5  0.75  1  1  1  0.8  0.6  0.4  0.2
     """
     warmup = (step + 1) / (warmup_steps + 1)
-    decay = (max_steps - step) / max(1.0, decay_fraction * max_steps)
+    decay = max(0, max_steps - step) / max(1.0, decay_fraction * max_steps)  # 0 behind the end of a shortened run
     return min(1.0, warmup, decay)
 
 

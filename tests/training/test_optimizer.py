@@ -296,7 +296,7 @@ def test_learning_rate_by_hand():
     # 3 steps of climb in quarters, a plateau, and the last 5 of 10 steps fall in fifths: step 10 would be at zero.
     expected = [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
     assert rates(10, warmup_steps=3, decay_fraction=0.5) == pytest.approx(expected)
-    assert learning_rate_at(10, 10, 3, 0.5) == 0.0
+    assert learning_rate_at(10, 10, 3, 0.5) == learning_rate_at(14, 10, 3, 0.5) == 0.0
 
 
 def test_learning_rate_at_the_corners_of_a_long_run():
