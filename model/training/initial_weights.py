@@ -59,9 +59,9 @@ def look_back(model: GPT) -> None:
 
 @torch.no_grad()
 def start_from_bigrams(model: GPT, tokens: np.ndarray) -> None:
-    """Set the embedding and the head of a new model on the CPU, from training tokens (N,) uint16, N > 1. As after
-    look_back(), channel 0 is the same for all tokens: the head finds ln p(j) in it. Draws from torch's default
-    generator."""
+    """Let the heads of a new model on the CPU look_back(), and set its embedding and its output head from training
+    tokens (N,) uint16, N > 1: the latter finds ln p(j) in channel 0. Draws from torch's default generator."""
+    look_back(model)
     V, C = model.head.weight.shape
     if len(tokens) > COUNTED:
         length = COUNTED // SPANS
@@ -74,7 +74,6 @@ def start_from_bigrams(model: GPT, tokens: np.ndarray) -> None:
     U, s, _ = torch.svd_lowrank(torch.cat([S, excess(tokens, 2, p)], 1), q=min(V, C - 1, RANK))
     mixed = torch.linalg.qr(torch.randn(C - 1, len(s))).Q.T  # orthonormal rows, so that every channel has its share
     x = U * s.sqrt() @ mixed + NOISE * torch.randn(V, C - 1)
-    model.embedding.weight[:, 0] = CONSTANT
     model.embedding.weight[:, 1:] = F.normalize(x) * (C - 1) ** 0.5
     x = F.normalize(model.embedding.weight) * C**0.5  # (V, C), as the head will see it
 

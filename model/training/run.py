@@ -360,9 +360,10 @@ def build_model(
     if weights is not None:
         model.load_state_dict(weights)
     elif train is not None and settings.initial_weights != "random" and model.device.type != "meta":
-        look_back(model)
         if from_bigrams(settings):
             start_from_bigrams(model, train.tokens)
+        else:
+            look_back(model)
     return model
 
 
