@@ -4,7 +4,7 @@ Answers --help without importing torch.
 """
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from config import MODEL_NAME, Generation, Settings
 from model.compile_c import ONE_TOKEN, start_compiling
-from plumbing.command_line import ScriptParser, add_flags, check_limits, parse_before_torch, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, check_limits, flag_value, parse_before_torch, refuse_same
 from plumbing.corpus import decode_text
 from plumbing.errors import UsageError, UserError
 from plumbing.settings import TYPE_OF, field_names
@@ -64,8 +64,7 @@ def with_values(argv: Sequence[str], parser: ScriptParser) -> list[str]:
 
 
 def check_generation_flags(settings: Settings, args: Namespace, models: list[Path]) -> None:
-    """Refuse flags that contradict each other, and settings that cannot be sampled with. `models` are only read."""
-    check_generation_settings(settings)
+    """Refuse flags that contradict each other. `models` are only read."""
     if "" in args.stop:
         raise UsageError("--stop needs a text that is not empty.")
     if args.explain and not settings.debug:
@@ -73,11 +72,6 @@ def check_generation_flags(settings: Settings, args: Namespace, models: list[Pat
     if args.interactive and args.output_file:
         raise UsageError("--output-file takes one text and --interactive writes many. Leave one of them out.")
     refuse_same({"--output-file": args.output_file, "--trace": args.trace}, *models, args.prompt_file)
-
-
-def check_generation_settings(settings: Settings) -> None:
-    """Refuse values that cannot be sampled with."""
-    check_limits(settings, [*field_names(Generation), "seed"])
 
 
 def prompt_of(args: Namespace) -> str:
@@ -115,8 +109,8 @@ def changed_settings(settings: Settings, line: str) -> Settings:
     if name not in NUMBERS:
         raise UsageError(f"There is no setting {name!r} to change here. / shows all of them.")
     try:
-        settings = replace(settings, **{name: NUMBERS[name](value)})
-    except ValueError:
-        raise UsageError(f"{value!r} is not a value for {name}.") from None
-    check_generation_settings(settings)
+        settings = replace(settings, **{name: flag_value(NUMBERS[name], value)})
+    except ArgumentTypeError as error:
+        raise UsageError(f"{name}: {error}.") from None
+    check_limits(settings, [name])
     return settings

@@ -85,7 +85,7 @@ def most_likely(logits: np.ndarray, n: int) -> np.ndarray:
         return (-logits).argsort(kind="stable")[:n]
     groups = len(logits) // rows
     highest = logits[: rows * groups].reshape(rows, groups).max(axis=0)
-    ids = np.flatnonzero(logits >= np.partition(highest, -n)[-n])
+    ids = np.flatnonzero(~(logits < np.partition(highest, -n)[-n]))  # with all that is NaN
     return ids[(-logits[ids]).argsort(kind="stable")[:n]]
 
 

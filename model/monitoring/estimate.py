@@ -34,15 +34,18 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     settings = run.settings
     step = partial(train_step, run, run.model.loss, run.optimizer.step)
     _, seconds = graph_if_possible(run, step, at_most=math.inf)
-    steps = max(1, int(60 * settings.minutes / seconds)) if settings.minutes > 0 else settings.max_steps
-    print("\n".join(estimate_lines(run, steps, seconds, other_seconds(run, steps, seconds, evaluate))))
+    other, steps = other_seconds(run, seconds, evaluate), settings.max_steps
+    if settings.minutes > 0:
+        steps = int(60 * settings.minutes / seconds)  # if there were nothing else to do
+        steps = max(1, int((60 * settings.minutes - other(steps)) / seconds))
+    print("\n".join(estimate_lines(run, steps, seconds, other(steps))))
     layers_in_torch = run.device.type == "cpu" and not run.in_c
     if settings.compile == "auto" and layers_in_torch and seconds * steps >= COMPILE_FROM:
         print("A run as long as this is compiled first, if that is possible and proves to be faster.")
 
 
-def other_seconds(run: Run, steps: int, per_step: float, evaluate: Callable) -> float:
-    """Seconds of evaluations, samples and records beside the training steps."""
+def other_seconds(run: Run, per_step: float, evaluate: Callable) -> Callable[[int], float]:
+    """The seconds that evaluations, samples and records take beside so many training steps."""
     settings, val_tokens = run.settings, len(run.val_data)
     begin = time.perf_counter()
     _, scored = evaluate(run.model, run.val_data, run.stop.check, SCORED_TOKENS)
@@ -52,12 +55,16 @@ def other_seconds(run: Run, steps: int, per_step: float, evaluate: Callable) -> 
         begin, tokens = time.perf_counter(), min(SAMPLED_TOKENS, settings.sample_tokens)
         sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=tokens), run.stop.check)
         per_sample = (time.perf_counter() - begin) * settings.sample_tokens / tokens
-    evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
-    if every := evaluation_interval(settings.eval_every, steps):
-        evaluations = 1 + (steps - 1) // every
-        records = evaluations + steps.bit_length()  # each takes about as long as a step, and has a sample
-    tokens = val_tokens + evaluations * min(settings.eval_tokens or val_tokens, val_tokens)
-    return per_token * tokens + per_sample * (1 + records) + per_step * records
+
+    def seconds(steps: int) -> float:
+        evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
+        if every := evaluation_interval(settings.eval_every, steps):
+            evaluations = 1 + (steps - 1) // every
+            records = evaluations + steps.bit_length()  # each takes about as long as a step, and has a sample
+        tokens = val_tokens + evaluations * min(settings.eval_tokens or val_tokens, val_tokens)
+        return per_token * tokens + per_sample * (1 + records) + per_step * records
+
+    return seconds
 
 
 def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[str]:

@@ -55,7 +55,7 @@ def talk(write, monkeypatch):
 
 
 def test_a_conversation(write, talk):
-    out, err = talk("def add\nimport \n/tokens 3\n/temperature 1.5\n/seed 4\nimport \n//x\n\n", "--quiet")
+    out, err = talk("def add\nimport \n/tokens 3.0\n/temperature 1.5\n/seed 4\nimport \n//x\n\n", "--quiet")
     flags = ["--tokens", 3, "--temperature", 1.5, "--seed", 4]
     expected = [
         write("--prompt", "def add", "--tokens", 12, "--temperature", 0)[0],
@@ -74,7 +74,7 @@ def test_the_trace_of_a_conversation_tells_completions_apart(talk, tmp_path):
 
 def test_a_conversation_survives_mistakes(write, talk):
     out, err = talk("/temperature cold\n/temperature -1\n/colour red\n/device cpu\ncaf\udce9\n/\nimport \n")
-    assert "'cold' is not a value for temperature" in err
+    assert "temperature: 'cold' is not a number" in err
     assert "--temperature must be 0" in err
     assert err.count("There is no setting") == 2
     assert "not UTF-8" in err

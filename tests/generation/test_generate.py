@@ -220,7 +220,9 @@ def test_more_samples_than_memory_holds(write, monkeypatch):
         write("--samples", 2)
 
 
-@pytest.mark.parametrize("flags", [[], ["--top-k", 0, "--top-p", 0.9, "--min-p", 0.1]], ids=str)
+@pytest.mark.parametrize(
+    "flags", [[], ["--top-k", 2, "--show", 1], ["--top-k", 0, "--top-p", 0.9, "--min-p", 0.1]], ids=str
+)
 def test_weights_that_are_too_large_to_compute_with(write, trained, tmp_path, flags):
     model, tokenizer, training = load_model(trained["char"])
     model.blocks[0].mlp.down.weight.data.fill_(3e38)
