@@ -5,7 +5,7 @@ Replace each occurrence of a pair of neighbours by a new id, from left to right:
     merge([1, 2, 3, 1, 2], (1, 2), 256)  gives  [256, 3, 256]
     merge([1, 1, 1], (1, 1), 256)        gives  [256, 1]
 
-Where the project does it: model/tokenization/bpe_trainer_plain.py; join_pair() in model/interpretation/inspect_page.py
+Where the project does it: merge_pair() in model/tokenization/bpe_trainer_plain.py
 """
 
 import pytest

@@ -57,9 +57,6 @@ def main(argv: list[str] | None = None) -> int:
             print_largest(found, device_check.TOLERANCE)
         speeds = f"{reference.tokens_per_second:,.0f} tokens/s on the CPU, {run.tokens_per_second:,.0f} on {device}"
         print(f"Training: {speeds}")
-        if device.type != "cpu":  # a CPU would swap, or the system would kill this process, before an error came
-            largest = device_check.largest_batch(model, device, settings)
-            print(f"Memory: a batch of {largest:,} sequences of {settings.block_size} tokens fits (--batch-size)")
     wrong = {name: by for name, by in found.items() if not by <= device_check.TOLERANCE}
     if wrong:
         name, by = next(iter(wrong.items()))

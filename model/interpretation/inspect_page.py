@@ -13,6 +13,7 @@ import torch
 from model import metrics
 from model.gpt import GPT
 from model.interpretation.forward_pass import ForwardPass, attribution, logit_lens
+from model.tokenization.bpe_trainer_plain import merge_pair
 from model.tokenization.display import token_text
 from model.tokenization.tokenizer import Tokenizer
 from plumbing.page import packed
@@ -68,21 +69,11 @@ def replay_merges(tokenizer: Tokenizer, prompt: str) -> list[list[list[str]]]:
     rank = {tuple(pair): i for i, pair in enumerate(json.loads(tokenizer.json_text)["model"]["merges"])}
     words = []
     for word, _ in tokenizer.library.pre_tokenizer.pre_tokenize_str(prompt):
-        rows = [list(word)]
+        rows = [tuple(word)]
         while pairs := rank.keys() & set(pairwise(rows[-1])):
-            rows.append(join_pair(rows[-1], min(pairs, key=rank.get)))
+            rows.append(merge_pair(rows[-1], *min(pairs, key=rank.get)))
         words.append([[token_text(tokenizer, tokenizer.library.token_to_id(s)) for s in row] for row in rows])
     return words
-
-
-def join_pair(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    """The symbols with each occurrence of a pair joined, from left to right."""
-    joined, i = [], 0
-    while i < len(symbols):
-        length = 2 if tuple(symbols[i : i + 2]) == pair else 1
-        joined.append("".join(symbols[i : i + length]))
-        i += length
-    return joined
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ def step_data(step: TrainingStep, chosen: str | None) -> dict:
     weight of AdamW and one of Muon are chosen."""
     run, (losses, best) = step.run, ts.batch_predictions(step)
     inputs, targets = held_out(step)
-    after = ts.batch_losses(step, step.after), ts.other_losses(step, inputs, targets, step.after)
+    after = ts.batch_predictions(step, step.after)[0], ts.other_losses(step, inputs, targets, step.after)
     other = ts.other_losses(step, inputs, targets)
     names = matrices(step)
     picked = [parse_weight(step, chosen)] if chosen else default_weights(step)

@@ -155,11 +155,6 @@ def batch_predictions(step: TrainingStep, tensors: list[Tensor] | None = None) -
     return found
 
 
-def batch_losses(step: TrainingStep, tensors: list[Tensor] | None = None) -> Tensor:
-    """The loss of each token of the batch (B, T) alone."""
-    return batch_predictions(step, tensors)[0]
-
-
 # === one weight =======================================================================================================
 
 
@@ -193,7 +188,7 @@ def slope_by_nudging(step: TrainingStep, name: str, row: int, column: int, nudge
     for by in (nudge, -nudge):
         weights = step.before[0].clone()
         weights[at] += by
-        losses.append((batch_losses(step, [weights, *step.before[1:]]), weights[at].item()))
+        losses.append((batch_predictions(step, [weights, *step.before[1:]])[0], weights[at].item()))
     (above, high), (below, low) = losses
     return (above - below).mean().item() / (high - low)
 
@@ -299,9 +294,8 @@ def rate_curve(
     curve = []
     for times in multiples:
         tensors = updated(step, times)
-        curve.append(
-            (batch_losses(step, tensors).mean().item(), other_losses(step, inputs, targets, tensors).mean().item())
-        )
+        losses = batch_predictions(step, tensors)[0], other_losses(step, inputs, targets, tensors)
+        curve.append(tuple(each.mean().item() for each in losses))
     return curve
 
 

@@ -108,13 +108,13 @@ def qwen3_config(architecture: dict, end_of_text_id: int) -> dict:
     }
 
 
-def import_extra(module: str):
-    """Import a module of the optional extra `export`. Returns its package. Raises UserError if it is missing."""
+def import_extra(module: str, extra: str = "export"):
+    """Import a module of an optional extra. Returns its package. Raises UserError if it is missing."""
     try:
         return __import__(module)
     except ImportError:
         name = module.partition(".")[0]
-        advice = f"Install it with: uv sync --extra export (or pip install {name})."
+        advice = f"Install it with: uv sync --extra {extra} (or pip install {name})."
         raise UserError(f"The package {name} is missing. {advice}") from None
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.gpt import GPT
 from model.layers import rotate
+from model.storage.huggingface import import_extra
 from plumbing.errors import UserError
 
 MAX_WEIGHTS = 2**31 - 2**20  # bytes; an ONNX file is one protocol buffer, which can have at most 2 GiB
@@ -65,13 +66,7 @@ def to_onnx(model: GPT, metadata: dict[str, str]) -> bytes:
             f"The weights are {size / 2**30:.1f} GiB, and an ONNX file can hold at most 2 GiB. Nothing was written. "
             "Export a smaller model, or use scripts/export_huggingface.py."
         )
-    try:
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
-    except ImportError:
-        raise UserError(
-            "The packages onnx and onnxscript are missing. Install them with: uv sync --extra onnx "
-            "(or pip install onnx onnxscript onnxruntime)."
-        ) from None
+    import_extra("onnxscript", "onnx")  # torch's exporter needs it
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which nothing here needs
     inputs = torch.tensor([0]), torch.tensor([0]), empty_cache(model), empty_cache(model)
     names = {

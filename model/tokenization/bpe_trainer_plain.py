@@ -5,7 +5,7 @@
 
 Sennrich et al. 2015, Neural Machine Translation of Rare Words with Subword Units, arXiv:1508.07909, algorithm 1.
 
-Nothing but the tests runs this: bpe_trainer.py learns the same merges, without counting all pairs again for each one.
+To be read and tested with: bpe_trainer.py learns the same merges, without counting all pairs again for each one.
 """
 
 from collections import Counter

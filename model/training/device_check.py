@@ -27,7 +27,6 @@ GENERATED = 32  # tokens
 # The largest relative difference that rounding in fp32 explains, with a margin: the measured ones are a tenth of it. A
 # training step amplifies the differences of the steps before it; the logits pass through a single forward.
 TOLERANCE = 1e-3
-LARGEST_BATCH, LONGEST_STEP = 4096, 5.0  # sequences, seconds: where the search for the largest batch stops
 
 
 @dataclass
@@ -123,22 +122,3 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     if not a.isfinite().all():
         return math.inf
     return (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp(min=1e-30)).item()
-
-
-def largest_batch(model: GPT, device: torch.device, settings: Settings) -> int:
-    """The largest batch, in sequences and a power of two, for which a training step fits in the device's memory."""
-    model = copy.deepcopy(model).to(device)
-    optimizer = Optimizer(model, settings)
-    tokens, size, largest, seconds = tokens_to_check(settings.block_size), 1, 0, 0.0
-    while size <= LARGEST_BATCH and seconds < LONGEST_STEP:
-        idx, targets = (to_device(array, device) for array in draw_batch(tokens, settings.block_size, size, 0, 0))
-        start = time.perf_counter()
-        try:
-            one_step(model, optimizer, idx, targets, settings)
-            wait_for(device)
-        except RuntimeError as error:  # MPS raises no more specific error
-            if "memory" not in str(error):
-                raise
-            break
-        seconds, largest, size = time.perf_counter() - start, size, 2 * size
-    return largest

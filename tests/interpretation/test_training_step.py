@@ -73,7 +73,7 @@ def plain(step, monkeypatch):
 
 def test_losses_and_gradients_are_those_of_plain_autograd(step, plain):
     losses, streams, gradients = plain
-    close(ts.batch_losses(step), losses)
+    close(ts.batch_predictions(step)[0], losses)
     close(step.loss, losses.mean())
     close(step.streams, torch.stack(streams).flatten(1, 2))
     assert step.gradients.keys() == gradients.keys()
@@ -204,7 +204,7 @@ def test_it_is_the_very_step_of_the_run(finished_run, interrupted_run):
     assert same(weights, {name: finished_run.last["model"][name] for name in weights})
     assert same(dict(zip(("mean", "square", "steps"), step.after[1:], strict=True)), finished_run.last["optimizer"])
     assert same(step.run.optimizer.tensors(), step.before)
-    close(ts.batch_losses(step).mean(), step.loss)  # the same activations dropped
+    close(ts.batch_predictions(step)[0].mean(), step.loss)  # the same activations dropped
     for folder in (interrupted_run.checkpoint_dir, finished_run.settings.checkpoint_dir):  # the latter with 5 and 10
         assert open_before(folder, None, interrupted_run, train_step)[0].step == 5
     end, _ = open_before(checkpoint_path(folder, 10), None, interrupted_run, train_step)

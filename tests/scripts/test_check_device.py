@@ -1,13 +1,11 @@
 """scripts/check_device.py with a planted wrong operation: the "device" is the CPU, one of whose operations is wrong."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from config import CHAR
 from model.layers import KeyValueCache
 from model.training import device_check
 from plumbing.errors import UsageError
@@ -121,20 +119,3 @@ def test_a_wrong_cache_is_caught_by_the_text(monkeypatch, capsys):
 def test_a_device_is_not_blamed_for_the_flags(flags, said):
     with pytest.raises(UsageError, match=said):
         check_device.main([*SMALL, *flags])
-
-
-def test_the_batch_that_fits_is_found(monkeypatch):
-    settings = replace(CHAR, block_size=24, n_layer=2, n_head=2, n_embd=32)
-
-    def one_step(model, optimizer, idx, targets, settings):
-        if len(idx) > 8:
-            raise RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)")
-
-    monkeypatch.setattr(device_check, "one_step", one_step)
-    model = device_check.model_to_check(settings)
-    assert device_check.largest_batch(model, torch.device("cpu"), settings) == 8
-    monkeypatch.setattr(device_check, "one_step", lambda *arguments: None)
-    assert device_check.largest_batch(model, torch.device("cpu"), settings) == device_check.LARGEST_BATCH
-    clock = iter([0.0, 1.0, 1.0, 7.0])  # the second step takes too long
-    monkeypatch.setattr(device_check.time, "perf_counter", clock.__next__)
-    assert device_check.largest_batch(model, torch.device("cpu"), settings) == 2
