@@ -127,8 +127,6 @@ def fetch(file: CachedFile, progress: tqdm) -> None:
         if file.blob.exists():  # another run has just finished it
             return
         with open(file.unfinished, "ab") as target:
-            if target.tell() > file.size:
-                target.truncate(0)
             size = file.size
             while target.tell() < size:
                 block, size = read_range(file, target.tell(), min(target.tell() + BLOCK, size), size)

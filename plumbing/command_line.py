@@ -17,6 +17,8 @@ from plumbing.settings import KINDS, TYPE_OF, field_names, meant, problem_with, 
 from plumbing.terminal import open_streams
 from plumbing.text import quoted_path, shown_path
 
+PAGE_BEGINS = b"<!doctype html>"  # all pages that scripts write
+
 
 class ScriptParser(argparse.ArgumentParser):
     """A parser whose description is shown as it is written, and that answers a wrong flag in a line or two."""
@@ -88,6 +90,13 @@ def flag_value(kind: type, text: str) -> object:
         raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS[kind]}") from None
 
 
+def count(text: str) -> int:
+    """A whole number above 0, for a flag that is no setting. Raises argparse.ArgumentTypeError."""
+    if (number := flag_value(int, text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, and it is {number}")
+    return number
+
+
 def parse(parser: argparse.ArgumentParser, settings: Settings, argv: Sequence[str] | None = None):
     """Parse the command line. Returns (settings with the flags applied, the namespace of all arguments). Raises
     UsageError for a value beyond its limits."""
@@ -157,3 +166,13 @@ def refuse_same(outputs: dict[str, Path | None], *inputs: Path | None) -> None:
         if path:
             check_replaceable(path)
             taken[real_path(path)] = f"{flag} writes"
+
+
+def refuse_no_page(flag: str, path: Path | None, *inputs: Path) -> None:
+    """refuse_same() for the flag of a page, which may replace a page, and no other file."""
+    refuse_same({flag: path}, *inputs)
+    if path and path.is_file():
+        with open(path, "rb") as file:
+            begin = file.read(len(PAGE_BEGINS))
+        if begin not in (PAGE_BEGINS, b""):
+            raise UsageError(f"{flag} would replace {shown_path(path)}, which is no page. Name another file.")

@@ -25,7 +25,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from config import BPE, CHAR, Sampling
-from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_no_page
 from plumbing.errors import UserError, run_script
 from plumbing.page import fill_page, json_in_html, without_infinities, write_page
 from plumbing.text import shown_path
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_flags(parser, CHAR, "debug")
     settings, args = parse(parser, CHAR, argv)
-    refuse_same({"--output": args.output}, settings.model_file)
+    refuse_no_page("--output", args.output, settings.model_file)
 
     from model.storage.model_file import load_model, show_training  # imports torch, which takes seconds
     from model.storage.page_file import page_model

@@ -191,7 +191,9 @@ def inspect_tokens(path: Path, tokenizers: list[Path]) -> str | None:
     )
     tokenizer = find_tokenizer(data, tokenizers)
     counts, ends = read_counts(data)
-    if len(ends) != facts["documents"] or not len(ends) or ends[-1] != len(data) - 1:
+    if not len(ends):
+        raise UserError(f"{shown_path(path)} has no end-of-text id, so nobody can tell where a document ends.")
+    if len(ends) != facts["documents"] or ends[-1] != len(data) - 1:
         print(f"Warning: {len(ends):,} end-of-text ids for {plural(facts['documents'], 'document')}.")
     begins = np.append(0, ends[:-1] + 1)
     show_sizes(ends - begins, "tokens")

@@ -24,7 +24,7 @@ from pathlib import Path
 from config import CHAR
 from model.tokenization.display import token_text
 from plumbing import terminal
-from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, model_flag, parse, refuse_no_page
 from plumbing.errors import UsageError, run_script
 from plumbing.text import bar, fitted, plural, shortened, shown_path
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     settings, args = parse(parser, CHAR, argv)
     if settings.show < 1:
         raise UsageError(f"--show must be 1 or above, and it is {settings.show}.")
-    refuse_same({"--html": args.html}, settings.model_file)
+    refuse_no_page("--html", args.html, settings.model_file)
 
     # What needs torch is imported here, so that --help answers at once.
     from model.device import memory_advice, pick_device

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from config import CHAR
 from plumbing import terminal
-from plumbing.command_line import ScriptParser, add_flags, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, parse, refuse_no_page
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import bar, fitted, plural, shortened, shown_path
 
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     settings, args = parse(parser, CHAR, argv)
     if args.step is not None and args.step < 1:
         raise UsageError(f"--step counts from 1, and it is {args.step}.")
-    read = settings.tokenizer_file, settings.train_file, settings.val_file, *args.checkpoint.glob("*.pt")
-    refuse_same({"--html": args.html}, args.checkpoint, *read)
+    refuse_no_page("--html", args.html)
 
     # What needs torch is imported here, so that --help answers at once.
     from model.device import memory_advice
@@ -141,6 +140,8 @@ def print_gradients(data: dict) -> None:
 
 
 def print_weight(weight: dict) -> None:
+    from model.interpretation.training_step import agreeing_digits
+
     update, gradient = weight["update"], weight["update"]["gradient"]
     print(f"\n4. {weight['name']} = {update['weight']:.7f}")
     print(f"   {weight['meaning']}")
@@ -150,15 +151,9 @@ def print_weight(weight: dict) -> None:
         room = max(8, terminal.width() - 56)
         where = f"{last_of(token['context'], room)} | {shortened(token['target'], 8)}"
         print(f"   {token['x']:9.4f}       {token['dy']:+11.7f} = {token['part']:+11.7f}  {where}")
-    print(f"   all of them {' ' * 21}{weight['sum']:+11.7f}  {digits(weight['sum'], gradient)} digits agree")
+    print(f"   all of them {' ' * 21}{weight['sum']:+11.7f}  {agreeing_digits(weight['sum'], gradient)} digits agree")
     for nudge, slope, agreeing in weight["nudges"]:
         print(f"   nudged by +-{nudge:<6g} the loss says {slope:+.7f}  {agreeing} digits agree")
-
-
-def digits(a: float, b: float) -> int:
-    from model.interpretation.training_step import agreeing_digits
-
-    return agreeing_digits(a, b)
 
 
 def print_adamw(u: dict) -> None:

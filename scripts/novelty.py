@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import CHAR
-from plumbing.command_line import ScriptParser, add_flags, parse
+from plumbing.command_line import ScriptParser, add_flags, count, parse
 from plumbing.corpus import MARKER, SEPARATOR
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import byte_size, printable, shown_path, visible
@@ -44,13 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the text to look up")
     parser.add_argument("--shortest", type=int, default=40, help="shortest match to report, in bytes, from 32 [40]")
-    parser.add_argument("--most", type=int, default=10, help="number of matches to report [10]")
+    parser.add_argument("--most", type=count, default=10, help="number of matches to report [10]")
     add_flags(parser, CHAR, "corpus debug")
     settings, args = parse(parser, CHAR, argv)
     if args.shortest < SEED + 2 * STRIDE:
         raise UsageError(f"--shortest must be at least {SEED + 2 * STRIDE}, and it is {args.shortest}.")
-    if args.most < 1:
-        raise UsageError(f"--most must be at least 1, and it is {args.most}.")
     for path, what in ((args.file, "text"), (settings.corpus, "corpus")):
         if not path.is_file():
             raise UserError(f"There is no {what} {shown_path(path)}. Name another one.")

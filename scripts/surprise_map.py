@@ -38,7 +38,7 @@ from pathlib import Path
 
 from config import CHAR
 from plumbing import terminal
-from plumbing.command_line import ScriptParser, add_flags, file_flags, model_flag, parse, refuse_same
+from plumbing.command_line import ScriptParser, add_flags, file_flags, model_flag, parse, refuse_no_page
 from plumbing.corpus import NO_TEXT, decode_text
 from plumbing.errors import UserError, run_script
 from plumbing.page import fill_page, write_page
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page for a browser to this file as well")
     add_flags(parser, CHAR, "show device debug")
     settings, args = parse(parser, CHAR, argv)
-    refuse_same({"--html": args.html}, args.file, settings.model_file)
+    refuse_no_page("--html", args.html, args.file, settings.model_file)
     text = read_text(args.file)
 
     # What needs torch is imported here, so that --help answers at once.

@@ -26,7 +26,9 @@ from model.tokenization.tokenizer import (
     reloaded,
     save_tokenizer,
 )
+from plumbing.errors import UserError
 from plumbing.parallel import cores, in_input_order
+from plumbing.text import shown_path
 from scripts.benchmarks.common import medians, run_silently, seconds_of
 
 # A first script: rows as Python strings, one write each. Prints the seconds.
@@ -41,7 +43,7 @@ with pq.ParquetFile(sys.argv[1]) as parquet, open(sys.argv[2], "w", encoding="ut
     file.flush()
 print(time.perf_counter() - start)
 """
-# The limit: decode the column, in batches as large as ours, and discard it.
+# The limit: decode the column and discard it.
 ITER_BATCHES = """
 import sys, time
 import pyarrow.parquet as pq
@@ -51,8 +53,8 @@ with pq.ParquetFile(sys.argv[1]) as parquet:
         pass
 print(time.perf_counter() - start)
 """
-# Runs a script in this process, then prints its peak memory. (The system's figure for a child process includes its
-# parent's memory.)
+# Runs a script in this process, then prints its peak memory where there is /proc. (The system's figure for a child
+# process includes its parent's memory.)
 WITH_PEAK = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
@@ -60,7 +62,8 @@ sys.path[0] = os.path.dirname(sys.argv[0])
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], "kB at most")
+    if os.path.exists("/proc/self/status"):
+        print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], "kB at most")
 """
 
 
@@ -94,6 +97,8 @@ def gather_python(folders: list[Path], megabytes: float) -> list[bytes]:
                 if data and data not in found and b"<|endoftext|>" not in data and size < megabytes * 1e6:
                     found[data] = None
                     size += len(data)
+    if not found:
+        raise UserError(f"There is no Python file in {' or '.join(map(shown_path, folders))}. Name other folders.")
     print(f"{size / 1e6:,.0f} MB of different Python files", file=sys.stderr)
     return list(found) * math.ceil(megabytes * 1e6 / size)
 
@@ -115,7 +120,7 @@ def script_figures(script: str, *flags) -> dict[str, float]:
     """Run a step of the pipeline: the MB/s that it prints, its peak memory in MB."""
     out = run_silently([sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]).stdout
     rates, peak = re.findall(r"([\d.]+) MB/s", out), re.findall(r"(\d+) kB at most", out)
-    return {"ours": float(rates[-1]), "peak": float(peak[-1]) * 1024 / 1e6}
+    return {"ours": float(rates[-1])} | ({"peak": float(peak[-1]) * 1024 / 1e6} if peak else {})
 
 
 def snippet_seconds(code: str, *args) -> float:

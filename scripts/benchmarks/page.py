@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from config import BPE, CHAR, ROOT, Model
@@ -37,24 +36,18 @@ RATES = """async (count) => {
 }"""
 
 
-@dataclass
-class Browser:
-    """Chromium, driven by Playwright."""
-
-    chromium: object
-
-    def measure(self, path: Path) -> dict[str, float]:
-        page = self.chromium.new_page()
-        page.goto(path.absolute().as_uri())
-        page.wait_for_selector("html[data-ready]")
-        figures = page.evaluate(RATES, TOKENS)
-        page.close()
-        return figures
+def measure_page(browser, path: Path) -> dict[str, float]:
+    page = browser.new_page()
+    page.goto(path.absolute().as_uri())
+    page.wait_for_selector("html[data-ready]")
+    figures = page.evaluate(RATES, TOKENS)
+    page.close()
+    return figures
 
 
 @contextlib.contextmanager
 def open_browser():
-    """A Browser, or None where there is no Chromium or no Playwright."""
+    """Chromium, driven by Playwright, or None where there is no Chromium or no Playwright."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     try:
         from playwright.sync_api import sync_playwright
@@ -64,7 +57,7 @@ def open_browser():
         yield None
         return
     with sync_playwright() as playwright:
-        yield Browser(playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"]))
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
 
 
 def measure_pages(rounds: int, folder: Path) -> list[dict]:
@@ -78,7 +71,7 @@ def measure_pages(rounds: int, folder: Path) -> list[dict]:
         for name, shape in PAGES.items():
             for precision in ("float16", "int8"):
                 path = write_model_page(shape, precision, folder)
-                rate = medians([browser.measure(path) for _ in range(rounds)])
+                rate = medians([measure_page(browser, path) for _ in range(rounds)])
                 size, first = path.stat().st_size / 1e6, rate["first token"]
                 print(f"page, {name}, {precision}: {size:.2f} MB, {first:.0f} ms to the first token")
                 rows.append({"shape": f"page, {name}, {precision}", **page_columns(rate)})

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 
 from config import ROOT
-from dataset import token_writer
 from model.device import pick_device, pick_dtype
-from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, reloaded, save_tokenizer
 from plumbing.command_line import flag_name
 from scripts.benchmarks.common import medians, run_silently
 from scripts.benchmarks.models import MODELS, SCALING_STEPS
@@ -58,14 +56,11 @@ def measure_scaling(args) -> list[dict]:
 
 def random_data(shape: dict, folder: Path) -> list:
     """Write token files of random ids. Returns the flags with which train.py trains a model of this shape on them."""
-    tokenizer_file = folder / "tokenizer.json"
-    save_tokenizer(reloaded(make_character_tokenizer(map(chr, range(32, 30 + shape["vocab_size"])))), tokenizer_file)
-    tokenizer, flags = load_tokenizer(tokenizer_file), ["--tokenizer-file", tokenizer_file]
-    facts = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "end_of_text_id": 0}
+    flags = ["--tokenizer", "none", "--vocab-size", shape["vocab_size"]]
     for name, tokens in (("train", 1_000_000), ("val", 100)):
         flags += [f"--{name}-file", folder / f"{name}.bin"]
-        with token_writer(folder / f"{name}.bin", facts) as writer:
-            writer.add(np.random.default_rng(0).integers(tokenizer.vocab_size, size=tokens, dtype=np.uint16), tokens)
+        ids = np.random.default_rng(0).integers(shape["vocab_size"], size=tokens, dtype=np.uint16)
+        ids.tofile(folder / f"{name}.bin")
     for name in ("block_size", "n_layer", "n_head", "n_embd"):
         flags += [flag_name(name), shape[name]]
     return flags

@@ -14,9 +14,9 @@ from faults import unflushed_names
 from sources import SOURCES
 
 from model.tokenization.tokenizer import load_tokenizer
-from plumbing import files
-from plumbing.command_line import refuse_same
-from plumbing.errors import UserError
+from plumbing import files, page
+from plumbing.command_line import PAGE_BEGINS, refuse_no_page, refuse_same
+from plumbing.errors import UsageError, UserError
 from plumbing.files import make_folder, rename, whole_file
 
 
@@ -144,6 +144,24 @@ def test_links_in_a_circle_are_replaced(tmp_path):
     with whole_file(tmp_path / "a") as file:
         file.write(b"text")
     assert (tmp_path / "a").read_bytes() == b"text"
+
+
+def test_a_page_replaces_a_page_and_no_other_file(tmp_path):
+    refuse_no_page("--html", None)
+    for content in (b"", b"<!doctype html>\n<html>"):
+        (tmp_path / "page").write_bytes(content)
+        refuse_no_page("--html", tmp_path / "page")
+    with pytest.raises(UsageError, match="--html would replace .*page, which is read here"):
+        refuse_no_page("--html", tmp_path / "page", tmp_path / "page")
+    (tmp_path / "page").write_bytes(b"PK\3\4, a model")
+    with pytest.raises(UsageError, match="--html would replace .*page, which is no page. Name another file."):
+        refuse_no_page("--html", tmp_path / "page")
+    folder = Path(page.__file__).parents[1] / "scripts"
+    writers = [path.read_text("utf-8") for path in folder.glob("*.py") if " write_page(" in path.read_text("utf-8")]
+    assert len(writers) == 5 and all(" refuse_no_page(" in text for text in writers)
+    templates = re.findall(r'fill_page\(\s*"(\w+\.html)"', "".join(writers))
+    assert len(templates) == 5
+    assert all((folder / "pages" / name).read_bytes().startswith(PAGE_BEGINS) for name in templates)
 
 
 def test_two_writers_of_one_file_do_not_share_a_temporary_file(tmp_path):
