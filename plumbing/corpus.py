@@ -209,18 +209,11 @@ def draw_run(sizes: np.ndarray, limit: int, rng: random.Random) -> np.ndarray:
 
 def only_document(path: Path) -> bytes | None:
     """The document of a corpus that has one, None if there are more. Raises UserError if there are none."""
-    documents = read_document_bytes(path, check=False)  # of several, each is checked when it is encoded
+    documents = read_document_bytes(path)
     first = next(documents, None)
-    note_windows_text(path)
     if first is None:
         raise UserError(f"{shown_path(path)} holds no documents.")
-    if next(documents, None) is not None:
-        return None
-    try:
-        first.decode()
-    except UnicodeDecodeError:
-        next(read_document_bytes(path))  # raises UserError with the position of the bad byte
-    return first
+    return first if next(documents, None) is None else None
 
 
 def split_documents(path: Path, val_fraction: float, *chunk: int) -> Iterator[tuple[str, bytes]]:

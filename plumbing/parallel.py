@@ -12,20 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 
-from plumbing.errors import UsageError
 from plumbing.text import quoted_path
 
 
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def pick_workers(workers: int) -> int:
-    """The number of threads for --workers: as many as asked for, or with 0 one per core."""
-    if workers < 0:
-        raise UsageError(f"--workers must be 0 or more, and is {workers}.")
-    return workers or cores()
 
 
 def in_input_order(work: Callable, items: Iterable, workers: int, at_once: int = 4) -> Iterator[tuple]:

@@ -1,6 +1,6 @@
 """The first import of every script: says in a sentence if this Python, its packages or config.py cannot be used.
 
-Python 3.8 must be able to read this file, the two that are imported before it, and the top of each script.
+Python 3.8 must be able to read this file, the two that are imported before it, and each script.
 """
 
 import os

@@ -41,7 +41,7 @@ from plumbing.errors import UserError, run_script
 from plumbing.files import whole_file
 from plumbing.inputs import LeftOut, Unchanged, find_files, parquet_files, why_not_parquet
 from plumbing.journal import Journal, identity
-from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
+from plumbing.parallel import cores, in_input_order, shard_path, shard_pattern
 from plumbing.text import byte_rate, byte_size, plural, print_next, printable, quoted_path, shown_path, visible
 
 ROWS = 256  # read at once, at most,
@@ -225,7 +225,7 @@ def write_corpus(writer: CorpusWriter, journal: Journal, files: list[Path], args
     broken = -1  # the number of the file that turned out to be damaged
     options = {"total": sum(sizes), "initial": sum(sizes[: start[0]]), "unit": "B", "unit_scale": True, "delay": 2}
     with tqdm(**options) as progress:
-        for item, results in in_input_order(work, items, pick_workers(args.workers), BATCHES_AT_ONCE):
+        for item, results in in_input_order(work, items, args.workers or cores(), BATCHES_AT_ONCE):
             if item.file == broken:
                 continue
             try:

@@ -6,8 +6,7 @@
 
 Reads   log.jsonl of one or more runs (train.py, trainv2.py), also while they run
 Writes  with --html a page for a browser: loss, learning rate, gradients and speed, and a slider over the recorded steps
-        that shows the model learning to write; with --text (or without either) a plot of the loss in the terminal; with
-        --tensorboard event files for TensorBoard, if that package is installed
+        that shows the model learning to write; with --text (or without either) a plot of the loss in the terminal
 Next    open the page; or scripts/inspect_model.py, which opens the trained model
 """
 
@@ -22,11 +21,11 @@ from pathlib import Path
 
 from config import CHAR
 from model import metrics
-from model.monitoring.run_log import VALIDATION, read_run
-from plumbing.command_line import ScriptParser, add_flags, parse
-from plumbing.errors import UsageError, UserError, run_script
+from model.monitoring.run_log import read_run
+from plumbing.command_line import ScriptParser, add_flags, parse, refuse_no_page
+from plumbing.errors import run_script
 from plumbing.page import fill_page, without_infinities, write_page
-from plumbing.text import plural, quoted_path, shown_path
+from plumbing.text import plural, shown_path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,19 +35,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN", help="plot these runs as well")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the page to this file")
     parser.add_argument("--text", action="store_true", help="plot the loss in the terminal")
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write event files for TensorBoard there")
     add_flags(parser, CHAR, "debug")
     settings, args = parse(parser, CHAR, argv)
     paths = [args.run, *args.compare]
+    refuse_no_page("--html", args.html)
     runs = [read_run(path) for path in paths]
     names = [run["name"] for run in runs]
     for run, path in zip(runs, paths, strict=True):
         if names.count(run["name"]) > 1:
             run["name"] = shown_path(path)
-    if args.html and args.html.suffix == ".jsonl":
-        raise UsageError(f"--html would write a page into {shown_path(args.html)}. Name another file.")
 
-    if args.text or not (args.html or args.tensorboard):
+    if args.text or not args.html:
         for run in runs:
             print(f"{run['name']}: loss in nats per token, · in training, o in validation")
             print(plot_loss(run))
@@ -56,15 +53,11 @@ def main(argv: list[str] | None = None) -> None:
                 last = run["evaluations"][-1]
                 per_byte = metrics.show_bits_per_byte(last["val_bits_per_byte"])
                 print(f"  validation at step {last['step']:,}: loss {last['val_loss']:.4f}, {per_byte}")
-    if args.tensorboard:
-        count = sum(write_tensorboard(run, args.tensorboard) for run in runs)
-        print(f"{count:,} figures in {shown_path(args.tensorboard)}")
-        print(f"Next: tensorboard --logdir {quoted_path(args.tensorboard)}")
     if args.html:
         facts = [describe_run(run) for run in runs]
         page = fill_page("plot_training.html", facts, without_infinities({"runs": runs, "ln2": metrics.LN2}))
         write_page(args.html, page, plural(sum(len(run["records"]) for run in runs), "recorded step"))
-    elif settings.debug and not args.tensorboard:
+    elif settings.debug:
         print("Next: add --html data/training.html to see everything as a page.")
 
 
@@ -86,29 +79,6 @@ def plot_loss(run: dict, width: int = 64, height: int = 16) -> str:
         label = f"{loss:8.3f}" if i % 5 == 0 else " " * 8
         lines.append(f"  {label} │{''.join(row)}".rstrip())
     return "\n".join([*lines, " " * 11 + "└" + "─" * width, f"{'step 0':>17}{last_step:>{width - 6},}"])
-
-
-def write_tensorboard(run: dict, folder: Path) -> int:
-    """Write the figures of a run as event files. Returns their number."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard.") from None
-    count = 0
-    with SummaryWriter(str(folder / run["name"])) as writer:
-        for entry in run["lines"] + run["evaluations"]:
-            for name, value in entry.items():
-                if name != "step" and value is not None:
-                    group = "validation" if name in VALIDATION else "train"
-                    writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, entry["step"])
-                    count += 1
-        for record in run["records"]:
-            writer.add_text("sample", record["sample"], record["step"])
-            for group in ("gradient_norm", "update_to_weight", "kind_bits"):
-                for name, value in record.get(group, {}).items():
-                    writer.add_scalar(f"{group}/{name}", value, record["step"])
-                    count += 1
-    return count
 
 
 def describe_run(run: dict) -> str:

@@ -44,7 +44,7 @@ from plumbing.errors import UserError, run_script
 from plumbing.files import flush_to_disk
 from plumbing.inputs import Unchanged
 from plumbing.journal import Journal, identity
-from plumbing.parallel import in_input_order, pick_workers, shard_path, shard_pattern
+from plumbing.parallel import cores, in_input_order, shard_path, shard_pattern
 from plumbing.text import byte_rate, byte_size, plural, print_next, quoted_path, shown_path, visible
 
 CHUNK_BYTES = 1 << 23  # 8 MB of the corpus: enough for large arrays, and little enough to hold several chunks in memory
@@ -124,7 +124,7 @@ def write_token_files(encoder: CorpusEncoder, facts: dict, shard: tuple[int, int
         progress.initial = progress.n = done - start
         beginnings = show_first_documents(encoder, (start, end))
         chunks = cut_into_chunks(settings.corpus, done, end, end if encoder.only else CHUNK_BYTES)
-        for chunk, blocks in in_input_order(encoder.encode, chunks, pick_workers(settings.workers), BLOCKS_AT_ONCE):
+        for chunk, blocks in in_input_order(encoder.encode, chunks, settings.workers or cores(), BLOCKS_AT_ONCE):
             for split, ids, documents, utf8_bytes, missing in blocks:
                 writers[split].extend(ids)
                 writers[split].count(documents, utf8_bytes, sum(missing.values()))

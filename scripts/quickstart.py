@@ -54,7 +54,6 @@ BPE_IDS = (BPE.train_file, sidecar(BPE.train_file), BPE.val_file, sidecar(BPE.va
 # The trainings read about 4 MB in their minutes, and scoring 6 % of it takes seconds. So few documents differ a lot
 # from draw to draw, hence a seed whose validation documents are neither very easy nor very hard.
 CORPUS = "--corpus data/corpus_sample.txt"
-TRAIN_CHARACTERS = "scripts/train_tokenizer_character_level.py"
 IDS = f"{CORPUS} --val-fraction 0.06"
 PAGE = "data/my_gpt.html"
 STAGES = [
@@ -76,7 +75,7 @@ STAGES = [
     Stage(
         "4. Train a character tokenizer",
         "A model computes with numbers, so every character gets one.",
-        f"{TRAIN_CHARACTERS} {CORPUS}", SAMPLE, (CHAR.tokenizer_file,),
+        f"scripts/train_tokenizer_character_level.py {CORPUS}", SAMPLE, (CHAR.tokenizer_file,),
     ),
     Stage(
         "4. Train a BPE tokenizer",

@@ -74,7 +74,7 @@ class Display:
         if self.trace:
             entry = {"completion": self.completion, **trace_step(text.sample, number, step, show, self.tokenizer)}
             self.trace.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            self.trace.flush()  # for others to read at once
+            self.trace.flush()  # so that a run that is killed leaves it, as a .tmp file
         if self.settings.debug:
             name = f"sample {text.sample}, step {number}" if self.settings.samples > 1 else f"step {number}"
             so_far = self.so_far[text.sample]

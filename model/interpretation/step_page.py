@@ -133,7 +133,6 @@ def matrix_data(step: TrainingStep, name: str) -> dict:
     before = step.weight(name, step.before)
     data = {
         "name": name.removesuffix(".weight"),
-        "optimizer": "Muon" if muon else "AdamW",
         "gradient": gradient.norm().item(),
         "weight": before.norm().item(),
         "update": (step.weight(name, step.after) - before).norm().item(),
@@ -160,7 +159,7 @@ def weight_data(step: TrainingStep, losses: Tensor, name: str, row: int, column:
     for i in top:
         b, t = divmod(i % N, T)
         tokens.append(
-            {"at": [b, t], "context": context(step, step.inputs, b, t), "x": x[i].item(), "dy": dy[i].item(),
+            {"context": context(step, step.inputs, b, t), "x": x[i].item(), "dy": dy[i].item(),
              "target": token_text(step.run.tokenizer, step.targets[b, t].item()), "part": parts[i].item()}
         )  # fmt: skip
     slopes = [ts.slope_by_nudging(step, name, row, column, nudge) for nudge in nudges]

@@ -34,7 +34,7 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     settings = run.settings
     step = partial(train_step, run, run.model.loss, run.optimizer.step)
     _, seconds = graph_if_possible(run, step, at_most=math.inf)
-    other, steps = other_seconds(run, seconds, evaluate), settings.max_steps
+    other, steps = partial(other_seconds, run, seconds, *time_the_rest(run, evaluate)), settings.max_steps
     if settings.minutes > 0:
         steps = int(60 * settings.minutes / seconds)  # if there were nothing else to do
         steps = max(1, int((60 * settings.minutes - other(steps)) / seconds))
@@ -44,27 +44,28 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
         print("A run as long as this is compiled first, if that is possible and proves to be faster.")
 
 
-def other_seconds(run: Run, per_step: float, evaluate: Callable) -> Callable[[int], float]:
-    """The seconds that evaluations, samples and records take beside so many training steps."""
-    settings, val_tokens = run.settings, len(run.val_data)
+def time_the_rest(run: Run, evaluate: Callable) -> tuple[float, float]:
+    """The seconds of an evaluation per token, and those of a sample."""
+    settings = run.settings
     begin = time.perf_counter()
     _, scored = evaluate(run.model, run.val_data, run.stop.check, SCORED_TOKENS)
     per_token = (time.perf_counter() - begin) / scored
-    per_sample = 0.0
-    if settings.sample_tokens:
-        begin, tokens = time.perf_counter(), min(SAMPLED_TOKENS, settings.sample_tokens)
-        sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=tokens), run.stop.check)
-        per_sample = (time.perf_counter() - begin) * settings.sample_tokens / tokens
+    if not settings.sample_tokens:
+        return per_token, 0.0
+    begin, tokens = time.perf_counter(), min(SAMPLED_TOKENS, settings.sample_tokens)
+    sample_text(run.model, run.tokenizer, replace(settings, sample_tokens=tokens), run.stop.check)
+    return per_token, (time.perf_counter() - begin) * settings.sample_tokens / tokens
 
-    def seconds(steps: int) -> float:
-        evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
-        if every := evaluation_interval(settings.eval_every, steps):
-            evaluations = 1 + (steps - 1) // every
-            records = evaluations + steps.bit_length()  # each takes about as long as a step, and has a sample
-        tokens = val_tokens + evaluations * min(settings.eval_tokens or val_tokens, val_tokens)
-        return per_token * tokens + per_sample * (1 + records) + per_step * records
 
-    return seconds
+def other_seconds(run: Run, per_step: float, per_token: float, per_sample: float, steps: int) -> float:
+    """Seconds of evaluations, samples and records beside so many training steps."""
+    settings, val_tokens = run.settings, len(run.val_data)
+    evaluations = records = 0  # the last evaluation, of the whole file, counts by itself
+    if every := evaluation_interval(settings.eval_every, steps):
+        evaluations = 1 + (steps - 1) // every
+        records = evaluations + steps.bit_length()  # each takes about as long as a step, and has a sample
+    tokens = val_tokens + evaluations * min(settings.eval_tokens or val_tokens, val_tokens)
+    return per_token * tokens + per_sample * (1 + records) + per_step * records
 
 
 def estimate_lines(run: Run, steps: int, seconds: float, other: float) -> list[str]:

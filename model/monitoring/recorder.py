@@ -55,10 +55,8 @@ class Recorder:
             self.kinds = {name: np.stack(kinds) == i for i, name in enumerate(KINDS)}
         self.positions = [T * (i + 1) // (POSITIONS + 1) for i in range(POSITIONS)]
         self.about = {
-            "vocab_size": run.model.vocab_size,
             "ladder": baselines,  # the name is part of the log's format
             "val_tokens_per_byte": run.val_data.tokens_per_byte if run.val_data.facts["utf8_bytes"] else None,
-            "n_head": run.model.blocks[0].attention.n_head,
             "paragraph": [token_text(run.tokenizer, token) for token in [self.inputs[0, 0], *self.targets[0]]],
             "places": self.positions,
             "kinds": {name: int(mask.sum()) for name, mask in self.kinds.items()},

@@ -6,7 +6,7 @@ from plumbing.text import readable
 
 # Surprise has six levels. These are their borders in bits: probability 1/2, 1/4, 1/16, 1/256, 1/4096.
 BORDERS = [1, 2, 4, 8, 12]
-# How a terminal shows each level (SGR parameters, ECMA-48): the light colours of scripts/pages/surprise_map.html, as
+# How a terminal shows each level (SGR parameters, ECMA-48): the light colours of scripts/pages/levels.css, as
 # near as xterm's 256 come to them. Each brings its own letters, so the terminal's background does not matter; underline
 # and bold tell the highest levels apart without any colour.
 STYLES = ["", "38;5;16;48;5;230", "38;5;16;48;5;222", "38;5;16;48;5;208", "38;5;231;48;5;124;4", "38;5;231;48;5;53;1;4"]

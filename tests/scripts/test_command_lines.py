@@ -231,7 +231,7 @@ def test_an_error_does_not_stand_behind_the_progress_bar(run, project, monkeypat
     (project / "src").mkdir()
     (project / "src" / "a.py").write_bytes(b"")
     damaged(project / "p.parquet", "cut off")
-    Path("latin.txt").write_bytes(f"good\n{M}\n".encode() + b"\xff")
+    Path("latin.txt").write_bytes(f"good\n{M}\n".encode() * 2 + b"\xff")
     arguments = {
         INGEST: ["src"],
         EXTRACT: ["p.parquet"],

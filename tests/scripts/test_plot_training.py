@@ -1,11 +1,9 @@
-"""The page of a training: what it reads of a log, its program in a browser, the drawing, and TensorBoard's files."""
+"""The page of a training: what it reads of a log, its program in a browser, and the drawing."""
 
 import itertools
 import json
 import math
 import re
-import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +79,8 @@ def test_logs_that_cannot_be_read(tmp_path, runs, plot):
     Log(tmp_path / "new", None)
     with pytest.raises(UserError, match="no figures yet"):
         run_log.read_run(tmp_path / "new")
-    with pytest.raises(UsageError, match="write a page into"):
-        plot(runs[0], "--html", "log.jsonl")
+    with pytest.raises(UsageError, match="--html would replace .*which is no page"):
+        plot(runs[0], "--html", runs[0] / "log.jsonl")
 
 
 def test_the_curve_is_the_mean_over_steps_within_five_percent():
@@ -119,45 +117,6 @@ def test_the_plot_by_hand():
     assert [row.partition("│")[2] for row in rows[:3]] == ["·", "     ·", "          ·"]
     assert rows[0].startswith("     4.000")
     assert "no finite loss" in plot_training.plot_loss({"training": [], "evaluations": []})
-
-
-# --- TensorBoard ------------------------------------------------------------------------------------------------------
-
-
-def test_event_files(runs, plot, monkeypatch, tmp_path):
-    """With a stand-in for the package, which takes down what it is given."""
-    given = []
-
-    class SummaryWriter:
-        def __init__(self, folder):
-            self.folder = folder
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            given.append("closed")
-
-        def add_scalar(self, name, value, step):
-            given.append((self.folder, name, value, step))
-
-        def add_text(self, name, text, step):
-            given.append((name, text, step))
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    out = plot(runs[0], "--tensorboard", "events")
-    first = next(e for e in log_of(runs[0]) if "loss" in e)
-    assert ("events/char", "train/loss", first["loss"], first["step"]) in given
-    last = [e for e in log_of(runs[0]) if "val_loss" in e][-1]
-    assert ("events/char", "validation/loss", last["val_loss"], 20) in given
-    assert any(one[1] == "update_to_weight/layer 1" for one in given if one != "closed")
-    assert given[-1] == "closed"
-    assert "tensorboard --logdir events" in out
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="pip install tensorboard"):
-        plot(runs[0], "--tensorboard", "events")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
