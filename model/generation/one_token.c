@@ -1,8 +1,8 @@
 /* One token at a time on a CPU, in C: GPT.forward for B = T = 1. Notation as in model/layers.py.
 
    compile_c.py compiles this file where it finds a compiler; one_token_c.py lays out the weights, and calls step() and
-   perhaps candidates(). The weights of each RMSNorm are multiplied into the matrix that follows it, as in one_token.py, which is
-   the same in numpy. */
+   perhaps candidates(). The weights of each RMSNorm are multiplied into the matrix that follows it. one_token.py is the
+   same in numpy. */
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>

@@ -19,8 +19,7 @@ SHAPES = [
     {"n_layer": 1, "n_head": 1, "n_embd": 2},
     {"n_layer": 2, "n_head": 4, "n_embd": 24, "tie_embeddings": True},
     {"n_layer": 3, "n_head": 2, "n_embd": 64, "rotary_base": 30.0},
-    {"n_layer": 2, "n_head": 2, "n_embd": 256},  # large enough for threads in its products
-    {"n_layer": 1, "n_head": 3, "n_embd": 384},  # two of its products are made a little larger, for the same
+    {"n_layer": 2, "n_head": 2, "n_embd": 256},  # large enough for threads in numpy's products
 ]
 IN_C = pytest.mark.skipif(c_compiler() is None, reason="needs a C compiler")
 
@@ -74,7 +73,9 @@ def test_logits_and_cache_are_the_models(step, shape, read_before):
 def test_scores_that_would_overflow(step):
     """With large weights in QK-norm, exp of a score is more than fp32 holds: the largest is subtracted first."""
     model = random_model(n_layer=2, n_head=2, n_embd=64, rotary_base=10_000.0, norms=8.0)
-    assert not any(bounded for _, (*_, bounded) in OneToken(model, model.new_cache()).layers)
+    for attention in (block.attention for block in model.blocks):
+        norms = attention.query_norm.weight.abs().max() * attention.key_norm.weight.abs().max()
+        assert norms * 32**0.5 > 88  # of the largest score; e^89 is more than fp32 holds
     compare(step, model, [1, 2], [3, 4, 5, 6])
 
 
@@ -232,7 +233,7 @@ def test_numpy_where_there_is_no_compiler(monkeypatch):
 @IN_C
 def test_c_where_there_is_a_compiler_with_more_threads_for_more_weights(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for shape, threads in ((SHAPES[0], 1), (SHAPES[4], 1), ({"n_layer": 3, "n_head": 4, "n_embd": 256}, 2)):
+    for shape, threads in ((SHAPES[0], 1), (SHAPES[3], 1), ({"n_layer": 3, "n_head": 4, "n_embd": 256}, 2)):
         model = random_model(**shape)
         step = fast_one_token(model, model.new_cache())
         assert type(step) is OneTokenInC
