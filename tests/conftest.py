@@ -19,7 +19,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from browser import chromium, open_page  # noqa: F401 (fixtures)
+from browser import chromium, open_page, spare_pages  # noqa: F401 (fixtures)
 from data_scripts import prepare, project, run  # noqa: F401 (fixtures)
 from hub import files, hub  # noqa: F401 (fixtures)
 from stored_runs import finished_run, interrupted_run  # noqa: F401 (fixtures)

@@ -66,6 +66,19 @@ def inspect(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The page of TEXT, of a model of each kind."""
+    found = {}
+    for kind, tokenizer in TOKENIZERS.items():
+        folder = tmp_path_factory.mktemp(kind)
+        save_model(folder / "m.pt", make_model(kind), tokenizer, {"steps": 3, "val_bits_per_byte": 1.5})
+        found[kind] = folder / "page.html"
+        given = {"--prompt": TEXT, "--model": folder / "m.pt", "--device": "cpu", "--html": found[kind]}
+        inspect_model.main([str(part) for pair in given.items() for part in pair])
+    return found
+
+
 def data_of(path):
     return json.loads(re.search(r"id=data>(.*?)</script>", path.read_text("utf-8"), re.DOTALL)[1])
 
@@ -77,9 +90,8 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=atol)
 
 
-def test_every_figure_of_the_page_is_the_models(inspect, kind, tmp_path):
-    inspect(kind, TEXT, "--html", "page.html")
-    data, model, tokenizer = data_of(tmp_path / "page.html"), make_model(kind), TOKENIZERS[kind]
+def test_every_figure_of_the_page_is_the_models(pages, kind):
+    data, model, tokenizer = data_of(pages[kind]), make_model(kind), TOKENIZERS[kind]
     ids = tokenizer.encode(TEXT).astype(int)
     T = len(ids)
     assert data["ids"] == ids.tolist()
@@ -127,9 +139,8 @@ def test_a_long_prompt_counts_by_its_end_as_in_generating(inspect, tmp_path):
     assert "read as <|unk|>: '€'" in inspect("char", "€")
 
 
-def test_the_page_is_one_file_without_addresses_and_its_data_cannot_end_its_script(inspect, tmp_path):
-    inspect("bpe", TEXT, "--html", "page.html")
-    source = (tmp_path / "page.html").read_text("utf-8")
+def test_the_page_is_one_file_without_addresses_and_its_data_cannot_end_its_script(pages):
+    source = pages["bpe"].read_text("utf-8")
     assert source.count("</script>") == 2  # its data and its program
     assert re.findall(r"(?:https?:)?//[\w.-]+\.\w+|@import|url\(|<link|src=", source) == []
     assert "%%" not in source
@@ -183,18 +194,21 @@ def test_what_it_refuses(inspect, tmp_path, capsys):
 
 # --- the browser ------------------------------------------------------------------------------------------------------
 
+# Of a tokenizer the page's program reads the texts of tokens, the kind, for one sentence, and the merges of BPE. So one
+# kind is enough to show most of what it does.
+
 
 @pytest.fixture
-def page(inspect, open_page, tmp_path, kind):
-    inspect(kind, TEXT, "--html", "page.html")
-    return open_page(tmp_path / "page.html")
+def page(pages, open_page):
+    return open_page(pages["bpe"])
 
 
 def ids_of(kind):
     return TOKENIZERS[kind].encode(TEXT).astype(int).tolist()
 
 
-def test_choosing_a_token_by_click_and_by_keyboard(page, kind):
+def test_choosing_a_token_by_click_and_by_keyboard(pages, open_page, kind):
+    page = open_page(pages[kind])
     tokens = page.locator("#tokens .token")
     texts = [token_text(TOKENIZERS[kind], token) for token in ids_of(kind)]
     assert tokens.all_inner_texts() == texts
@@ -213,14 +227,14 @@ def test_choosing_a_token_by_click_and_by_keyboard(page, kind):
         assert page.locator("#merges tr").count() >= 1
 
 
-def test_heads_enlarge_on_click_and_show_the_row_under_the_pointer(page, kind):
+def test_heads_enlarge_on_click_and_show_the_row_under_the_pointer(page):
     heads = page.locator("#heads button")
     assert heads.count() == 4
     heads.nth(3).click()
     assert heads.nth(3).get_attribute("aria-pressed") == "true"
     assert page.inner_text("#row-title").startswith("L1H1:")
-    seen = trace_forward(make_model(kind), ids_of(kind))
-    T = len(ids_of(kind))
+    seen = trace_forward(make_model("bpe"), ids_of("bpe"))
+    T = len(ids_of("bpe"))
     box = page.locator("#large").bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + box["height"] * 6.5 / T)
     assert page.inner_text("#row-title") == "L1H1: where token 7 looks"
@@ -238,9 +252,9 @@ def test_heads_enlarge_on_click_and_show_the_row_under_the_pointer(page, kind):
     assert page.evaluate("[byId('large').width, byId('large').height]") == [T, T]
 
 
-def test_components_add_up_on_the_page(page, kind):
+def test_components_add_up_on_the_page(page):
     page.locator("#tokens .token").nth(5).click()
-    logits = trace_forward(make_model(kind), ids_of(kind)).logits[5]
+    logits = trace_forward(make_model("bpe"), ids_of("bpe")).logits[5]
     top = logits.topk(2)
     assert float(page.inner_text("#sum")) == pytest.approx(top.values[0].item(), abs=0.0051)
     page.select_option("#towards", index=1)
@@ -248,11 +262,11 @@ def test_components_add_up_on_the_page(page, kind):
     assert page.locator("#components tbody tr").count() == 1 + 2 * 3 + 1
 
 
-def test_the_lens_tells_ranks_on_hover(page, kind):
-    ids = ids_of(kind)
+def test_the_lens_tells_ranks_on_hover(page):
+    ids = ids_of("bpe")
     cell = page.locator("#lens tbody tr").nth(4).locator("td").nth(3)
     cell.hover()
-    logits = trace_forward(make_model(kind), ids).logits[4]
+    logits = trace_forward(make_model("bpe"), ids).logits[4]
     rank = 1 + int((logits > logits[ids[5]]).sum())
     assert f"has rank {rank}," in page.inner_text("#lens-detail")
     assert "After layer 1" in page.inner_text("#lens-detail")
@@ -261,28 +275,28 @@ def test_the_lens_tells_ranks_on_hover(page, kind):
     assert "at token 6" in page.inner_text("#lens-detail")
 
 
-@pytest.mark.parametrize(("temperature", "k", "p"), [(1, 0, 1), (0.5, 0, 0.8), (1.5, 4, 1), (0, 0, 1), (0.8, 10, 0.5)])
-def test_the_sliders_do_what_generating_does(page, kind, temperature, k, p):
-    for name, value in (("temperature", temperature), ("top_k", k), ("top_p", p)):
-        page.locator(f"#{name}").fill(str(value))
-    logits = trace_forward(make_model(kind), ids_of(kind)).logits[-1].double().sort(descending=True).values.numpy()
-    tempered = apply_temperature(logits, temperature)
-    expected, _ = sampling_probabilities(tempered, k, p)
-    drawn = [float(x) for x in page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => td.dataset.p)")]
-    assert drawn == pytest.approx(expected[:15].tolist(), abs=1e-5)
-    possible = re.match(r"([\d,]+) of", page.inner_text("#left"))[1]
-    assert int(possible.replace(",", "")) == np.count_nonzero(expected)
+def test_the_sliders_do_what_generating_does(page):
+    logits = trace_forward(make_model("bpe"), ids_of("bpe")).logits[-1].double().sort(descending=True).values.numpy()
+    for temperature, k, p in [(1, 0, 1), (0.5, 0, 0.8), (1.5, 4, 1), (0, 0, 1), (0.8, 10, 0.5)]:
+        for name, value in (("temperature", temperature), ("top_k", k), ("top_p", p)):
+            page.locator(f"#{name}").fill(str(value))
+        expected, _ = sampling_probabilities(apply_temperature(logits, temperature), k, p)
+        drawn = page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => Number(td.dataset.p))")
+        assert drawn == pytest.approx(expected[:15].tolist(), abs=1e-5)
+        possible = re.match(r"([\d,]+) of", page.inner_text("#left"))[1]
+        assert int(possible.replace(",", "")) == np.count_nonzero(expected)
 
 
-def test_the_candidates_are_those_after_the_chosen_token(page, kind):
+def test_the_candidates_are_those_after_the_chosen_token(page):
     """As everything on the page is about the chosen one."""
-    logits = trace_forward(make_model(kind), ids_of(kind)).logits.float()
-    for at in (3, len(ids_of(kind)) - 1, 0):
+    ids = ids_of("bpe")
+    logits = trace_forward(make_model("bpe"), ids).logits.float()
+    for at in (3, len(ids) - 1, 0):
         page.locator("#tokens .token").nth(at).click()
-        assert page.inner_text("#after").startswith(f"After token {at + 1} of {len(ids_of(kind))}, ")
+        assert page.inner_text("#after").startswith(f"After token {at + 1} of {len(ids)}, ")
         top = logits[at].softmax(-1).topk(15)
         shown = page.locator("#candidates tbody tr td:first-child").all_inner_texts()
-        assert shown == [token_text(TOKENIZERS[kind], token) for token in top.indices.tolist()]
+        assert shown == [token_text(TOKENIZERS["bpe"], token) for token in top.indices.tolist()]
         drawn = page.eval_on_selector_all("#candidates .drawn", "all => all.map((td) => Number(td.dataset.p))")
         assert drawn == pytest.approx(top.values.tolist(), abs=1e-5)
 
@@ -297,9 +311,18 @@ def test_of_a_long_prompt_the_last_tokens_have_candidates(inspect, open_page, tm
     assert page.locator("#candidates tbody tr").count() == 0
 
 
-def test_the_large_matrix_has_labels_and_takes_taps(page, kind):
-    ids, seen = ids_of(kind), trace_forward(make_model(kind), ids_of(kind))
-    texts, T = [token_text(TOKENIZERS[kind], token) for token in ids], len(ids)
+def test_a_page_of_one_token(inspect, open_page, tmp_path):
+    inspect("char", "d", "--html", "page.html")
+    page = open_page(tmp_path / "page.html")
+    assert page.locator("#tokens .token").all_inner_texts() == ["d"]
+    assert page.inner_text("#after").startswith("After token 1 of 1, ")
+
+
+def test_the_large_matrix_has_labels_and_takes_taps(pages, open_page):
+    """Of characters: the same text is more tokens, and not every one has room for a label."""
+    page = open_page(pages["char"])
+    ids, seen = ids_of("char"), trace_forward(make_model("char"), ids_of("char"))
+    texts, T = [token_text(TOKENIZERS["char"], token) for token in ids], len(ids)
     for box in ("#rows", "#columns"):
         labels = page.locator(f"{box} span")
         assert 5 <= labels.count() <= 21
@@ -316,10 +339,10 @@ def test_the_large_matrix_has_labels_and_takes_taps(page, kind):
     assert page.locator("#columns .here").text_content() == texts[2]
 
 
-def test_no_table_is_cut_on_a_phone(inspect, open_page, tmp_path, kind):
+def test_no_table_is_cut_on_a_phone(pages, open_page):
     """What cannot fit, such as a table of all layers, scrolls in its own box, the rest fits."""
-    inspect(kind, TEXT, "--html", "page.html")
-    page = open_page(tmp_path / "page.html", width=390)
+    page = open_page(pages["bpe"], width=390)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator("#tokens .token").nth(3).click()
     for table in ("#neighbours", "#candidates", "#components"):
         assert page.evaluate(f"document.querySelector('{table}').getBoundingClientRect().right") <= 390, table
@@ -339,23 +362,15 @@ CONTRAST = """() => {
 }"""  # by the definition of WCAG 2.1
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_letters_can_be_read_on_every_shade(inspect, open_page, tmp_path, dark):
-    inspect("char", "d", "--html", "page.html")
-    contrasts = open_page(tmp_path / "page.html", dark=dark).evaluate(CONTRAST)
-    assert min(contrasts) >= 4.5
-    assert max(contrasts) <= 21
-
-
-def test_the_page_in_the_dark_and_on_paper(inspect, open_page, tmp_path):
-    inspect("bpe", TEXT, "--html", "page.html")
-    light, dark = open_page(tmp_path / "page.html"), open_page(tmp_path / "page.html", dark=True)
+def test_the_page_in_the_dark_and_on_paper(pages, open_page):
+    light, dark = open_page(pages["bpe"]), open_page(pages["bpe"], dark=True)
     colours = [page.evaluate("getComputedStyle(document.body).backgroundColor") for page in (light, dark)]
     assert colours == ["rgb(255, 255, 255)", "rgb(19, 19, 22)"]
     corner = "c => [...c.getContext('2d').getImageData(0, 0, 1, 1).data]"  # the first token looks at itself alone
     assert light.locator("#large").evaluate(corner) == [0x45, 0x27, 0xA0, 255]
     assert dark.locator("#large").evaluate(corner) == [0xFF, 0xC2, 0x4B, 255]
+    for page in (light, dark):  # letters can be read on every shade
+        contrasts = page.evaluate(CONTRAST)
+        assert min(contrasts) >= 4.5
+        assert max(contrasts) <= 21
     assert len(dark.pdf()) > 10_000  # printed, in light colours
-    # Wide tables scroll inside their box, the page itself does not.
-    narrow = open_page(tmp_path / "page.html", width=420)
-    assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,4 +1,7 @@
-"""The script that opens a training step: its short form, its page in a browser, and the step's numbers in both."""
+"""The script that opens a training step: its short form, its page in a browser, and the step's numbers in both.
+
+The script and its page read the texts of tokens, and nothing else of a tokenizer. One kind is enough to show them: BPE,
+whose texts are longer."""
 
 import json
 import re
@@ -32,9 +35,11 @@ def runs(tmp_path_factory):
     return found
 
 
-@pytest.fixture(params=["char", "bpe"])
-def kind(request):
-    return request.param
+def run_script(settings, *flags):
+    s = settings
+    files = ["--tokenizer-file", s.tokenizer_file, "--train-file", s.train_file, "--val-file", s.val_file]
+    argv = ["--checkpoint", s.checkpoint_dir, *files, "--device", "cpu", *flags]
+    inspect_step.main(list(map(str, argv)))
 
 
 @pytest.fixture
@@ -43,20 +48,23 @@ def inspect(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(kind, *flags):
-        s = runs[kind]
-        files = ["--tokenizer-file", s.tokenizer_file, "--train-file", s.train_file, "--val-file", s.val_file]
-        argv = ["--checkpoint", s.checkpoint_dir, *files, "--device", "cpu", *flags]
-        inspect_step.main(list(map(str, argv)))
+        run_script(runs[kind], *flags)
         return capsys.readouterr().out
 
     return run
 
 
-@pytest.fixture
-def data(inspect, kind, tmp_path):
-    inspect(kind, "--html", "page.html")
-    text = (tmp_path / "page.html").read_text("utf-8")
-    return json.loads(re.search(r"id=data>(.*?)</script>", text, re.DOTALL)[1])
+@pytest.fixture(scope="module")
+def pages(runs, tmp_path_factory):
+    """The page of each run."""
+    found = {kind: tmp_path_factory.mktemp(kind) / "page.html" for kind in runs}
+    for kind, path in found.items():
+        run_script(runs[kind], "--html", path)
+    return found
+
+
+def data_of(path):
+    return json.loads(re.search(r"id=data>(.*?)</script>", path.read_text("utf-8"), re.DOTALL)[1])
 
 
 def step_now(settings):
@@ -64,9 +72,10 @@ def step_now(settings):
     return ts.trace_training_step(run, train_step)
 
 
-def test_the_page_has_the_numbers_of_the_step(data, runs, kind):
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_the_page_has_the_numbers_of_the_step(pages, runs, kind):
     """training_step.py is held to torch by tests/interpretation/test_training_step.py."""
-    step = step_now(runs[kind])
+    data, step = data_of(pages[kind]), step_now(runs[kind])
     assert (data["step"], data["max_steps"]) == (6, 10)
     assert data["loss"] == pytest.approx(step.loss, abs=1e-6)
     assert unpack(data["losses"]).mean().item() == pytest.approx(step.loss, abs=1e-5)
@@ -92,14 +101,14 @@ def test_the_page_has_the_numbers_of_the_step(data, runs, kind):
     assert data["curve"]["multiples"][0] == pytest.approx(0.1) and data["curve"]["multiples"][-1] >= 29.99
 
 
-def test_the_short_form_fits_into_a_terminal(inspect, kind, runs):
-    before = newest_checkpoint(runs[kind].checkpoint_dir)[0].read_bytes()
-    out = inspect(kind, "--text", "--weight", "blocks.1.mlp.down.weight[3,5]")
+def test_the_short_form_fits_into_a_terminal(inspect, runs):
+    before = newest_checkpoint(runs["bpe"].checkpoint_dir)[0].read_bytes()
+    out = inspect("bpe", "--text", "--weight", "blocks.1.mlp.down.weight[3,5]")
     assert "Step 6 of 10" in out and "blocks.1.mlp.down.weight[3,5] = " in out
     assert "from MLP unit 5 to channel 3" in out and "singular values" in out
     assert [line for line in out.splitlines()[2:] if cell_width(line) > 80] == []
     assert out.rstrip().endswith("Next: add --html data/step.html to see everything as a page.")
-    assert newest_checkpoint(runs[kind].checkpoint_dir)[0].read_bytes() == before
+    assert newest_checkpoint(runs["bpe"].checkpoint_dir)[0].read_bytes() == before
 
 
 def test_a_model_and_a_step_can_be_named(inspect, runs):
@@ -155,8 +164,13 @@ def test_what_each_weight_means(runs):
 
 
 @pytest.fixture
-def page(data, open_page, tmp_path):
-    return open_page(tmp_path / "page.html")
+def data(pages):
+    return data_of(pages["bpe"])
+
+
+@pytest.fixture
+def page(pages, open_page):
+    return open_page(pages["bpe"])
 
 
 def test_tokens_tell_their_loss(page, data):
@@ -199,11 +213,11 @@ def test_the_slider_tells_the_loss_after_the_step(page, data):
     assert f"→ {data['curve']['batch'][0]:.4f}" in page.inner_text("#after")
 
 
-def test_the_page_on_a_phone_and_in_the_dark(data, open_page, tmp_path):
-    source = (tmp_path / "page.html").read_text("utf-8")
+def test_the_page_on_a_phone_and_in_the_dark(pages, open_page):
+    source = pages["bpe"].read_text("utf-8")
     assert len(source) < 2e6 and "%%" not in source and source.count("</script>") == 2
-    narrow = open_page(tmp_path / "page.html", width=390)
+    narrow = open_page(pages["bpe"], width=390)
     assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    dark = open_page(tmp_path / "page.html", dark=True)
+    dark = open_page(pages["bpe"], dark=True)
     assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 19, 22)"
     assert len(dark.pdf()) > 10_000
