@@ -77,21 +77,26 @@ class Result:
     err: str
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """Every default path in a temporary folder, so that no test can touch the project's own data."""
+def move_defaults(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Every default path in another folder, so that no test can touch the project's own data."""
 
     def moved(settings):
         paths = {f.name: getattr(settings, f.name) for f in fields(settings) if f.type is Path}
-        return replace(settings, **{name: tmp_path / path.relative_to(ROOT) for name, path in paths.items()})
+        return replace(settings, **{name: folder / path.relative_to(ROOT) for name, path in paths.items()})
 
-    monkeypatch.setattr(config, "CHAR", moved(config.CHAR))
-    monkeypatch.setattr(config, "BPE", moved(config.BPE))
-    monkeypatch.setattr(config, "DATA", tmp_path / "data")
-    monkeypatch.setattr(command_line, "CHAR", config.CHAR)  # bound at import
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "no-such-cache"))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.chdir(tmp_path)
+    patch.setattr(config, "CHAR", moved(config.CHAR))
+    patch.setattr(config, "BPE", moved(config.BPE))
+    patch.setattr(config, "DATA", folder / "data")
+    patch.setattr(command_line, "CHAR", config.CHAR)  # bound at import
+    patch.setenv("HF_HOME", str(folder / "no-such-cache"))
+    patch.delenv("HF_HUB_CACHE", raising=False)
+    patch.chdir(folder)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A temporary folder as the project's."""
+    move_defaults(tmp_path, monkeypatch)
     return tmp_path
 
 
