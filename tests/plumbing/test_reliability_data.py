@@ -66,6 +66,15 @@ def step(script: str, *more: str):
     return run_it
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What pyarrow and tokenizers import when they are used, most of a second of it: once here, not in every fork."""
+    import pyarrow.compute  # noqa: F401
+
+    with contextlib.suppress(ImportError):  # a guest of theirs, which they do without
+        import pandas  # noqa: F401
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The files of a folder in which every step has worked on a small source folder."""
