@@ -1,6 +1,7 @@
 """What the tests of the data path share: its scripts run in this process on defaults in a temporary folder, and small
 inputs for them."""
 
+import functools
 import hashlib
 import random
 import re
@@ -16,6 +17,8 @@ import tokenizers
 from hypothesis import strategies as st
 
 import config
+from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.tokenizer import make_character_tokenizer, reloaded
 from plumbing import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,13 +122,20 @@ def run(project, capsys, monkeypatch):
     return run_script
 
 
+@functools.cache
+def tokenizer_files() -> tuple[str, str]:
+    """The tokenizer files of both kinds that the scripts of step 4 make of DOCUMENTS."""
+    char, bpe = make_character_tokenizer("".join(DOCUMENTS)), train_bpe_tokenizer(DOCUMENTS, 300)
+    return reloaded(char).json_text, reloaded(bpe).json_text
+
+
 @pytest.fixture(params=[PREPARE_CHAR, PREPARE_BPE])
-def prepare(request, run, project):
-    """A script of step 5, its settings, and the tokenizer that it needs, trained on DOCUMENTS."""
+def prepare(request, project):
+    """A script of step 5, its settings, and the tokenizers, trained on DOCUMENTS."""
     settings = config.CHAR if request.param == PREPARE_CHAR else config.BPE
     write_corpus(settings.corpus)
-    run(TRAIN_CHAR)
-    run(TRAIN_BPE, "--vocab-size", "300")
+    for each, text in zip((config.CHAR, config.BPE), tokenizer_files(), strict=True):
+        each.tokenizer_file.write_bytes(text.encode())
     return request.param, settings
 
 
