@@ -411,7 +411,7 @@ def test_all_take_the_step_that_the_first_finds_fastest(alone, tmp_path, monkeyp
         lambda f, dynamic: lambda *batch: (time.sleep(0.1 * (os.environ["RANK"] == "0")), f(*batch))[1],
     )
     monkeypatch.setattr(train, "STARTED", time.perf_counter())
-    settings = replace(anew(alone, tmp_path), minutes=0.03, eval_every=0)
+    settings = replace(anew(alone, tmp_path), minutes=0.06, eval_every=0)
 
     def work():
         train.STARTED += 100 * int(os.environ["RANK"])
