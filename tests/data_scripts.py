@@ -1,6 +1,7 @@
 """What the tests of the data path share: its scripts run in this process on defaults in a temporary folder, and small
 inputs for them."""
 
+import functools
 import hashlib
 import random
 import re
@@ -16,6 +17,8 @@ import tokenizers
 from hypothesis import strategies as st
 
 import config
+from model.tokenization.bpe_trainer import train_bpe_tokenizer
+from model.tokenization.tokenizer import make_character_tokenizer, reloaded
 from plumbing import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,21 +80,26 @@ class Result:
     err: str
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """Every default path in a temporary folder, so that no test can touch the project's own data."""
+def move_defaults(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Every default path in another folder, so that no test can touch the project's own data."""
 
     def moved(settings):
         paths = {f.name: getattr(settings, f.name) for f in fields(settings) if f.type is Path}
-        return replace(settings, **{name: tmp_path / path.relative_to(ROOT) for name, path in paths.items()})
+        return replace(settings, **{name: folder / path.relative_to(ROOT) for name, path in paths.items()})
 
-    monkeypatch.setattr(config, "CHAR", moved(config.CHAR))
-    monkeypatch.setattr(config, "BPE", moved(config.BPE))
-    monkeypatch.setattr(config, "DATA", tmp_path / "data")
-    monkeypatch.setattr(command_line, "CHAR", config.CHAR)  # bound at import
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "no-such-cache"))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.chdir(tmp_path)
+    patch.setattr(config, "CHAR", moved(config.CHAR))
+    patch.setattr(config, "BPE", moved(config.BPE))
+    patch.setattr(config, "DATA", folder / "data")
+    patch.setattr(command_line, "CHAR", config.CHAR)  # bound at import
+    patch.setenv("HF_HOME", str(folder / "no-such-cache"))
+    patch.delenv("HF_HUB_CACHE", raising=False)
+    patch.chdir(folder)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A temporary folder as the project's."""
+    move_defaults(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -114,13 +122,20 @@ def run(project, capsys, monkeypatch):
     return run_script
 
 
+@functools.cache
+def tokenizer_files() -> tuple[str, str]:
+    """The tokenizer files of both kinds that the scripts of step 4 make of DOCUMENTS."""
+    char, bpe = make_character_tokenizer("".join(DOCUMENTS)), train_bpe_tokenizer(DOCUMENTS, 300)
+    return reloaded(char).json_text, reloaded(bpe).json_text
+
+
 @pytest.fixture(params=[PREPARE_CHAR, PREPARE_BPE])
-def prepare(request, run, project):
-    """A script of step 5, its settings, and the tokenizer that it needs, trained on DOCUMENTS."""
+def prepare(request, project):
+    """A script of step 5, its settings, and the tokenizers, trained on DOCUMENTS."""
     settings = config.CHAR if request.param == PREPARE_CHAR else config.BPE
     write_corpus(settings.corpus)
-    run(TRAIN_CHAR)
-    run(TRAIN_BPE, "--vocab-size", "300")
+    for each, text in zip((config.CHAR, config.BPE), tokenizer_files(), strict=True):
+        each.tokenizer_file.write_bytes(text.encode())
     return request.param, settings
 
 

@@ -1,14 +1,14 @@
 """What tests of the generators share: two trained models, and a command line to run on them."""
 
-import functools
+import os
 import re
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_pipeline
+from filelock import FileLock
 
 import generate
 from config import BPE, CHAR, Model
@@ -49,16 +49,20 @@ def train_model(folder: Path, kind: str) -> Path:
     return settings.model_file
 
 
-@functools.cache
-def trained_models() -> dict[str, Path]:
-    folder = Path(tempfile.mkdtemp())
-    return {kind: train_model(folder / kind, kind) for kind in PIPELINES}
-
-
 @pytest.fixture(scope="session")
-def trained():
-    """A trained model of each kind: {"char": path, "bpe": path}."""
-    return trained_models()
+def trained(tmp_path_factory) -> dict[str, Path]:
+    """A trained model of each kind for all workers: {"char": path, "bpe": path}. The first worker to ask trains them,
+    while the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "generators"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        return {kind: trained_once(shared / kind, kind) for kind in PIPELINES}
+
+
+def trained_once(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.pt"  # which is there only when it is whole
+    return path if path.exists() else train_model(folder, kind)
 
 
 @pytest.fixture

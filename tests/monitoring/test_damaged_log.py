@@ -1,6 +1,7 @@
 """A damaged line of log.jsonl is left out, and a changed one is not believed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,25 +13,30 @@ from model.storage.model_file import load_model
 from model.storage.safe_load import load
 from scripts import plot_training
 
+DAMAGED = [b"{", b"[]", b"5", b'{"step": "5"}', b"\xff\xfe", b"[" * 100_000, b'{"loss": 3}']
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b"5", b'{"step": "5"}', b"\xff\xfe", b"[" * 100_000, b'{"loss": 3}'])
-def test_a_damaged_line_of_the_log_is_left_out_and_named(finished_run, tmp_path, capsys, line):
-    settings = replace(finished_run.settings, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
-    train.main(settings, fresh=False)
-    whole = log_of(settings)
+
+@pytest.fixture
+def copied(finished_run, tmp_path):
+    """The finished run in a folder that a test may change."""
+    shutil.copytree(finished_run.settings.checkpoint_dir, tmp_path / "run")
+    return replace(finished_run.settings, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
+
+
+def test_damaged_lines_of_the_log_are_left_out_and_counted(copied, capsys):
+    settings, whole = copied, log_of(copied)
     interrupt_after(settings, 5)
     with open(settings.checkpoint_dir / "log.jsonl", "ab") as log:
-        log.write(line + b"\n")
-    capsys.readouterr()
+        log.writelines(line + b"\n" for line in DAMAGED)
     train.main(settings, fresh=False)
-    assert "log.jsonl: left out 1 damaged line" in capsys.readouterr().out
+    assert "log.jsonl: left out 7 damaged lines\n" in capsys.readouterr().out
+    assert [line for line in DAMAGED if read_line(line)] == []
     assert [entry["step"] for entry in log_of(settings)] == [entry["step"] for entry in whole]
 
 
-def test_an_evaluation_whose_line_was_changed_is_not_believed(finished_run, tmp_path):
-    settings = replace(finished_run.settings, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
-    train.main(settings, fresh=False)
-    truth = load_model(settings.model_file)[2]["val_loss"]
+def test_an_evaluation_whose_line_was_changed_is_not_believed(finished_run, copied):
+    settings = copied
+    truth = load_model(finished_run.settings.model_file)[2]["val_loss"]
     path = settings.checkpoint_dir / "log.jsonl"
     path.write_text(path.read_text().replace(json.dumps(truth), json.dumps(truth / 2)))
     train.main(settings, fresh=False)

@@ -42,14 +42,17 @@ def plant(monkeypatch):
     return plant
 
 
-@pytest.mark.parametrize(("base", "kind"), [(CHAR, "char"), (BPE, "bpe")])
-def test_a_healthy_run_raises_none(tmp_path, capsys, base, kind):
+@pytest.mark.parametrize(
+    ("base", "kind", "other"),
+    [
+        (CHAR, "char", {"n_embd": 16, "dropout": 0.1, "tie_embeddings": True}),
+        (BPE, "bpe", {"n_layer": 1, "muon_rate": 0.03, "learning_rate": 0.02}),
+    ],
+    ids=["char", "bpe"],
+)
+def test_a_healthy_run_raises_none(tmp_path, capsys, base, kind, other):
     settings = conftest.make_pipeline(tmp_path, base, kind)
-    for changes in (
-        {},
-        {"n_embd": 16, "dropout": 0.1, "tie_embeddings": True},
-        {"n_layer": 1, "muon_rate": 0.03, "learning_rate": 0.02},
-    ):
+    for changes in ({}, other):
         assert warnings(settings, capsys, kind, max_steps=80, **changes) == []  # with 100, BPE overfits
 
 

@@ -86,6 +86,7 @@ def test_free_memory_is_what_the_machine_and_the_container_leave(machine, files,
 def test_a_step_that_does_not_fit_is_refused_with_what_would(char, monkeypatch, plan):
     """Before anything is computed or written; and what the message names is accepted."""
     monkeypatch.setattr(estimate, "free_memory", lambda: 20e6)
+    monkeypatch.setattr(choose_step, "TIMED_STEPS", 2)  # of a plan: the seconds are not looked at here
     large = replace(char, batch_size=480, max_steps=1, sample_tokens=0, debug=False)
     with pytest.raises(UsageError, match="needs about .* GB of memory, and 0.0 GB are free") as error:
         train.main(large, fresh=False, plan=plan)

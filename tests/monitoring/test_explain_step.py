@@ -1,13 +1,17 @@
 """--explain-step: the lines below a step are the step's numbers, and the run is the same with them."""
 
+import contextlib
+import io
 import re
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_pipeline
 from runs import log_of, same
 
 import train
+from config import CHAR
 from model.interpretation import training_step as ts
 from model.interpretation.open_step import open_before
 from model.storage.checkpoint import newest_checkpoint
@@ -16,16 +20,19 @@ from model.training.run_settings import check_settings
 from plumbing.errors import UsageError
 
 
-@pytest.fixture
-def explained(char, capsys):
-    settings = replace(char, debug=True, explain_step=True, eval_every=1, compile="off", grad_clip=0.2)
-    train.main(settings)
-    return settings, capsys.readouterr().out
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The settings of a run that explains its steps, and what it printed."""
+    settings = make_pipeline(tmp_path_factory.mktemp("explained"), CHAR, "char")
+    settings = replace(settings, debug=True, explain_step=True, eval_every=1, compile="off", grad_clip=0.2)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        train.main(settings)
+    return settings, out.getvalue()
 
 
-def test_the_run_is_the_same(explained, capsys):
+def test_the_run_is_the_same(explained, tmp_path, capsys):
     settings, _ = explained
-    other = replace(settings, explain_step=False, checkpoint_dir=settings.checkpoint_dir.with_name("other"))
+    other = replace(settings, explain_step=False, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt")
     train.main(other)
     assert "hardest" not in capsys.readouterr().out
     runs = [newest_checkpoint(one.checkpoint_dir)[1] for one in (settings, other)]

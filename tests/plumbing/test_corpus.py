@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from data_scripts import M, plain_documents, texts, write_corpus
+from faults import runs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -349,15 +350,16 @@ SIZES = {  # of documents, and of the sample; the first is one large document th
 }
 
 
+@runs(500, 1500)
 @pytest.mark.parametrize("name", SIZES)
-def test_by_size_every_document_that_can_fit_has_the_same_chance(tmp_path, name):
+def test_by_size_every_document_that_can_fit_has_the_same_chance(tmp_path, name, number):
     sizes, limit = SIZES[name]
     path = corpus(
         tmp_path / "c", *(chr(0x100 + i) + "x" * (size - 2) if size > 1 else "y" for i, size in enumerate(sizes))
     )
     documents = list(read_documents(path))
-    seeds, taken, total = 1500, Counter(), 0
-    for seed in range(seeds):
+    taken, total = Counter(), 0
+    for seed in range(number):
         sample = list(sample_documents(path, seed, megabytes=limit / 1e6))
         taken.update(sample)
         size = sum(len(text.encode()) for text in sample)
@@ -365,10 +367,11 @@ def test_by_size_every_document_that_can_fit_has_the_same_chance(tmp_path, name)
         total += size
     fitting = [text for text in documents if len(text.encode()) <= limit]
     assert set(taken) <= set(fitting) and len(set(fitting)) == len(fitting)
-    chance = sum(taken.values()) / seeds / len(fitting)
+    chance = sum(taken.values()) / number / len(fitting)
     for text in fitting:  # binomial, 5 standard deviations
-        assert abs(taken[text] - seeds * chance) < 5 * (seeds * chance * (1 - chance)) ** 0.5 + 1, documents.index(text)
-    assert total / seeds > limit / 2  # and the sample is not small to make it so
+        expected, deviation = number * chance, (number * chance * (1 - chance)) ** 0.5
+        assert abs(taken[text] - expected) < 5 * deviation + 1, documents.index(text)
+    assert total / number > limit / 2  # and the sample is not small to make it so
 
 
 def test_a_sample_by_size_is_nearly_full(varied):

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import make_pipeline
 
 import generate
 import train
+from config import CHAR
 from dataset import open_tokens
 from model.generation.command_line import generation_flags
 from model.interpretation.ablation import ablated
@@ -20,10 +22,11 @@ from plumbing.text import shown_path
 from scripts import ablate_model
 
 
-@pytest.fixture
-def trained(char):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """The settings of a run that has learned a little, where its model lies."""
-    settings = replace(char, max_steps=40, dropout=0.0, eval_every=0, debug=False)
+    settings = make_pipeline(tmp_path_factory.mktemp("trained"), CHAR, "char")
+    settings = replace(settings, max_steps=40, dropout=0.0, eval_every=0, debug=False)
     train.main(settings, fresh=False)
     return settings
 

@@ -28,8 +28,9 @@ from plumbing.files import whole_file
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills processes")
 
 
-def killed_saves(settings, finished_run, faults) -> list[str]:
-    """Save the second checkpoint under each fault, in a process of its own. Returns what was not as promised."""
+def killed_saves(settings, finished_run, faults, until_wrong=False) -> list[str]:
+    """Save the second checkpoint under each fault, in a process of its own, or only until something is wrong. Returns
+    what was not as promised."""
     old, new = finished_run.first, finished_run.last
     folder, wrong = settings.checkpoint_dir, []
     for number, fault in enumerate(faults):
@@ -50,6 +51,8 @@ def killed_saves(settings, finished_run, faults) -> list[str]:
         with only_training_in(folder):  # the next start
             if left_over(folder):
                 wrong.append(f"{number}: still there: {left_over(folder)}")
+        if until_wrong and wrong:
+            return wrong
         if code == 0 and not fault.at_byte >= 0:
             return wrong
         (folder / "step_00000010.pt").unlink(missing_ok=True)
@@ -62,16 +65,29 @@ def random_bytes(settings, number: int) -> list[Faults]:
     return [Faults(at_byte=rng.randrange(size + 66)) for _ in range(number)]
 
 
-@runs(100, 2000)
+@runs(30, 2000)
 def test_a_kill_at_any_byte_of_a_checkpoint_loses_nothing(interrupted_run, finished_run, number):
     assert killed_saves(interrupted_run, finished_run, random_bytes(interrupted_run, number)) == []
     train.main(interrupted_run, fresh=False)
     assert same(newest_checkpoint(interrupted_run.checkpoint_dir)[1], finished_run.last)
 
 
-def test_a_kill_at_any_call_of_a_save_loses_nothing(interrupted_run, finished_run):
-    faults = [Faults(at_call=n) for n in range(1, 400)]
-    assert killed_saves(interrupted_run, finished_run, faults) == []
+def calls_of_a_save(folder, new) -> int:
+    """The calls with which the second checkpoint is written into a folder where the first one lies."""
+    with Faults(at_call=10**9)() as fault:
+        save_checkpoint(folder, 10, new, keep=2)
+    return fault.calls
+
+
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_kill_at_any_call_of_a_save_loses_nothing(interrupted_run, finished_run, tmp_path, every):
+    """The calls at both ends, where files are made, renamed and removed, and of the many writes in between every Nth;
+    then one that is not killed."""
+    shutil.copytree(interrupted_run.checkpoint_dir, tmp_path / "counted")
+    calls = calls_of_a_save(tmp_path / "counted", finished_run.last)
+    assert calls > 17
+    numbers = sorted({*range(1, 6), *range(6, calls - 11, every), *range(calls - 11, calls + 2)})
+    assert killed_saves(interrupted_run, finished_run, [Faults(at_call=n) for n in numbers]) == []
     assert newest_checkpoint(interrupted_run.checkpoint_dir)[1]["step"] == 10  # the last one came through untouched
 
 
@@ -127,8 +143,9 @@ def test_a_kill_at_any_system_call_of_a_save_loses_nothing(interrupted_run, fini
 def test_without_the_temporary_file_the_kills_are_noticed(interrupted_run, finished_run, monkeypatch):
     """The control of the two tests above."""
     write_in_place(monkeypatch)
-    assert killed_saves(interrupted_run, finished_run, random_bytes(interrupted_run, 20)) != []
-    assert killed_saves(interrupted_run, finished_run, [Faults(at_call=n) for n in range(1, 20)]) != []
+    assert killed_saves(interrupted_run, finished_run, random_bytes(interrupted_run, 20), until_wrong=True) != []
+    calls = [Faults(at_call=n) for n in range(1, 20)]
+    assert killed_saves(interrupted_run, finished_run, calls, until_wrong=True) != []
 
 
 def test_a_temporary_file_whose_writer_lives_is_left_alone(tmp_path):

@@ -119,20 +119,17 @@ def test_a_shorter_run_of_the_same_settings_is_another_run(char, capsys):
     assert "trained for 10 steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["folder", os.devnull, "file/model.pt", "run/step_00000005.pt", "run/log.jsonl", "run/copied.pt"],
-)
-def test_a_model_file_that_cannot_be_is_refused_before_training(char, tmp_path, name):
+def test_a_model_file_that_cannot_be_is_refused_before_training(char, tmp_path):
     train.main(replace(char, checkpoint_dir=tmp_path / "run", model_file=tmp_path / "model.pt"))
     (tmp_path / "run/step_00000010.pt").rename(tmp_path / "run/copied.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    settings = replace(char, checkpoint_dir=tmp_path / "second", model_file=tmp_path / name)
-    with pytest.raises((UserError, OSError), match=Path(name).name):
-        train.main(settings)
-    assert steps_of(settings) == []
+    for name in ("folder", os.devnull, "file/model.pt", "run/step_00000005.pt", "run/log.jsonl", "run/copied.pt"):
+        settings = replace(char, checkpoint_dir=tmp_path / "second", model_file=tmp_path / name)
+        with pytest.raises((UserError, OSError), match=Path(name).name):
+            train.main(settings)
+        assert steps_of(settings) == []
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
