@@ -127,4 +127,5 @@ def distinct_pre_tokens(data: bytes) -> tuple[list[bytes], np.ndarray]:
     offsets = np.append(np.concatenate(starts), begin).astype(np.int32)
     array = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     encoded = array.dictionary_encode()  # a hash table in C++
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    # Not by to_numpy(), for which Arrow imports pandas, if that is installed: half a second.
+    return encoded.dictionary.to_pylist(), np.frombuffer(encoded.indices.buffers()[1], np.int32, len(array))

@@ -1,5 +1,7 @@
 """model/tokenization/bpe_encoder.py and pre_tokens.py: the ids of the `tokenizers` library, on every text."""
 
+import subprocess
+import sys
 import sysconfig
 import threading
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from encoder_texts import library_ids, our_ids, texts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sources import ROOT
 
 from model.tokenization import bpe_encoder
 from model.tokenization.bpe_encoder import BPEEncoder
@@ -100,3 +103,12 @@ def test_blocks_leave_words_whole(documents, size):
     whole = [distinct_pre_tokens(data)[0][i] for i in distinct_pre_tokens(data)[1]]
     cut = [found[i] for block in cut_blocks(data, size) for found, index in [distinct_pre_tokens(block)] for i in index]
     assert cut == whole
+
+
+def test_pandas_is_not_imported():
+    """Arrow takes it for some conversions, which makes a command half a second longer."""
+    code = (
+        "from model.tokenization.pre_tokens import distinct_pre_tokens as f; f(b'a b'); import sys; print(*sys.modules)"
+    )
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "pyarrow" in modules.split() and "pandas" not in modules.split()
