@@ -23,7 +23,7 @@ for line in sys.stdin:
         break
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
-    sys.exit()
+    os._exit(0)
 os.environ.clear()
 os.environ.update(request["env"])
 os.chdir(request["cwd"])
@@ -33,6 +33,8 @@ for number, (path, flags) in enumerate(request["streams"]):
     os.dup2(opened, number)
     os.close(opened)
 sys.stdin = open(0, encoding="utf-8", closefd=False)
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(encoding=request["env"].get("PYTHONIOENCODING", "utf-8"))
 sys.argv, sys.path[0] = request["arguments"], os.path.dirname(os.path.abspath(request["arguments"][0]))
 code = 0
 try:
@@ -75,6 +77,7 @@ class ForkServer:
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", SERVER],
+                cwd=self.folder,  # the folder of the test that comes first may be gone by the next one
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -91,6 +94,7 @@ class ForkServer:
         answer = self.process.stdout.readline()
         too_late.cancel()
         if not answer:
+            self.close()  # the next command starts another
             raise subprocess.TimeoutExpired(arguments, timeout, out.read_bytes(), err.read_bytes())
         return subprocess.CompletedProcess(arguments, int(answer), out.read_text("utf-8"), err.read_text("utf-8"))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from fork_server import ForkServer, run_python
+from fork_server import run_python
 from readme.pasted import missing, pasted_block, pasted_outputs
 
 from config import ROOT
@@ -203,17 +203,14 @@ def run_chain(name: str, tmp_path_factory, request) -> None:
     if any("ingestion/ingest.py" in command for command in commands):
         hub = request.getfixturevalue("hub")
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    server = ForkServer(folder)  # importing torch for each command would take most of the time
+    server = request.getfixturevalue("torch_server")  # importing torch for each command would take most of the time
     printed = {}
-    try:
-        for command in commands:
-            arguments, start = arguments_of(command), time.perf_counter()
-            run = run_python if arguments[0] == "-m" else server.run
-            done = check(run(arguments, project, environment(**variables), TIMEOUT), command)
-            printed[command] = f"{done.stdout}\n{done.stderr}"
-            print(f"{time.perf_counter() - start:5.1f} s  {command}")
-    finally:
-        server.close()
+    for command in commands:
+        arguments, start = arguments_of(command), time.perf_counter()
+        run = run_python if arguments[0] == "-m" else server.run
+        done = check(run(arguments, project, environment(**variables), TIMEOUT), command)
+        printed[command] = f"{done.stdout}\n{done.stderr}"
+        print(f"{time.perf_counter() - start:5.1f} s  {command}")
     changed = []
     for page, text in PAGES.items():
         for block, lines in pasted_outputs(text):

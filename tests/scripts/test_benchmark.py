@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 import pytest
@@ -148,7 +149,12 @@ def test_scaling_is_measured_on_whole_trainings(monkeypatch, capsys):
         assert rows[2] == ["2", "1", "210", "1.91", "5%"]
 
 
-def test_a_training_on_random_tokens_gives_a_rate(tmp_path):
+def test_a_training_on_random_tokens_gives_a_rate(tmp_path, monkeypatch, torch_server):
+    def run(command, folder, **variables):
+        done = torch_server.run([str(word) for word in command[1:]], folder, os.environ | variables, 300)
+        assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(scaling, "run_silently", run)
     shape = {"vocab_size": 65, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
     flags = [*scaling.random_data(shape, tmp_path), "--max-steps", 6, "--log-every", 1, "--device", "cpu"]
     assert scaling.training_rate(1, 1, [*flags, "--sample-tokens", 0], tmp_path) > 0
