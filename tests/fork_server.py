@@ -98,6 +98,16 @@ class ForkServer:
             raise subprocess.TimeoutExpired(arguments, timeout, out.read_bytes(), err.read_bytes())
         return subprocess.CompletedProcess(arguments, int(answer), out.read_text("utf-8"), err.read_text("utf-8"))
 
+    def silently(self, command: list, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
+        """run_silently() of scripts/benchmarks/common.py, for commands that run Python."""
+        arguments, folder = [str(part) for part in command[1:]], folder or self.folder
+        if arguments[0] == "-c":  # such lines find the modules of the folder, as a script there does
+            (folder / "lines.py").write_text(arguments[1], "utf-8")
+            arguments[:2] = [str(folder / "lines.py")]
+        done = self.run(arguments, folder, os.environ | variables, 300)
+        assert done.returncode == 0, done.stderr
+        return done
+
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)  # the running command too: they are one session
 
