@@ -1,7 +1,8 @@
-"""Python processes that start with torch imported: forked from one that imported it once, to save two seconds each.
+"""Python processes that start with torch imported, or other slow packages: forked from one that imported them once, to
+save two seconds each.
 
 Each command is a process of its own, with its own folder, environment and output, as `python script.py` is. Only what
-happens before and during the import of torch is not as it would be, nor the end, where Python would take all of torch
+happens before and during this import is not as it would be, nor the end, where Python would take all of torch
 apart for a second. So a test must also run each script by itself once.
 Where there is no safe fork (Windows, macOS), every command is an ordinary subprocess.
 """
@@ -12,11 +13,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 SERVER = """
 import atexit, json, multiprocessing.process, os, runpy, sys, threading, traceback
-import torch
+for name in sys.argv[1:]:
+    __import__(name)
 for line in sys.stdin:
     request = json.loads(line)
     if not (child := os.fork()):
@@ -66,17 +69,18 @@ def run_python(arguments: list[str], cwd: Path, env: dict[str, str], timeout: fl
 
 
 class ForkServer:
-    """run() is run_python() for a script whose process starts with torch imported. Needs a folder for the output."""
+    """run() is run_python() for a script whose process starts with some modules imported. Needs a folder for the
+    output."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.process = folder, None
+    def __init__(self, folder: Path, modules: Sequence[str] = ("torch",)):
+        self.folder, self.modules, self.process = folder, modules, None
 
     def run(self, arguments: list[str], cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
         if sys.platform != "linux":
             return run_python(arguments, cwd, env, timeout)
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVER],
+                [sys.executable, "-c", SERVER, *self.modules],
                 cwd=self.folder,  # the folder of the test that comes first may be gone by the next one
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
