@@ -42,9 +42,9 @@ NOT_RUN = ("pip install uv", "uv venv", "uv pip install ", "source .venv/bin/act
 SAME_PYTHON = ("uv run --no-sync ", "uv run ", "python ")
 TIMEOUT = 300  # seconds for a command
 
-# The quickstart's main(), then again after a file was lost. It starts the scripts of the data path and train.py as it
-# does for a user; the others, and in the second run all that it does not skip, start with torch imported. Generating is
-# left out of the second run.
+# The quickstart's main(), then again after a file was lost. It starts the scripts of the data path and trainv2.py as it
+# does for a user; the others, and in the second run all that it does not skip, start with torch imported: other tests
+# start train.py and generate.py by themselves. Generating is left out of the second run.
 QUICKSTART_TWICE = f"""
 import os, shlex, sys
 from pathlib import Path
@@ -54,7 +54,7 @@ from fork_server import ForkServer
 from plumbing.errors import run_script
 server, start_alone, again = ForkServer(Path("..").resolve()), quickstart.run_command, False
 def run(command):
-    if not (again or command.startswith(("trainv2.py", "generate", "scripts/export_html.py"))):
+    if not (again or command.startswith(("train.py", "generate", "scripts/export_html.py"))):
         return start_alone(command)
     if again and command.startswith("generate"):
         return 0
