@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
 
 from browser import chromium, open_page, spare_pages  # noqa: F401 (fixtures)
 from data_scripts import prepare, project, run  # noqa: F401 (fixtures)
+from fork_server import ForkServer
 from hub import files, hub  # noqa: F401 (fixtures)
 from stored_runs import finished_run, interrupted_run  # noqa: F401 (fixtures)
 
@@ -103,6 +104,14 @@ def lose(folder, part):
     else:
         content["optimizer"]["mean"].zero_()
     save(path, content)
+
+
+@pytest.fixture(scope="session")
+def torch_server(tmp_path_factory):
+    """One for all tests of a worker, so that torch is imported once for them."""
+    server = ForkServer(tmp_path_factory.mktemp("torch_server"))
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Python processes that start with torch imported: forked from one that imported it once, to save two seconds each.
+"""Python processes that start with torch imported, or other slow packages: forked from one that imported them once, to
+save two seconds each.
 
 Each command is a process of its own, with its own folder, environment and output, as `python script.py` is. Only what
-happens before and during the import of torch is not as it would be, nor the end, where Python would take all of torch
+happens before and during this import is not as it would be, nor the end, where Python would take all of torch
 apart for a second. So a test must also run each script by itself once.
 Where there is no safe fork (Windows, macOS), every command is an ordinary subprocess.
 """
@@ -12,18 +13,20 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 SERVER = """
 import atexit, json, multiprocessing.process, os, runpy, sys, threading, traceback
-import torch
+for name in sys.argv[1:]:
+    __import__(name)
 for line in sys.stdin:
     request = json.loads(line)
     if not (child := os.fork()):
         break
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
-    sys.exit()
+    os._exit(0)
 os.environ.clear()
 os.environ.update(request["env"])
 os.chdir(request["cwd"])
@@ -33,6 +36,8 @@ for number, (path, flags) in enumerate(request["streams"]):
     os.dup2(opened, number)
     os.close(opened)
 sys.stdin = open(0, encoding="utf-8", closefd=False)
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(encoding=request["env"].get("PYTHONIOENCODING", "utf-8"))
 sys.argv, sys.path[0] = request["arguments"], os.path.dirname(os.path.abspath(request["arguments"][0]))
 code = 0
 try:
@@ -64,17 +69,19 @@ def run_python(arguments: list[str], cwd: Path, env: dict[str, str], timeout: fl
 
 
 class ForkServer:
-    """run() is run_python() for a script whose process starts with torch imported. Needs a folder for the output."""
+    """run() is run_python() for a script whose process starts with some modules imported. Needs a folder for the
+    output."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.process = folder, None
+    def __init__(self, folder: Path, modules: Sequence[str] = ("torch",)):
+        self.folder, self.modules, self.process = folder, modules, None
 
     def run(self, arguments: list[str], cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
         if sys.platform != "linux":
             return run_python(arguments, cwd, env, timeout)
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVER],
+                [sys.executable, "-c", SERVER, *self.modules],
+                cwd=self.folder,  # the folder of the test that comes first may be gone by the next one
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -91,8 +98,19 @@ class ForkServer:
         answer = self.process.stdout.readline()
         too_late.cancel()
         if not answer:
+            self.close()  # the next command starts another
             raise subprocess.TimeoutExpired(arguments, timeout, out.read_bytes(), err.read_bytes())
         return subprocess.CompletedProcess(arguments, int(answer), out.read_text("utf-8"), err.read_text("utf-8"))
+
+    def silently(self, command: list, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
+        """run_silently() of scripts/benchmarks/common.py, for commands that run Python."""
+        arguments, folder = [str(part) for part in command[1:]], folder or self.folder
+        if arguments[0] == "-c":  # such lines find the modules of the folder, as a script there does
+            (folder / "lines.py").write_text(arguments[1], "utf-8")
+            arguments[:2] = [str(folder / "lines.py")]
+        done = self.run(arguments, folder, os.environ | variables, 300)
+        assert done.returncode == 0, done.stderr
+        return done
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)  # the running command too: they are one session

@@ -20,6 +20,12 @@ SCRIPTS = ENTRY_POINTS + [
 ]  # all that is run by hand
 
 
+@cache
+def tree(source: str) -> ast.Module:
+    """The syntax tree of a file. Many tests look at all of them, and parsing takes longer than looking."""
+    return ast.parse(source)
+
+
 class Import(NamedTuple):
     line: int
     module: str
@@ -29,7 +35,7 @@ class Import(NamedTuple):
 @cache
 def imports(source: str) -> list[Import]:
     """All imports in a file. "import a.b" gives a.b; "from a.b import c" gives a.b and a.b.c, which may be a module."""
-    found, waiting = [], [(ast.parse(source), False)]
+    found, waiting = [], [(tree(source), False)]
     while waiting:
         node, in_function = waiting.pop()
         if isinstance(node, ast.Import):

@@ -1,9 +1,8 @@
 """The exercises: every stub fails its test, every solution passes it, and nothing of them is collected here."""
 
+import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -19,7 +18,7 @@ STUB = re.compile(r"^def .*?^    raise NotImplementedError\n", re.MULTILINE | re
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, dict[str, set[str]]]:
+def outcomes(tmp_path_factory, torch_server) -> dict[str, dict[str, set[str]]]:
     """Run the exercises once as they are, once with their solutions, once with mistakes, in one process: the folder
     ("exercises", "solutions" or "mistakes") -> file -> the outcomes of its tests, and the errors that ended them."""
     folder = tmp_path_factory.mktemp("run")
@@ -27,10 +26,9 @@ def outcomes(tmp_path_factory) -> dict[str, dict[str, set[str]]]:
     write_solutions(folder / "solutions")
     write_solutions(folder / "mistakes", planted)
     options = "-p no:cacheprovider -n 0 -q -rA --tb=line --import-mode=importlib -c".split()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, ROOT / "pyproject.toml", "--rootdir", folder],
-        cwd=folder, capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+    (folder / "run.py").write_text("import sys\nimport pytest\n\nsys.exit(pytest.main())\n", "utf-8")
+    arguments = [str(folder / "run.py"), *options, str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    done = torch_server.run(arguments, folder, dict(os.environ), 300)
     found = {"exercises": {}, "solutions": {}, "mistakes": {}}
     for outcome, kind, name in re.findall(
         r"^(PASSED|FAILED|ERROR) (\w+)/(test_\d\d_\w+)\.py", done.stdout, re.MULTILINE

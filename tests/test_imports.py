@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
-from sources import ENTRY_POINTS, ROOT, SCRIPTS, SOURCES, file_of, imports, packages
+from sources import ENTRY_POINTS, ROOT, SCRIPTS, SOURCES, file_of, imports, packages, tree
 
 # === the rooms ========================================================================================================
 
@@ -99,11 +100,12 @@ def test_imports_run_in_no_circle():
     assert not circles(SOURCES), "\n".join(circles(SOURCES))
 
 
+@cache
 def names_in(source: str) -> set[str]:
     """What a module defines or imports, blocks such as `if` and `try` included."""
-    tree = ast.parse(source)
-    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    nodes = list(ast.walk(tree(source)))
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     return stored | defined | {found.module.rpartition(".")[2] for found in imports(source)}
 
 
@@ -111,7 +113,7 @@ def broken(sources: dict[str, str]) -> list[str]:
     """Imports of our own modules and names that do not exist. Inside a function they would show only when it runs."""
     ours, found = {name.partition("/")[0].removesuffix(".py") for name in sources}, []
     for importer, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(tree(source)):
             if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ours:
                 file = file_of(node.module, sources)
                 names = names_in(sources[file]) if file else set()

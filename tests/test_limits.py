@@ -4,7 +4,7 @@ import ast
 from collections import defaultdict
 
 import pytest
-from sources import SOURCES
+from sources import SOURCES, tree
 
 MAX_LINES = 60  # of a function, its docstring included
 MAX_PARAMETERS = 6  # of a function, self not counted
@@ -20,7 +20,7 @@ def decorated(function: ast.FunctionDef, name: str) -> bool:
 def too_long(source: str) -> list[str]:
     return [
         f"line {node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree(source))
         if isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno + 1 > MAX_LINES
     ]
 
@@ -29,7 +29,7 @@ def too_wide(source: str) -> list[str]:
     """Functions with too many parameters. Triton's kernels may have more, because they take a pointer per tensor; self
     and the context of an autograd function do not count."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree(source)):
         if isinstance(node, FUNCTIONS) and not decorated(node, "triton.jit"):
             a = node.args
             parameters = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
@@ -42,7 +42,7 @@ def too_wide(source: str) -> list[str]:
 def long_and_nested(source: str) -> list[str]:
     """Functions inside functions that are more than one short statement. Context managers are excepted."""
     found = []
-    for outer in ast.walk(ast.parse(source)):
+    for outer in ast.walk(tree(source)):
         for node in ast.walk(outer) if isinstance(outer, FUNCTIONS) else ():
             if node is outer or not isinstance(node, FUNCTIONS) or decorated(node, "contextmanager"):
                 continue
@@ -56,7 +56,7 @@ def names_used_twice(sources: dict[str, str]) -> list[str]:
     """Top-level functions and classes whose name is taken in another file as well."""
     files = defaultdict(set)
     for file, source in sources.items():
-        for node in ast.parse(source).body:
+        for node in tree(source).body:
             if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name not in MAY_SHARE_A_NAME:
                 files[node.name].add(file)
     return [f"{name}: {', '.join(sorted(found))}" for name, found in sorted(files.items()) if len(found) > 1]

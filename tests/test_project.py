@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from sources import ROOT, SOURCES, file_of, imports
+from sources import ROOT, SOURCES, file_of, imports, tree
 
 import config
 from plumbing import command_line, errors
@@ -32,7 +32,7 @@ NAMES = sorted(SOURCES)
 def bodies(source: str) -> Iterator[tuple[str, int, str]]:
     """Yield (name, lines, syntax tree as text) of each function's body, its docstring aside. Comments and line breaks
     do not count, names do."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
             if body:
@@ -89,7 +89,7 @@ RUNS_DATA = {"pickle", "marshal", "shelve", "dill"}
 def dangers(source: str) -> set[str]:
     """Imports and calls that run data as code, or a shell. (Ruff's rules S look for them too, and for more.)"""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
             found |= RUNS_DATA & {name.partition(".")[0] for name in names}
@@ -248,7 +248,7 @@ def test_what_the_scripts_write_is_ignored():
 def without_encoding(source: str) -> list[str]:
     """Calls that read or write text in the encoding of the system, which differs from one to the other."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree(source)):
         if not isinstance(node, ast.Call):
             continue
         name, keywords = ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
@@ -276,7 +276,7 @@ def test_a_missing_encoding_would_be_found():
 def test_nothing_forks(name):
     """Windows cannot, and on a Mac a forked process that has used the GPU dies: workers are spawned."""
     source = SOURCES[name]
-    names = {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    names = {ast.unparse(node) for node in ast.walk(tree(source)) if isinstance(node, ast.Attribute)}
     assert not {"os.fork", "multiprocessing.Process", "multiprocessing.Pool"} & names
     assert not re.search("[\"']fork[\"']", source)
 

@@ -120,6 +120,8 @@ def script_figures(script: str, *flags) -> dict[str, float]:
     """Run a step of the pipeline: the MB/s that it prints, its peak memory in MB."""
     out = run_silently([sys.executable, "-c", WITH_PEAK, ROOT / "scripts" / script, *flags]).stdout
     rates, peak = re.findall(r"([\d.]+) MB/s", out), re.findall(r"(\d+) kB at most", out)
+    if not rates:
+        raise UserError(f"{script} was done too soon to print a rate. Give more --megabytes.")
     return {"ours": float(rates[-1])} | ({"peak": float(peak[-1]) * 1024 / 1e6} if peak else {})
 
 

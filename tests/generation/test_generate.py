@@ -2,7 +2,9 @@
 
 # ruff: noqa: F401, F811 (imported fixtures)
 
+import ast
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -39,20 +41,30 @@ def test_the_text_alone_goes_to_stdout_and_exactly_to_the_file(write, tmp_path, 
     assert quiet == (out, "")
 
 
-@pytest.mark.parametrize(("script", "kind"), [("generate.py", "char"), ("generatev2.py", "bpe")])
-def test_the_files_get_the_whole_text_though_the_reader_of_stdout_has_gone(write, trained, tmp_path, script, kind):
+def test_the_files_get_the_whole_text_though_the_reader_of_stdout_has_gone(write, trained, tmp_path):
     """As in `python generate.py --output-file out.py | head -1`."""
     text, trace = tmp_path / "out.py", tmp_path / "trace.jsonl"
     flags = ["--prompt", "def", "--tokens", 60, "--output-file", text, "--trace", trace]
-    whole = write(*flags, kind=kind)[0]
+    whole = write(*flags)[0]
     steps = trace.read_bytes()
     text.unlink(), trace.unlink()
-    command = [sys.executable, str(ROOT / script), "--model", str(trained[kind]), "--device", "cpu", "--quiet"]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(trained["char"]), "--device", "cpu", "--quiet"]
     process = subprocess.Popen([*command, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 0
     process.stderr.close()
     assert text.read_bytes() == whole and trace.read_bytes() == steps
+
+
+def test_both_generators_go_on_without_a_reader_in_the_same_cases():
+    """What the test above sees of generate.py is the last argument in the last line of both."""
+    calls = [ast.parse((ROOT / name).read_text("utf-8")).body[-1].body[0] for name in ("generate.py", "generatev2.py")]
+    main, when_unread = zip(*(call.value.args for call in calls), strict=True)
+    assert [ast.unparse(argument) for argument in main] == [
+        "lambda: main(settings, args)",
+        "lambda: main(settings, args, kind='bpe')",
+    ]
+    assert ast.unparse(when_unread[0]) == ast.unparse(when_unread[1])
 
 
 def test_the_seed_decides(write):
@@ -288,16 +300,18 @@ def test_a_model_file_gives_back_the_model(trained, tmp_path):
     assert tokens.json_text == tokenizer.json_text
 
 
-def test_loading_does_not_wait_for_torchs_compiler(trained):
+def test_loading_does_not_wait_for_torchs_compiler(trained, tmp_path, torch_server):
     """To import it takes longer than all else, and some harmless looking operations of torch do."""
     script = f"""
 import sys
 from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
 from model.storage.checkpoint import load_checkpoint
 from model.storage.model_file import load_model
 load_model(Path({str(trained["char"])!r}))
 load_checkpoint(Path({str(CHECKPOINT)!r}))
 print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    (tmp_path / "load.py").write_text(script, "utf-8")
+    done = torch_server.run([str(tmp_path / "load.py")], ROOT, dict(os.environ), 300)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 from http.server import ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from fork_server import ForkServer
 from hub import BLOCK, CODEPARROT, CONVERTED, STACK, Answer, commit, parquet, sha256
 
 from plumbing.text import byte_size
@@ -16,12 +18,23 @@ from plumbing.text import byte_size
 SCRIPT = Path(__file__).resolve().parents[2] / "ingestion" / "ingest.py"
 
 
-def start(folder: Path, endpoint: str, *flags: str, **variables: str) -> subprocess.Popen:
-    """Start ingest.py with its cache in a folder, and with nothing of the hub's settings on this machine."""
+# What ingest.py imports, except the hub's library itself, which reads the environment when it is imported.
+HTTP = "httpx2" if find_spec("httpx2") else "httpx"
+MODULES = [HTTP, "yaml", "fsspec", "filelock", "tqdm", "pyarrow.parquet"]
+
+
+def environment(folder: Path, endpoint: str, variables: dict[str, str]) -> dict[str, str]:
+    """One with the hub's cache in a folder, and with nothing of the hub's settings on this machine."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"} | variables
-    command = [sys.executable, str(SCRIPT), *flags]
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return env | {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"} | variables
+
+
+def start(folder: Path, endpoint: str, *flags: str, **variables: str) -> subprocess.Popen:
+    """Start ingest.py as a process of its own that can be interrupted, and that runs beside another."""
+    env, pipe = environment(folder, endpoint, variables), subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *flags], cwd=folder, env=env, text=True, stdout=pipe, stderr=pipe
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -33,8 +46,18 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def ingest(folder: Path, endpoint: str, *flags: str, **variables: str) -> tuple[int, str, str]:
-    return finish(start(folder, endpoint, *flags, **variables))
+@pytest.fixture(scope="module")
+def ingest(tmp_path_factory):
+    """ingest(folder, endpoint, *flags, **variables): the exit code, stdout and stderr of ingest.py."""
+    server = ForkServer(tmp_path_factory.mktemp("server"), MODULES)
+
+    def run(folder: Path, endpoint: str, *flags: str, **variables: str) -> tuple[int, str, str]:
+        done = server.run([str(SCRIPT), *flags], folder, environment(folder, endpoint, variables), 60)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    yield run
+    server.close()
 
 
 def snapshot(folder: Path, dataset: str = STACK, revision: str = "main") -> Path:
@@ -45,7 +68,7 @@ def snapshot(folder: Path, dataset: str = STACK, revision: str = "main") -> Path
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends Ctrl-C as a signal")
-def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, files, tmp_path):
+def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, files, tmp_path, ingest):
     first, second, _ = files
     hub.gated, hub.tokens = True, {"hf_accepted": True}
 
@@ -90,7 +113,7 @@ def test_an_interrupted_download_goes_on_and_nothing_is_downloaded_twice(hub, fi
     assert hub.tokens_seen == {("127.0.0.1", "hf_accepted")}
 
 
-def test_all_files_of_another_dataset_and_revision(hub, tmp_path):
+def test_all_files_of_another_dataset_and_revision(hub, tmp_path, ingest):
     flags = ["--dataset", CODEPARROT, "--revision", CONVERTED, "--files", "all", "--quiet"]
     code, out, err = ingest(tmp_path, hub.url, *flags)
     assert code == 0, err
@@ -101,7 +124,7 @@ def test_all_files_of_another_dataset_and_revision(hub, tmp_path):
     assert "rows of" not in out  # --quiet
 
 
-def test_what_is_not_parquet_is_named(hub, tmp_path):
+def test_what_is_not_parquet_is_named(hub, tmp_path, ingest):
     contents = {"x.PARQUET": parquet(3, 1000), "README.md": b"# B", "y.jsonl": b"{}", "z.jsonl": b"{} "}
     hub.datasets["a/b"] = {"main": contents}
     hub.blobs |= {sha256(content): (path, content) for path, content in contents.items()}
@@ -111,7 +134,7 @@ def test_what_is_not_parquet_is_named(hub, tmp_path):
     assert "1 Parquet files" in out and (snapshot(tmp_path, "a/b") / "x.PARQUET").exists()
 
 
-def test_a_damaged_download_is_thrown_away(hub, tmp_path):
+def test_a_damaged_download_is_thrown_away(hub, tmp_path, ingest):
     hub.damaged = True
     code, _, err = ingest(tmp_path, hub.url, "--files", "1")
     assert code == 1 and "arrived damaged" in err
@@ -131,7 +154,7 @@ def unfinished(folder: Path, content: bytes, size: int) -> dict[str, int]:
     return blobs_of(folder)
 
 
-def test_two_downloads_into_one_cache_do_not_destroy_each_other(hub, files, tmp_path):
+def test_two_downloads_into_one_cache_do_not_destroy_each_other(hub, files, tmp_path, ingest):
     hub.stall_at = BLOCK
     first = start(tmp_path, hub.url, "--files", "1")
     assert hub.stalled.wait(40)
@@ -143,7 +166,7 @@ def test_two_downloads_into_one_cache_do_not_destroy_each_other(hub, files, tmp_
     finish(first)
 
 
-def test_a_page_in_place_of_a_file_does_not_get_into_the_file(hub, files, tmp_path):
+def test_a_page_in_place_of_a_file_does_not_get_into_the_file(hub, files, tmp_path, ingest):
     """A login page that answers every request with 200, and has no end: what was downloaded before stays."""
     hub.page = True
     before = unfinished(tmp_path, next(iter(files.values())), 100_000)
@@ -155,7 +178,7 @@ def test_a_page_in_place_of_a_file_does_not_get_into_the_file(hub, files, tmp_pa
 
 
 @pytest.mark.parametrize(("size", "there"), [(1_000, 100), (1_000, None), (100_000_000, None)])
-def test_a_size_that_the_hub_lists_wrongly_does_no_harm(hub, files, tmp_path, size, there):
+def test_a_size_that_the_hub_lists_wrongly_does_no_harm(hub, files, tmp_path, size, there, ingest):
     content = next(iter(files.values()))
     hub.claimed_size = size
     unfinished(tmp_path, content, there or len(content))
@@ -164,7 +187,7 @@ def test_a_size_that_the_hub_lists_wrongly_does_no_harm(hub, files, tmp_path, si
     assert blobs_of(tmp_path) == {sha256(content): len(content)}
 
 
-def test_an_unreadable_file_blocks_none_behind_it(hub, files, tmp_path):
+def test_an_unreadable_file_blocks_none_behind_it(hub, files, tmp_path, ingest):
     names = list(files)
     bad = b"no parquet" * 1000
     hub.datasets[STACK]["main"] = {**hub.datasets[STACK]["main"], names[1]: bad}
@@ -183,7 +206,7 @@ def test_an_unreadable_file_blocks_none_behind_it(hub, files, tmp_path):
     assert path.read_bytes() == files[names[2]]
 
 
-def test_names_with_signs_that_mean_something_elsewhere(hub, files, tmp_path):
+def test_names_with_signs_that_mean_something_elsewhere(hub, files, tmp_path, ingest):
     content = list(files.values())[1]
     names = [f"data/python/a{sign}b.parquet" for sign in ("{x}", "[1]", "*", "?", "#", "%41", " ", "é", "@main")]
     strange = ["data/python/../../../x.parquet", "data/python/a::b.parquet", "data/python/c:x.parquet"]
@@ -197,14 +220,13 @@ def test_names_with_signs_that_mean_something_elsewhere(hub, files, tmp_path):
 # === refusals ========================================================================================================
 
 
-def test_terms_that_are_not_accepted(hub, tmp_path):
+def test_terms_that_are_not_accepted(hub, tmp_path, ingest):
     hub.gated, hub.tokens = True, {"hf_not_accepted_yet": False}
-    without, refused = start(tmp_path, hub.url), start(tmp_path, hub.url, HF_TOKEN="hf_not_accepted_yet")
-    for process, reason in (
-        (without, "got no token from you (401)"),
-        (refused, "does not accept your token for it (403)"),
+    for variables, reason in (
+        ({}, "got no token from you (401)"),
+        ({"HF_TOKEN": "hf_not_accepted_yet"}, "does not accept your token for it (403)"),
     ):
-        code, out, err = finish(process)
+        code, out, err = ingest(tmp_path, hub.url, **variables)
         assert code == 1 and reason in err
         for step in ("huggingface.co/join", f"huggingface.co/datasets/{STACK}", "settings/tokens", "hf auth login"):
             assert step in err
@@ -212,20 +234,20 @@ def test_terms_that_are_not_accepted(hub, tmp_path):
     assert hub.tokens_seen == {("127.0.0.1", "hf_not_accepted_yet")}
 
 
-def test_a_proxy_that_refuses_is_not_taken_for_terms(hub, tmp_path):
+def test_a_proxy_that_refuses_is_not_taken_for_terms(hub, tmp_path, ingest):
     hub.proxy_refuses = True
     code, _, err = ingest(tmp_path, hub.url, "--files", "1", HF_TOKEN="")
     assert code == 1 and "proxy" in err and "status 403" in err and "terms" not in err
 
 
-def test_a_token_that_the_hub_does_not_know(hub, tmp_path):
+def test_a_token_that_the_hub_does_not_know(hub, tmp_path, ingest):
     tokens = ["hf_expired", "hf_döner"]  # the second one cannot even be sent
-    for token, process in [(token, start(tmp_path, hub.url, HF_TOKEN=token)) for token in tokens]:
-        code, out, err = finish(process)
+    for token in tokens:
+        code, out, err = ingest(tmp_path, hub.url, HF_TOKEN=token)
         assert code == 1 and "does not know your token" in err and token not in out + err
 
 
-def test_names_that_the_hub_does_not_have(hub, tmp_path):
+def test_names_that_the_hub_does_not_have(hub, tmp_path, ingest):
     hub.tokens = {"hf_known": True}
     cases = [
         (["--dataset", "nobody/nothing"], {}, ["The hub shows no dataset nobody/nothing"]),
@@ -234,27 +256,25 @@ def test_names_that_the_hub_does_not_have(hub, tmp_path):
         (["--revision", "v9"], {}, ["has no revision v9"]),
         (["--dataset", CODEPARROT], {}, ["54 .json.gz", f"--dataset {CODEPARROT} --revision {CONVERTED}"]),
     ]
-    started = [(words, start(tmp_path, hub.url, *flags, **variables)) for flags, variables, words in cases]
-    for words, process in started:
-        code, _, err = finish(process)
+    for flags, variables, words in cases:
+        code, _, err = ingest(tmp_path, hub.url, *flags, **variables)
         assert code == 1 and all(word in err for word in words), err
     assert not (tmp_path / "hf" / "hub").exists()
 
 
-def test_no_disk_no_network(hub, tmp_path):
+def test_no_disk_no_network(hub, tmp_path, ingest):
     hub.claimed_size = 10**18
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as closed:
         nobody = f"http://127.0.0.1:{closed.server_port}"
-    disk, network = start(tmp_path, hub.url), start(tmp_path, nobody)
-    code, out, err = finish(disk)
+    code, out, err = ingest(tmp_path, hub.url)
     assert code == 1 and "The download of 3,000,000,000.00 GB does not fit" in err and "--files" in err
     assert "Wanted: 3 files, 3,000,000,000.00 GB" in out
     assert not [request for request in hub.requests if request.startswith("GET")]
-    code, out, err = finish(network)
+    code, out, err = ingest(tmp_path, nobody)
     assert code == 1 and f"No connection to {nobody}" in err and len(err.splitlines()) == 1
 
 
-def test_wrong_use(tmp_path):
+def test_wrong_use(tmp_path, ingest):
     for flags in (["--files", "0"], ["--files", "some"], ["--dataset", "the-stack"], ["--fils", "2"]):
         code, _, err = ingest(tmp_path, "http://127.0.0.1:9", *flags)
         assert code == 2 and "See --help" in err and flags[0] in err

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from fork_server import ForkServer
 from sources import ENTRY_POINTS, ROOT, SCRIPTS, SOURCES
 
 FIXTURES = ROOT / "tests" / "fixtures" / "before_rooms"
@@ -107,21 +106,19 @@ print(code, ascii(sys.stdout.text), ascii(sys.stderr.text), sep="\\n", file=term
 
 
 @pytest.fixture(scope="module")
-def in_window(tmp_path_factory):
+def in_window(tmp_path_factory, torch_server):
     """in_window(script, *arguments): the exit code, stdout and stderr of a script that runs in such a window."""
     folder = tmp_path_factory.mktemp("window")
-    server = ForkServer(folder)
     (folder / "window.py").write_text(WINDOW, "utf-8")
 
     def run(script, *arguments) -> tuple[int, str, str]:
         line = [str(folder / "window.py"), str(ROOT / script), *map(str, arguments)]
-        done = server.run(line, ROOT / "docs", dict(os.environ), 60)
+        done = torch_server.run(line, ROOT / "docs", dict(os.environ), 60)
         assert done.returncode == 0, done.stderr
         code, out, err = map(ast.literal_eval, done.stdout.splitlines())
         return code, out, err
 
-    yield run
-    server.close()
+    return run
 
 
 @pytest.mark.parametrize("name", ["train.py", "generatev2.py", "scripts/quickstart.py", "ingestion/ingest.py"])

@@ -77,10 +77,11 @@ def test_the_random_model_of_llama2c_has_the_size_of_its_format(tmp_path):
     assert weights[65 * 8 : 65 * 8 + 8].tolist() == [1.0] * 8  # the first norm
 
 
-def test_the_rows_of_pages(monkeypatch, tmp_path, capsys):
+def test_the_rows_of_pages(monkeypatch, tmp_path, capsys, torch_server):
     if BROWSER is None:
         pytest.skip("no Chromium on this machine")
     pytest.importorskip("playwright")
+    monkeypatch.setattr(page, "run_silently", torch_server.silently)
     monkeypatch.setattr(page, "PAGES", {"tiny": TINY})
     monkeypatch.setattr(page, "TOKENS", 5)
     rows = page.measure_pages(1, tmp_path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import SMALL, random_model
 
+from model.gpt import GPT
 from model.storage import onnx_file
 from model.storage.model_file import save_model
 from model.tokenization.tokenizer import Tokenizer, make_character_tokenizer
@@ -54,11 +55,15 @@ def test_the_file_contains_its_tokenizer(exported):
 
 
 def test_a_graph_that_computes_something_else_is_not_written(exported, tmp_path, monkeypatch):
-    """The check after the export, with an exporter that gets the positions wrong."""
-    path, _, _ = exported
-    rotate = onnx_file.rotate
-    monkeypatch.setattr(onnx_file, "rotate", lambda x, cos, sin: rotate(x, cos, -sin * 0.5))
-    flags = ["--model", str(path.parent / "model.pt"), "--output", str(tmp_path / "wrong.onnx")]
+    """The check after the export, with the graph of a model that differs in its angles: alike for the first token of
+    a text, and for no other."""
+    path, model, tokenizer = exported
+    other = GPT(**{**model.architecture, "rotary_base": 300.0})
+    other.load_state_dict(model.state_dict())
+    save_model(tmp_path / "other.pt", other, tokenizer, {"steps": 1, "val_bits_per_byte": 2.5})
+    graph = path.read_bytes()
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda model, metadata: graph)
+    flags = ["--model", str(tmp_path / "other.pt"), "--output", str(tmp_path / "wrong.onnx")]
     with pytest.raises(UserError, match="--output would replace"):
         export_onnx.main([*flags[:3], flags[1]])
     with pytest.raises(UserError, match="differ from the model"):

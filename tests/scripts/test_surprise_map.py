@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -257,14 +256,10 @@ def test_a_name_that_is_no_text(draw, tmp_path):
     assert "caf\\udce9.py" in (tmp_path / "page.html").read_text("utf-8")
 
 
-def test_it_runs_as_a_script(draw, tmp_path):
+def test_it_runs_as_a_script(draw, tmp_path, torch_server):
+    """On a console that would encode its output as ASCII."""
     draw("bpe", KNOWN)
-    script = ROOT / "scripts" / "surprise_map.py"
-    done = subprocess.run(
-        [sys.executable, script, "text.py", "--model", "bpe.pt", "--device", "cpu"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode() == draw("bpe", KNOWN)
+    command = [str(ROOT / "scripts" / "surprise_map.py"), "text.py", "--model", "bpe.pt", "--device", "cpu"]
+    done = torch_server.run(command, tmp_path, os.environ | {"PYTHONIOENCODING": "ascii"}, 300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == draw("bpe", KNOWN)
