@@ -33,6 +33,7 @@ from model.storage.safe_load import save
 from model.tokenization.bpe_trainer import train_bpe_tokenizer
 from model.tokenization.tokenizer import load_tokenizer, make_character_tokenizer, reloaded, save_tokenizer
 from plumbing.corpus import split_documents, write_documents
+from plumbing.parallel import cores
 
 DOCUMENT = '''"""Module {i}."""
 
@@ -138,6 +139,11 @@ def signal_handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def pytest_xdist_auto_num_workers():
+    """With -n auto: one more than there are cores, because many tests wait for a process or a browser."""
+    return cores() + 1
 
 
 def pytest_collection_modifyitems(items):
