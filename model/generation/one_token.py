@@ -29,8 +29,9 @@ class OneToken:
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.cache, self.block_size, self.eps, self.H = cache, model.block_size, model.norm.eps, cache.store.size(3)
-        weights = {name: weight.numpy() for name, weight in model.state_dict().items()}
-        self.embedding, self.norm, self.head = (weights[f"{name}.weight"] for name in ("embedding", "norm", "head"))
+        weights = {name: laid_out(weight.numpy()) for name, weight in model.state_dict().items()}
+        self.embedding = model.embedding.weight.detach().numpy()  # (V, C)
+        self.norm, self.head = weights["norm.weight"], weights["head.weight"]
         self.layers = []
         for i, (keys, values) in enumerate(cache.store[:, :, 0].numpy()):  # (H, block_size, D) each
             names = "attention_norm", "attention.qkv", "attention.output", "mlp_norm", "mlp.gate_up", "mlp.down"
@@ -71,6 +72,11 @@ class OneToken:
         """Each pair of channels rotated by the angle of the position: (..., D) -> (..., D)"""
         exchanged = np.concatenate([x[..., self.half :], x[..., : self.half]], axis=-1)
         return x * self.cos[position] + exchanged * self.sin[position]
+
+
+def laid_out(weight: np.ndarray) -> np.ndarray:
+    """A copy of a weight with its longer side contiguous: products read long rows or columns faster than short ones."""
+    return weight.copy(order="F" if weight.ndim == 2 and len(weight) > weight.shape[1] else "C")
 
 
 def step_on_cpu(model: GPT, cache: KeyValueCache) -> Callable:
