@@ -128,6 +128,8 @@ def fetch(file: CachedFile, progress: tqdm) -> None:
             return
         with open(file.unfinished, "ab") as target:
             size = file.size
+            if target.tell() >= size and not file.matches(file.unfinished):  # the first answer will tell the true size
+                size = target.tell() + 1
             while target.tell() < size:
                 block, size = read_range(file, target.tell(), min(target.tell() + BLOCK, size), size)
                 target.write(block)

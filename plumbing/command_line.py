@@ -90,7 +90,7 @@ def flag_value(kind: type, text: str) -> object:
         raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS[kind]}") from None
 
 
-def count(text: str) -> int:
+def at_least_one(text: str) -> int:
     """A whole number above 0, for a flag that is no setting. Raises argparse.ArgumentTypeError."""
     if (number := flag_value(int, text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, and it is {number}")

@@ -5,7 +5,7 @@
     python scripts/benchmark.py data
     python scripts/benchmark.py scale
 
-Reads   what is measured: data the folders that you name, --race the token files; a peer if you name a checkout of it
+Reads   "data" the folders that you name, "train --race" the token files in --data; a peer if you name a checkout of it
 Writes  a table to the terminal; with --json the same figures to a file
 
 Each row is the median of several rounds. In each round ours and the peer run in turn, so whatever disturbs the machine
@@ -24,7 +24,7 @@ import sysconfig
 from pathlib import Path
 
 from config import DATA
-from plumbing.command_line import ScriptParser, count
+from plumbing.command_line import ScriptParser, at_least_one
 from plumbing.errors import run_script
 from plumbing.files import whole_file
 from plumbing.text import shown_path
@@ -36,13 +36,13 @@ def parse_arguments() -> argparse.Namespace:
     common = ScriptParser(add_help=False)
     common.add_argument("--json", type=Path, help="also write the figures to this file")
     common.add_argument("--nanogpt", type=Path, metavar="DIR", help="an unmodified checkout of nanoGPT to measure too")
-    common.add_argument("--rounds", type=count, default=5, help="rounds to measure [%(default)s]")
+    common.add_argument("--rounds", type=at_least_one, default=5, help="rounds to measure [%(default)s]")
     subjects = parser.add_subparsers(dest="subject")
 
     train = subjects.add_parser("train", parents=[common], help="tokens/s by model size, or races to a loss")
     train.add_argument("--sizes", nargs="+", choices=BATCH_SIZES, default=["0.8M", "10.7M"], help="[0.8M 10.7M]")
     train.add_argument("--compile", action="store_true", help="compile our model first, as --compile on does")
-    train.add_argument("--accumulate", type=count, default=1, metavar="N", help="micro-batches per step [1]")
+    train.add_argument("--accumulate", type=at_least_one, default=1, metavar="N", help="micro-batches per step [1]")
     train.add_argument(
         "--race", choices=["shakespeare", "char", "bpe"], help="whole trainings instead, on the token files in --data"
     )
@@ -62,8 +62,8 @@ def parse_arguments() -> argparse.Namespace:
 
     scale = subjects.add_parser("scale", parents=[common], help="tokens/s of several processes")
     scale.add_argument("--size", choices=SCALING_STEPS, default="10.7M", help="of the model [%(default)s]")
-    scale.add_argument("--batch-size", type=count, default=16, help="sequences per step, over all processes [16]")
-    scale.add_argument("--processes", type=count, help="at most [the number of GPUs, or of processor cores]")
+    scale.add_argument("--batch-size", type=at_least_one, default=16, help="sequences per step, in all [16]")
+    scale.add_argument("--processes", type=at_least_one, help="at most [the number of GPUs, or of processor cores]")
     scale.add_argument("--shard-model", action="store_true", help="also measure a run with --shard-model")
 
     args = parser.parse_args()

@@ -23,7 +23,7 @@ import math
 from itertools import pairwise
 
 from config import CHAR
-from plumbing.command_line import ScriptParser, add_flags, count, model_flag, parse
+from plumbing.command_line import ScriptParser, add_flags, at_least_one, model_flag, parse
 from plumbing.errors import UserError, run_script
 from plumbing.text import bar, fitted
 
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("--prompt", default="def ", help="the text to continue [def ]")
     parser.add_argument("--train", action="store_true", help="train a tiny model instead, and check a gradient")
-    parser.add_argument("--steps", type=count, default=40, help="training steps of the tiny model [40]")
+    parser.add_argument("--steps", type=at_least_one, default=40, help="training steps of the tiny model [40]")
     model_flag(parser)
     add_flags(parser, CHAR, "show")
     settings, args = parse(parser, CHAR, argv)

@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import CHAR
-from plumbing.command_line import ScriptParser, add_flags, count, parse
+from plumbing.command_line import ScriptParser, add_flags, at_least_one, parse
 from plumbing.corpus import MARKER, SEPARATOR
 from plumbing.errors import UsageError, UserError, run_script
 from plumbing.text import byte_size, printable, shown_path, visible
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the text to look up")
     parser.add_argument("--shortest", type=int, default=40, help="shortest match to report, in bytes, from 32 [40]")
-    parser.add_argument("--most", type=count, default=10, help="number of matches to report [10]")
+    parser.add_argument("--most", type=at_least_one, default=10, help="number of matches to report [10]")
     add_flags(parser, CHAR, "corpus debug")
     settings, args = parse(parser, CHAR, argv)
     if args.shortest < SEED + 2 * STRIDE:

@@ -143,7 +143,7 @@ def signal_handlers():
 
 def pytest_xdist_auto_num_workers():
     """With -n auto: one more than there are cores, because many tests wait for a process or a browser."""
-    return cores() + 1
+    return int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or cores() + 1)
 
 
 def pytest_collection_modifyitems(items):

@@ -3,7 +3,7 @@ save two seconds each.
 
 Each command is a process of its own, with its own folder, environment and output, as `python script.py` is. Only what
 happens before and during this import is not as it would be, nor the end, where Python would take all of torch
-apart for a second. So a test must also run each script by itself once.
+apart for a second. So scripts are also started by themselves: all with --help, most with work to do.
 Where there is no safe fork (Windows, macOS), every command is an ordinary subprocess.
 """
 
@@ -37,7 +37,8 @@ for number, (path, flags) in enumerate(request["streams"]):
     os.close(opened)
 sys.stdin = open(0, encoding="utf-8", closefd=False)
 for stream in (sys.stdout, sys.stderr):
-    stream.reconfigure(encoding=request["env"].get("PYTHONIOENCODING", "utf-8"))
+    encoding, _, errors = request["env"].get("PYTHONIOENCODING", "utf-8").partition(":")
+    stream.reconfigure(encoding=encoding, errors=errors or stream.errors)
 sys.argv, sys.path[0] = request["arguments"], os.path.dirname(os.path.abspath(request["arguments"][0]))
 code = 0
 try:
@@ -89,16 +90,21 @@ class ForkServer:
                 start_new_session=True,
             )
         out, err = self.folder / "stdout", self.folder / "stderr"
+        out.write_bytes(b""), err.write_bytes(b"")  # for what is said of a command that never began
         write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         streams = [(os.devnull, os.O_RDONLY), (str(out), write), (str(err), write)]
         request = {"arguments": arguments, "cwd": str(cwd), "env": env, "streams": streams}
         too_late = threading.Timer(timeout, self.kill)
         too_late.start()
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        too_late.cancel()
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            answer = self.process.stdout.readline()
+        finally:
+            too_late.cancel()
         if not answer:
-            self.close()  # the next command starts another
+            code = self.close()  # the next command starts another
+            if code != -signal.SIGKILL:
+                raise RuntimeError(f"The server ended with {code}, and what it says stands above.")
             raise subprocess.TimeoutExpired(arguments, timeout, out.read_bytes(), err.read_bytes())
         return subprocess.CompletedProcess(arguments, int(answer), out.read_text("utf-8"), err.read_text("utf-8"))
 
@@ -115,7 +121,10 @@ class ForkServer:
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)  # the running command too: they are one session
 
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.communicate()  # the end of its input ends it
-            self.process = None
+    def close(self) -> int | None:
+        """End the server, if there is one. Returns its exit code."""
+        if self.process is None:
+            return None
+        self.process.communicate()  # the end of its input ends it
+        process, self.process = self.process, None
+        return process.returncode

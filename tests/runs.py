@@ -1,6 +1,8 @@
 """What tests ask of a training run: its log, its checkpoints, whether two are equal to the bit."""
 
 import json
+import os
+from pathlib import Path
 
 import torch
 
@@ -46,3 +48,11 @@ def flags(settings):
         else:
             line += [flag, str(value)]
     return line
+
+
+def folder_of_all_workers(tmp_path_factory, name: str) -> Path:
+    """A folder that all workers of this run of the tests share: who makes something there takes a lock for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    shared.mkdir(exist_ok=True)
+    return shared

@@ -17,7 +17,7 @@ import torch
 from model.compile_c import ONE_TOKEN, compiled_library
 from model.generation.one_token_c import OneTokenInC
 from model.gpt import GPT
-from model.layers import TRITON_FAILS, KeyValueCache
+from model.layers import TRITON_FAILS, KeyValueCache, Linear
 from plumbing.errors import reason
 
 WEIGHTS_PER_THREAD = 1_000_000  # in C. With fewer, two threads lose in waiting for each other what they gain.
@@ -25,19 +25,19 @@ WEIGHTS_PER_THREAD = 1_000_000  # in C. With fewer, two threads lose in waiting 
 
 class OneToken:
     """step(token) gives the logits (V,) that model(token, cache) gives, up to fp32 rounding; the cache grows by one.
-    For fp32 weights on the CPU and a cache of one sequence. Notation as in layers.py."""
+    For fp32 weights on the CPU and a cache of one sequence. The matrices are copies, so the step does not see weights
+    that change after it was made. Notation as in layers.py."""
 
     def __init__(self, model: GPT, cache: KeyValueCache):
         self.cache, self.block_size, self.eps, self.H = cache, model.block_size, model.norm.eps, cache.store.size(3)
-        weights = {name: laid_out(weight.numpy()) for name, weight in model.state_dict().items()}
-        self.embedding = model.embedding.weight.detach().numpy()  # (V, C)
-        self.norm, self.head = weights["norm.weight"], weights["head.weight"]
-        self.layers = []
-        for i, (keys, values) in enumerate(cache.store[:, :, 0].numpy()):  # (H, block_size, D) each
-            names = "attention_norm", "attention.qkv", "attention.output", "mlp_norm", "mlp.gate_up", "mlp.down"
-            query_norm, key_norm = (weights[f"blocks.{i}.attention.{name}_norm.weight"] for name in ("query", "key"))
-            norms = np.stack([query_norm, key_norm])[:, None]  # (2, 1, D)
-            self.layers.append((*(weights[f"blocks.{i}.{name}.weight"] for name in names), norms, keys, values))
+        self.embedding, self.norm = model.embedding.weight.detach().numpy(), model.norm.weight.detach().numpy()
+        self.head, self.layers = laid_out(model.head), []
+        for block, (keys, values) in zip(model.blocks, cache.store[:, :, 0].numpy(), strict=True):  # (H, block_size, D)
+            a, mlp = block.attention, block.mlp
+            matrices = [laid_out(module) for module in (a.qkv, a.output, mlp.gate_up, mlp.down)]
+            norms = [norm.weight.detach().numpy() for norm in (block.attention_norm, block.mlp_norm)]
+            head_norms = torch.stack([a.query_norm.weight, a.key_norm.weight])[:, None].detach().numpy()  # (2, 1, D)
+            self.layers.append((*matrices, *norms, head_norms, keys, values))
         self.cos, self.sin = model.cos.numpy(), model.sin.numpy().copy()
         self.half = self.sin.shape[1] // 2
         self.sin[:, : self.half] *= -1  # a pair (a, b) becomes (a cos - b sin, b cos + a sin)
@@ -49,10 +49,10 @@ class OneToken:
         if end > self.block_size:
             raise ValueError(f"{end} tokens do not fit a block of {self.block_size}.")
         x = self.embedding[token]
-        for attention_norm, qkv, output, mlp_norm, gate_up, down, norms, keys, values in self.layers:
+        for qkv, output, gate_up, down, attention_norm, mlp_norm, head_norms, keys, values in self.layers:
             # x + output(softmax(q k / sqrt(D)) v)
             heads = (qkv @ (self.normed(x) * attention_norm)).reshape(3, self.H, -1)  # (3, H, D)
-            q, keys[:, position] = self.rotated(self.normed(heads[:2]) * norms, position)
+            q, keys[:, position] = self.rotated(self.normed(heads[:2]) * head_norms, position)
             values[:, position] = heads[2]
             scores = keys[:, :end] @ q[:, :, None] * q.shape[1] ** -0.5  # (H, S, 1)
             p = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -74,9 +74,11 @@ class OneToken:
         return x * self.cos[position] + exchanged * self.sin[position]
 
 
-def laid_out(weight: np.ndarray) -> np.ndarray:
-    """A copy of a weight with its longer side contiguous: products read long rows or columns faster than short ones."""
-    return weight.copy(order="F" if weight.ndim == 2 and len(weight) > weight.shape[1] else "C")
+def laid_out(module: Linear) -> np.ndarray:
+    """A copy of a matrix (outputs, inputs) with its longer side contiguous: products read long rows, or columns, faster
+    than short ones."""
+    weight = module.weight.detach().numpy()
+    return weight.copy(order="F" if len(weight) > weight.shape[1] else "C")
 
 
 def step_on_cpu(model: GPT, cache: KeyValueCache) -> Callable:

@@ -36,8 +36,8 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     _, seconds = graph_if_possible(run, step, at_most=math.inf)
     other, steps = partial(other_seconds, run, seconds, *time_the_rest(run, evaluate)), settings.max_steps
     if settings.minutes > 0:
-        steps = int(60 * settings.minutes / seconds)  # if there were nothing else to do
-        steps = max(1, int((60 * settings.minutes - other(steps)) / seconds))
+        steps = max(1, int(60 * settings.minutes / seconds))  # if there were nothing else to do
+        steps = max(1, int(steps * 60 * settings.minutes / (steps * seconds + other(steps))))
     print("\n".join(estimate_lines(run, steps, seconds, other(steps))))
     layers_in_torch = run.device.type == "cpu" and not run.in_c
     if settings.compile == "auto" and layers_in_torch and seconds * steps >= COMPILE_FROM:

@@ -52,6 +52,7 @@ EPS = 1e-6  # of every RMSNorm, here and in Qwen3
 MAX_HEADER = 4_000_000  # bytes of the list of tensors in a safetensors file; a thousand layers need half of it
 EXPANDED = ("k_proj.weight", "v_proj.weight")
 MAX_CONFIG = 1_000_000  # bytes of a config.json
+EXTRAS = {"export": "safetensors gguf", "onnx": "onnx onnxscript onnxruntime"}  # of pyproject.toml
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the model only continues a text
 
 
@@ -114,7 +115,7 @@ def import_extra(module: str, extra: str = "export"):
         return __import__(module)
     except ImportError:
         name = module.partition(".")[0]
-        advice = f"Install it with: uv sync --extra {extra} (or pip install {name})."
+        advice = f"Install it with: uv sync --extra {extra} (or pip install {EXTRAS[extra]})."
         raise UserError(f"The package {name} is missing. {advice}") from None
 
 

@@ -20,6 +20,7 @@ PAGES = {
     "10.7M": MODELS["10.7M"],
 }
 TOKENS = 100
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 RATES = """async (count) => {
   const rate = async (work) => {
     const start = performance.now();
@@ -48,7 +49,7 @@ def measure_page(browser, path: Path) -> dict[str, float]:
 @contextlib.contextmanager
 def open_browser():
     """Chromium, driven by Playwright, or None where there is no Chromium or no Playwright."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

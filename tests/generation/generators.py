@@ -1,6 +1,5 @@
 """What tests of the generators share: two trained models, and a command line to run on them."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 from conftest import make_pipeline
 from filelock import FileLock
+from runs import folder_of_all_workers
 
 import generate
 from config import BPE, CHAR, Model
@@ -53,9 +53,7 @@ def train_model(folder: Path, kind: str) -> Path:
 def trained(tmp_path_factory) -> dict[str, Path]:
     """A trained model of each kind for all workers: {"char": path, "bpe": path}. The first worker to ask trains them,
     while the others wait."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "generators"
-    shared.mkdir(exist_ok=True)
+    shared = folder_of_all_workers(tmp_path_factory, "generators")
     with FileLock(shared / "lock"):
         return {kind: trained_once(shared / kind, kind) for kind in PIPELINES}
 

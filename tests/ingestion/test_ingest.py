@@ -177,7 +177,7 @@ def test_a_page_in_place_of_a_file_does_not_get_into_the_file(hub, files, tmp_pa
     assert ingest(tmp_path, hub.url, "--files", "1")[0] == 0
 
 
-@pytest.mark.parametrize(("size", "there"), [(1_000, 100), (1_000, None), (100_000_000, None)])
+@pytest.mark.parametrize(("size", "there"), [(1_000, 100), (1_000, 100_000), (1_000, None), (10**8, None)])
 def test_a_size_that_the_hub_lists_wrongly_does_no_harm(hub, files, tmp_path, size, there, ingest):
     content = next(iter(files.values()))
     hub.claimed_size = size

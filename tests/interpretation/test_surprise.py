@@ -40,11 +40,10 @@ def one_by_one(model, tokenizer, ids):
 @pytest.mark.parametrize("block", [BLOCK, 7, 1])
 def test_scores_are_those_of_one_token_at_a_time(block):
     """Scores are of ids, whichever tokenizer made them."""
-    kind = "bpe"
-    model = make_model(kind, block)
-    for text in texts(TOKENIZERS[kind]):
-        ids, scores = score(kind, text, model)
-        direct = list(one_by_one(model, TOKENIZERS[kind], ids))
+    model = make_model("bpe", block)
+    for text in texts(TOKENIZERS["bpe"]):
+        ids, scores = score("bpe", text, model)
+        direct = list(one_by_one(model, TOKENIZERS["bpe"], ids))
         assert len(scores.bits) == len(ids) == len(direct)
         for i, log_p in enumerate(direct):
             own = log_p[ids[i]]

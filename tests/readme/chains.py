@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 from fork_server import run_python
 from readme.pasted import missing, pasted_block, pasted_outputs
+from runs import folder_of_all_workers
 
 from config import ROOT
 
@@ -90,7 +91,9 @@ SHORTER = {
         r'\[Path\(sysconfig.get_path\("stdlib"\)\)\]': '[Path(sysconfig.get_path("stdlib"), name) for name in '
         '("asyncio", "email", "http", "multiprocessing")]',
     },
-    "scripts/benchmarks/generating.py": {r'"-c", "import torch"': '"-c", "0"'},  # its yardstick
+    "scripts/benchmarks/generating.py": {
+        r'"-c", "import torch"': '"-c", "0"'
+    },  # the time of importing torch, for comparison
     "scripts/benchmarks/training.py": {r"LEAST_SECONDS = [\d.]+": "LEAST_SECONDS = 0.1"},
     "scripts/gpt_in_plain_python.py": {r'"n_embd": 8, "block_size": 8': '"n_embd": 4, "block_size": 4'},
     "scripts/quickstart.py": {
@@ -212,9 +215,7 @@ def quickstart(folder: Path) -> Path:
 
 def after_quickstart(tmp_path_factory) -> Path:
     """The folder that quickstart() made for all workers: by the first to ask, while the others wait."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "readme"
-    shared.mkdir(exist_ok=True)
+    shared = folder_of_all_workers(tmp_path_factory, "readme")
     with FileLock(shared / "lock"):
         if not (shared / "result").exists():
             try:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from config import CHAR, ROOT
 from plumbing.errors import UserError
 from scripts import benchmark
-from scripts.benchmarks import common, races, scaling, training
+from scripts.benchmarks import common, data_path, races, scaling, training
 
 
 def test_a_table_is_markdown(capsys):
@@ -133,6 +134,18 @@ def test_a_race_scores_both_over_the_whole_file(char, tmp_path, monkeypatch, tor
     assert (row["nanoGPT, s"], row["ours, s"], row["ratio"]) == (8.0, 2.5, "3.20")
     assert (nanogpt / "data" / "tinylittlegpt_char" / "val.bin").read_bytes() == char.val_file.read_bytes()
     assert CHAR.train_file.name == char.train_file.name
+
+
+def test_too_little_for_the_data_path_is_told_of(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("no Python")
+    with pytest.raises(UserError, match=r"There is no Python file in .*\. Name other folders"):
+        data_path.gather_python([tmp_path], 1)
+    done = subprocess.CompletedProcess([], 0, "3 documents, 10 bytes\n", "")
+    monkeypatch.setattr(data_path, "run_silently", lambda *command: done)
+    with pytest.raises(UserError, match="Give more --megabytes"):
+        data_path.script_figures("prepare_dataset.py")
+    done.stdout = "10 MB, 2.5 MB/s\n"  # without /proc, there is no peak
+    assert data_path.script_figures("prepare_dataset.py") == {"ours": 2.5}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -92,6 +92,8 @@ print(json.dumps({"answers": answers, "heavy": [n for n in ("torch", "datasets")
         (TRAIN_BPE, ["--xyzzy"], "there is no flag --xyzzy"),
         ("scripts/benchmark.py", ["data", "--megabites", "1"], "there is no flag --megabites (did you mean --meg"),
         ("scripts/benchmark.py", ["data", "--megabytes", "x"], "--megabytes: invalid float value: 'x'"),
+        ("scripts/benchmark.py", ["data", "--rounds", "0"], "--rounds: must be at least 1, and it is 0"),
+        ("scripts/novelty.py", ["a", "--most", "-3"], "--most: must be at least 1, and it is -3"),
         ("scripts/benchmark.py", ["datta"], "invalid choice: 'datta'"),
         ("scripts/export_huggingface.py", ["--ouput", "x"], "there is no flag --ouput (did you mean --output?)"),
     ],

@@ -51,11 +51,11 @@ def killed_saves(settings, finished_run, faults, until_wrong=False) -> list[str]
         with only_training_in(folder):  # the next start
             if left_over(folder):
                 wrong.append(f"{number}: still there: {left_over(folder)}")
-        if until_wrong and wrong:
+        done = code == 0 and not fault.at_byte >= 0
+        if not done:
+            (folder / "step_00000010.pt").unlink(missing_ok=True)
+        if done or (until_wrong and wrong):
             return wrong
-        if code == 0 and not fault.at_byte >= 0:
-            return wrong
-        (folder / "step_00000010.pt").unlink(missing_ok=True)
     return wrong
 
 
