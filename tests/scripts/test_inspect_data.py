@@ -114,9 +114,8 @@ def test_numbers_are_not_taken_for_text(run, project, prepare):
 
 
 def test_a_token_file_without_an_end_of_text_id_is_told_of(run, project):
-    facts = {"tokenizer_sha256": "x", "vocab_size": 9, "end_of_text_id": 5}
+    facts = {"tokenizer_sha256": "x", "vocab_size": 9, "end_of_text_id": 0}
     with dataset.token_writer(project / "t.bin", facts) as writer:
-        writer.add(np.uint16([3, 1, 4]), 3)
-    sidecar = project / "t.bin.json"
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"end_of_text_id": 0}))
+        writer.extend(np.uint16([3, 1, 4]))
+        writer.count(1, 3, 0)
     refused(run(INSPECT, "t.bin"), "t.bin has no end-of-text id")
