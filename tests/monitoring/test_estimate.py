@@ -178,7 +178,8 @@ def test_a_plan_writes_nothing_and_leaves_a_run_alone(char, capsys, monkeypatch)
     assert "50.0 s for steps of 500.0 ms" in out
     assert "MB of memory" in out and "The model has" in out
     train.main(replace(char, minutes=2.0, eval_every=40, sample_tokens=0), fresh=False, plan=True)
-    assert "in 226 steps" in capsys.readouterr().out  # 240, with 14 records that take as long as 14 steps: 127 s
+    steps = int(re.search(r"in (\d+) steps", capsys.readouterr().out)[1])
+    assert 220 < steps <= 226  # 240 would take 127 s, with 14 records that take as long as 14 steps
     train.main(replace(char, minutes=2.0, eval_every=1, sample_tokens=0), fresh=False, plan=True)
     assert 100 < int(re.search(r"in (\d+) steps", capsys.readouterr().out)[1]) <= 118  # a record at each step
     train.main(replace(char, minutes=0.0001), fresh=False, plan=True)
