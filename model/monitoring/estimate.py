@@ -2,6 +2,7 @@
 
 import math
 import time
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -36,8 +37,8 @@ def print_estimate(run: Run, train_step: Callable, evaluate: Callable) -> None:
     _, seconds = graph_if_possible(run, step, at_most=math.inf)
     other, steps = partial(other_seconds, run, seconds, *time_the_rest(run, evaluate)), settings.max_steps
     if settings.minutes > 0:
-        steps = max(1, int(60 * settings.minutes / seconds))  # if there were nothing else to do
-        steps = max(1, int(steps * 60 * settings.minutes / (steps * seconds + other(steps))))
+        numbers = range(1, 1 + int(60 * settings.minutes / seconds))  # up to what fits if there is nothing else to do
+        steps = max(1, bisect(numbers, 60 * settings.minutes, key=lambda n: n * seconds + other(n)))
     print("\n".join(estimate_lines(run, steps, seconds, other(steps))))
     layers_in_torch = run.device.type == "cpu" and not run.in_c
     if settings.compile == "auto" and layers_in_torch and seconds * steps >= COMPILE_FROM:
