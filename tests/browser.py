@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+from scripts.benchmarks.page import BROWSERS
+
 # The first is Chromium without the parts that draw windows, which opens a page in half the time.
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", *BROWSERS))), None)
 
 
 @pytest.fixture(scope="module")
